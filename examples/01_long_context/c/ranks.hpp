@@ -1,0 +1,201 @@
+// The ranks that share the text: all calls of the library are in this file.
+//
+// The problem, in the library's words. There are `length` keys, one for each byte but the last, and kScored queries:
+//
+//   key, value j   byte j, 0 <= j < length
+//   query i        byte t = length - kScored + i + 1, the one after the key that query i faces (bottom-right)
+//   visible        j <= t - 1 by the causal mask, j >= t - context by window_left = context - 1
+//
+// so a byte is never visible to its own query.
+#pragma once
+
+#include <fmt/format.h>
+#include <ringattn/ringattn.h>
+
+#include <algorithm>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "induction_head.hpp"
+
+inline constexpr int64_t kScored = 2048;
+
+inline ra_attention_desc describe(int64_t length, int64_t context, ra_sharding sharding) {
+  ra_attention_desc desc;
+  ra_init_attention_desc(&desc, sizeof desc);
+  desc.seqlen_q = kScored;
+  desc.seqlen_kv = length;
+  desc.head_dim = kDim;
+  desc.head_dim_v = kAlphabet;
+  desc.softmax_scale = kSoftmaxScale;
+  desc.sharding = sharding;
+  desc.mask = RA_MASK_CAUSAL;
+  desc.mask_alignment = RA_MASK_ALIGNMENT_BOTTOM_RIGHT;
+  desc.window_left = context - 1;
+  desc.num_chunks = 32;  // what travels at once is a fixed part of a shard, so that it shrinks as the ranks multiply
+  return desc;
+}
+
+/** The byte of the text that query `i` guesses. */
+inline int64_t get_target(int64_t length, int64_t i) { return length - kScored + i + 1; }
+
+inline void check(bool success, const ra_error& error) {
+  if (!success) throw std::runtime_error(fmt::format("{}: {}", ra_get_status_name(error.status), error.message));
+}
+inline void check(ra_status status, const ra_error& error) { check(status == RA_STATUS_SUCCESS, error); }
+
+/** A group of ranks that are threads of this process; with another transport only the config differs. */
+class Ranks {
+ public:
+  Ranks(const std::string& text, int64_t length, int32_t world_size, ra_sharding sharding)
+      : length_(length), world_size_(world_size), sharding_(sharding), ranks_(static_cast<size_t>(world_size)) {
+    ra_error error;
+    ra_unique_id id;
+    check(ra_create_unique_id(&id, RA_TRANSPORT_LOCAL, nullptr, &error), error);
+    on_every_rank([&](int32_t r, Rank& rank) {
+      join(r, rank, id);
+      fill(r, rank, text);
+    });
+  }
+
+  /** [kScored, kAlphabet]: the head's distribution over each scored byte. */
+  std::vector<float> forward(int64_t context) {
+    const ra_attention_desc desc = describe(length_, context, sharding_);
+    std::vector<float> whole(static_cast<size_t>(kScored * kAlphabet));
+    on_every_rank([&](int32_t r, Rank& rank) {
+      ra_error error;
+      ra_forward_args args;
+      ra_init_forward_args(&args, sizeof args);
+      args.q.data = rank.q.data();  // strides stay 0: packed
+      args.k.data = rank.k.data();
+      args.v.data = rank.v.data();
+      args.out.data = rank.out.data();
+      check(ra_forward(rank.context.get(), &desc, &args, &error), error);
+
+      // Every rank puts its rows where they belong; no two ranks write the same one.
+      ra_sequence_args rows;
+      ra_init_sequence_args(&rows, sizeof rows);
+      rows.num_heads = 1;
+      rows.dim = kAlphabet;
+      rows.shard.data = rank.out.data();
+      rows.whole.data = whole.data();
+      check(ra_join_sequence(&desc, world_size_, r, &rows, &error), error);
+    });
+    return whole;
+  }
+
+  /** Tensors and workspace of the rank that needs most, in bytes. */
+  size_t get_memory(int64_t context) const {
+    const ra_attention_desc desc = describe(length_, context, sharding_);
+    size_t most = 0;
+    for (const Rank& rank : ranks_) {
+      ra_error error;
+      ra_memory_requirements memory;
+      ra_init_memory_requirements(&memory, sizeof memory);
+      check(ra_get_memory_requirements(rank.context.get(), &desc, &memory, &error), error);
+      most = std::max(most, memory.forward_tensors + memory.forward_workspace);
+    }
+    return most;
+  }
+
+ private:
+  struct Rank {
+    struct Destroy {
+      void operator()(ra_context* context) const { ra_destroy_context(context); }
+    };
+    std::unique_ptr<ra_context, Destroy> context;
+    std::vector<float> q, k, v, out;  // this rank's shards
+  };
+
+  // A collective call returns when all ranks have made it, so each rank needs a thread of its own to make it from.
+  void on_every_rank(const std::function<void(int32_t, Rank&)>& work) {
+    std::vector<std::exception_ptr> failures(ranks_.size());
+    std::vector<std::jthread> threads;
+    for (size_t r = 0; r < ranks_.size(); ++r) {
+      threads.emplace_back([&, r] {
+        try {
+          work(static_cast<int32_t>(r), ranks_[r]);
+        } catch (...) {
+          failures[r] = std::current_exception();
+        }
+      });
+    }
+    for (std::jthread& thread : threads) thread.join();
+    for (const std::exception_ptr& failure : failures) {
+      if (failure) std::rethrow_exception(failure);
+    }
+  }
+
+  void join(int32_t r, Rank& rank, const ra_unique_id& id) const {
+    ra_error error;
+    ra_context_config config;
+    ra_init_context_config(&config, sizeof config);
+    config.rank = r;
+    config.world_size = world_size_;
+    config.unique_id = id.text;
+    rank.context.reset(ra_create_context(&config, &error));
+    check(rank.context != nullptr, error);
+  }
+
+  // A rank makes the tensors of its own tokens only: nobody ever holds those of the whole sequence.
+  void fill(int32_t r, Rank& rank, const std::string& text) const {
+    const std::vector<int64_t> queries = get_positions(r, RA_SIDE_QUERY);
+    const std::vector<int64_t> keys = get_positions(r, RA_SIDE_KEY_VALUE);
+    rank.q.reserve(queries.size() * kDim);
+    rank.k.reserve(keys.size() * kDim);
+    rank.v.assign(keys.size() * kAlphabet, 0.0F);
+    rank.out.resize(queries.size() * kAlphabet);
+    for (const int64_t i : queries) {
+      const Feature query = make_feature(text, get_target(length_, i));
+      rank.q.insert(rank.q.end(), query.begin(), query.end());
+    }
+    for (size_t index = 0; index < keys.size(); ++index) {
+      const Feature key = make_feature(text, keys[index]);
+      rank.k.insert(rank.k.end(), key.begin(), key.end());
+      const auto byte = static_cast<size_t>(text[static_cast<size_t>(keys[index])]);
+      rank.v[index * kAlphabet + byte] = 1.0F;
+    }
+  }
+
+  // Where this rank's tokens are in the whole sequence.
+  std::vector<int64_t> get_positions(int32_t r, ra_side side) const {
+    const ra_attention_desc desc = describe(length_, length_, sharding_);
+    ra_error error;
+    const int64_t count = ra_get_shard_length(&desc, world_size_, r, side, &error);
+    check(count >= 0, error);
+    std::vector<int64_t> positions;
+    for (int64_t index = 0; index < count; ++index) {
+      positions.push_back(ra_get_shard_position(&desc, world_size_, r, side, index, &error));
+      check(positions.back() >= 0, error);
+    }
+    return positions;
+  }
+
+  int64_t length_;
+  int32_t world_size_;
+  ra_sharding sharding_;
+  std::vector<Rank> ranks_;
+};
+
+/** What Ranks::get_memory would say for the longest context, without making the ranks. */
+inline size_t estimate_memory(int64_t length, int32_t world_size, ra_sharding sharding) {
+  const ra_attention_desc desc = describe(length, length, sharding);
+  size_t most = 0;
+  for (int32_t r = 0; r < world_size; ++r) {
+    ra_error error;
+    ra_context_config config;
+    ra_init_context_config(&config, sizeof config);
+    config.rank = r;
+    config.world_size = world_size;
+    ra_memory_requirements memory;
+    ra_init_memory_requirements(&memory, sizeof memory);
+    check(ra_estimate_memory(&config, &desc, &memory, &error), error);
+    most = std::max(most, memory.forward_tensors + memory.forward_workspace);
+  }
+  return most;
+}

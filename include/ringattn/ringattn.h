@@ -1,0 +1,512 @@
+/**
+ * @file ringattn.h
+ * @brief Exact attention over a sequence that is split among many ranks: the whole C API of libringattn.
+ *
+ * Three steps, in the order in which a program meets them:
+ *
+ *   1. every rank makes a context           ra_create_unique_id, ra_create_context
+ *   2. a description says which attention   ra_init_attention_desc, ra_get_shard_length, ra_split_sequence
+ *   3. all ranks call it together           ra_forward, ra_backward
+ *
+ * Conventions, for every function below:
+ *
+ *   errors       The last parameter `error` is owned by the caller and may be NULL. It is cleared on entry and says which
+ *                field was wrong, its value and the limit. Functions that return a value instead of a status document
+ *                the value that means failure. Every pointer is checked: NULL gives RA_STATUS_INVALID_ARGUMENT, not a crash.
+ *   structs      Begin with `struct_size`. Call ra_init_<struct>(&s, sizeof s), then set what differs from the default;
+ *                a program built against an older or newer header than the library keeps working.
+ *   ownership    The library keeps no pointer of the caller beyond the call, except where a comment says "borrowed".
+ *   threads      One thread at a time per context, except ra_abort_context and ra_get_async_error, callable from any.
+ *                Functions without a context, or with a const one, may run concurrently. Contexts are independent.
+ *   collective   Means: every rank of the context makes the same calls in the same order. All other functions are local
+ *                and do not block.
+ *   sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds.
+ */
+#ifndef RINGATTN_RINGATTN_H
+#define RINGATTN_RINGATTN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RA_VERSION_MAJOR 0
+#define RA_VERSION_MINOR 1
+#define RA_VERSION_PATCH 0
+
+#if defined(_WIN32)
+#define RA_API
+#else
+#define RA_API __attribute__((visibility("default")))
+#endif
+
+/* ---------------------------------------------------------------- errors */
+
+/** Outcome of a call. Values are stable; new ones are only added at the end. */
+typedef enum ra_status {
+  RA_STATUS_SUCCESS = 0,
+  RA_STATUS_INVALID_ARGUMENT = 1, /**< a field is outside its documented range; nothing was done */
+  RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
+  RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
+  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread */
+  RA_STATUS_TIMEOUT = 5,          /**< a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it */
+  RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
+  RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */
+  RA_STATUS_MISMATCH = 8,         /**< ranks disagree on the problem or on the order of calls; every rank gets this */
+  RA_STATUS_CUDA_ERROR = 9,       /**< ra_error::cuda_error holds the cudaError_t */
+  RA_STATUS_NCCL_ERROR = 10,      /**< ra_error::nccl_result holds the ncclResult_t */
+  RA_STATUS_INTERNAL_ERROR = 11   /**< a defect of the library, or a self-test that found a wrong result */
+} ra_status;
+
+/** Where and why a call failed. Owned by the caller; needs no initialisation. */
+typedef struct ra_error {
+  int32_t status;      /**< ra_status */
+  int32_t rank;        /**< the rank that caused the failure where that is known, else -1 */
+  int32_t cuda_error;  /**< cudaError_t, 0 if none */
+  int32_t nccl_result; /**< ncclResult_t, 0 if none */
+  char message[512];   /**< NUL-terminated UTF-8; empty on success */
+} ra_error;
+
+/** The constant's name without its prefix, as in "TIMEOUT"; "UNKNOWN" for any other number. Never NULL; static storage. */
+RA_API const char *ra_get_status_name(int32_t status);
+
+/** Version of the linked library: major * 10000 + minor * 100 + patch. Compare with the RA_VERSION_ macros. */
+RA_API int32_t ra_get_version(void);
+
+/* ---------------------------------------------------------------- choices */
+
+/** Where the arithmetic runs. */
+typedef enum ra_backend { RA_BACKEND_CPU = 0, RA_BACKEND_CUDA = 1 } ra_backend;
+
+/** What carries chunks of K and V between ranks. */
+typedef enum ra_transport {
+  RA_TRANSPORT_LOCAL = 0,  /**< ranks are threads of one process */
+  RA_TRANSPORT_ZEROMQ = 1, /**< ranks are processes on one machine or many, CPU backend */
+  RA_TRANSPORT_NCCL = 2    /**< ranks are processes, CUDA backend */
+} ra_transport;
+
+/** Element type of a tensor. */
+typedef enum ra_dtype {
+  RA_DTYPE_SAME = 0, /**< for output types only: the inputs' type */
+  RA_DTYPE_FLOAT32 = 1,
+  RA_DTYPE_BFLOAT16 = 2,
+  RA_DTYPE_FLOAT16 = 3
+} ra_dtype;
+
+/**
+ * Which tokens a rank owns. P is the world size, N the length of the sequence; with packed documents the rule applies
+ * inside each document, so that every rank gets a like share of each. A rank's shard holds its tokens densely in
+ * ascending position. Pieces of a length that does not divide differ by one token; the longer ones come first.
+ */
+typedef enum ra_sharding {
+  RA_SHARDING_CONTIGUOUS = 0, /**< P pieces, rank r owns piece r */
+  RA_SHARDING_ZIGZAG = 1,     /**< 2 P pieces, rank r owns pieces r and 2 P - 1 - r: equal work under a causal mask */
+  RA_SHARDING_STRIPED = 2     /**< token i belongs to rank (i / stripe) mod P: equal work under a causal mask */
+} ra_sharding;
+
+/** Shape of the mask before windows, documents and padding, which all intersect with it. */
+typedef enum ra_mask { RA_MASK_FULL = 0, RA_MASK_CAUSAL = 1 } ra_mask;
+
+/** Which query and key face each other where their lengths differ: the diagonal of causal masks and of windows. */
+typedef enum ra_mask_alignment {
+  RA_MASK_ALIGNMENT_TOP_LEFT = 0,    /**< query i faces key i */
+  RA_MASK_ALIGNMENT_BOTTOM_RIGHT = 1 /**< query i faces key i + seqlen_kv - seqlen_q; inside each document, its lengths */
+} ra_mask_alignment;
+
+/** Who computes and sends what, in which order. */
+typedef enum ra_schedule {
+  RA_SCHEDULE_AUTO = 0, /**< the library chooses */
+  RA_SCHEDULE_RING = 1, /**< chunks of K and V travel from neighbour to neighbour */
+  RA_SCHEDULE_ALL_GATHER = 2,
+  RA_SCHEDULE_ALL_TO_ALL = 3,
+  RA_SCHEDULE_HYBRID = 4,
+  RA_SCHEDULE_PASS_Q = 5
+} ra_schedule;
+
+/** Which of the two sequences of a cross-attention a function speaks of. */
+typedef enum ra_side { RA_SIDE_QUERY = 0, RA_SIDE_KEY_VALUE = 1 } ra_side;
+
+/** Severity of a log message. */
+typedef enum ra_log_level { RA_LOG_LEVEL_DEBUG = 0, RA_LOG_LEVEL_INFO = 1, RA_LOG_LEVEL_WARNING = 2 } ra_log_level;
+
+/* ---------------------------------------------------------------- context */
+
+/** One rank's membership in a group of ranks, with its threads, its engine and its memory. Opaque. */
+typedef struct ra_context ra_context;
+
+/** A CUDA stream, the same type as cudaStream_t. NULL on the CPU backend. */
+typedef struct CUstream_st *ra_stream;
+
+/** Names a group of ranks that is about to form. Text, so that any channel can carry it; it is a credential. */
+typedef struct ra_unique_id {
+  char text[1024]; /**< NUL-terminated printable ASCII without spaces */
+} ra_unique_id;
+
+/** What ra_create_context needs to know. */
+typedef struct ra_context_config {
+  size_t struct_size;       /**< sizeof(ra_context_config) of the caller */
+  int32_t rank;             /**< 0 <= rank < world_size; default 0 */
+  int32_t world_size;       /**< 1 .. 4096; default 1 */
+  int32_t backend;          /**< ra_backend; default RA_BACKEND_CPU */
+  int32_t transport;        /**< ra_transport; default RA_TRANSPORT_LOCAL */
+  int32_t device;           /**< CUDA device ordinal; must be 0 on the CPU backend */
+  int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; 0: the machine's share of a rank */
+  int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes) */
+  const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
+  const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL */
+  const char *engine;       /**< forces an engine by its name in ra_capabilities::engines; NULL: the fastest */
+  void *nccl_comm;          /**< borrowed ncclComm_t until the context is destroyed; NULL: made by the library */
+} ra_context_config;
+
+/** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */
+RA_API void ra_init_context_config(ra_context_config *config, size_t struct_size);
+
+/**
+ * Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
+ *
+ * `transport` is a ra_transport; `bind_address` the address that rank 0 will listen on ("host" or "host:port"), NULL for
+ * loopback, and NULL with RA_TRANSPORT_LOCAL. An id of the local transport is valid in the process that made it, for one
+ * group at a time. Holds no resource: an unused id needs no release.
+ *
+ * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build lacks the transport).
+ */
+RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *bind_address, ra_error *error);
+
+/**
+ * Joins this rank to its group.
+ *
+ * Collective and blocking: returns when all `world_size` ranks have joined (ranks of the local transport each call it from
+ * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once.
+ *
+ * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
+ * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY,
+ * TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the world size, or a rank joined twice), PEER_LOST.
+ */
+RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
+
+/**
+ * Leaves the group and frees everything. Accepts NULL. Local: does not wait for other ranks, which get PEER_LOST if they
+ * were still waiting for this one. No call may be in progress on the context.
+ */
+RA_API void ra_destroy_context(ra_context *context);
+
+/**
+ * Ends the call in progress on this context, on this rank with ABORTED and on all others with ABORTED naming this rank, and
+ * returns without waiting for that. From then on the contexts of all ranks say INVALID_STATE until destroyed. May be
+ * called from any thread. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
+
+/**
+ * SUCCESS while the group is healthy, else what broke it, also between calls. From any thread; never blocks.
+ */
+RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
+
+/** What this build can do on this machine. */
+typedef struct ra_capabilities {
+  size_t struct_size;
+  int32_t version;          /**< ra_get_version() */
+  int32_t has_cuda;         /**< 1 if RA_BACKEND_CUDA can be used here */
+  int32_t has_zeromq;       /**< 1 if RA_TRANSPORT_ZEROMQ can be used here */
+  int32_t has_nccl;         /**< 1 if RA_TRANSPORT_NCCL can be used here */
+  int32_t hardware_threads; /**< logical processors that the process may use */
+  int32_t num_devices;      /**< CUDA devices */
+  int64_t max_head_dim;     /**< largest head_dim and head_dim_v */
+  char engines[256];        /**< engine names that ra_context_config::engine takes here, fastest first, comma-separated */
+} ra_capabilities;
+
+/** Clears `capabilities`. `struct_size` is sizeof(ra_capabilities). Accepts NULL. */
+RA_API void ra_init_capabilities(ra_capabilities *capabilities, size_t struct_size);
+
+/** Fills `capabilities`. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *error);
+
+/* ---------------------------------------------------------------- problem */
+
+/**
+ * One attention problem, equal on every rank.
+ *
+ * Query i of one batch entry sees key j of the same entry iff all of these hold:
+ *
+ *   mask           RA_MASK_FULL: always. RA_MASK_CAUSAL: j <= i + shift
+ *   window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
+ *   documents      i and j lie in documents of the same number
+ *   kv_lengths     j < kv_lengths[batch entry]
+ *
+ * where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right). With documents, i, j and
+ * shift count inside the document, but kv_lengths counts from the start of the sequence and never moves the diagonal.
+ *
+ * score(i, j) = softcap(softmax_scale * dot(q_i, k_j)), with softcap(s) = c * tanh(s / c) where c = desc.softcap > 0
+ * (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees
+ * no key has out = 0, lse = -infinity and gradients 0.
+ */
+typedef struct ra_attention_desc {
+  size_t struct_size;
+  int64_t batch;                       /**< entries, >= 1; default 1 */
+  int64_t seqlen_q;                    /**< queries of the whole sequence, >= 0; no default */
+  int64_t seqlen_kv;                   /**< keys of the whole sequence, >= 0; default -1: seqlen_q */
+  int64_t num_heads_q;                 /**< >= 1, a multiple of num_heads_kv; default 1 */
+  int64_t num_heads_kv;                /**< >= 1; default 0: num_heads_q. Query head h uses head h / (num_heads_q / num_heads_kv) */
+  int64_t head_dim;                    /**< 1 .. 256, of q and k; no default */
+  int64_t head_dim_v;                  /**< 1 .. 256, of v and out; default 0: head_dim */
+  int32_t dtype;                       /**< ra_dtype of q, k, v; default RA_DTYPE_FLOAT32 */
+  int32_t out_dtype;                   /**< ra_dtype of out and dout; default RA_DTYPE_SAME */
+  int32_t grad_dtype;                  /**< ra_dtype of dq, dk, dv; default RA_DTYPE_SAME */
+  int32_t sharding;                    /**< ra_sharding, of both sequences; default RA_SHARDING_CONTIGUOUS */
+  int64_t stripe;                      /**< tokens of a stripe, >= 1; read for RA_SHARDING_STRIPED only; default 1 */
+  int32_t mask;                        /**< ra_mask; default RA_MASK_FULL */
+  int32_t mask_alignment;              /**< ra_mask_alignment; default RA_MASK_ALIGNMENT_BOTTOM_RIGHT */
+  int64_t window_left;                 /**< keys visible before the diagonal, >= -1; default -1: all */
+  int64_t window_right;                /**< keys visible after the diagonal, >= -1; default -1: all */
+  float softmax_scale;                 /**< finite; default 0: 1 / sqrt(head_dim) */
+  float softcap;                       /**< >= 0 and finite; default 0: none */
+  int64_t num_documents;               /**< packed documents, >= 0; default 0: the sequence is not packed */
+  const int64_t *document_offsets_q;   /**< host, num_documents + 1 entries: 0, ascending, seqlen_q. Document d is the tokens
+                                            offsets[d] .. offsets[d + 1] - 1 (the cu_seqlens convention); may be empty */
+  const int64_t *document_offsets_kv;  /**< the same for keys; NULL: document_offsets_q, and then seqlen_kv = seqlen_q */
+  const int64_t *kv_lengths;           /**< host, batch entries of 0 .. seqlen_kv: keys before right padding; NULL: none */
+  int32_t schedule;                    /**< ra_schedule; default RA_SCHEDULE_AUTO */
+  int32_t reserved;                    /**< 0 */
+  int64_t num_chunks;                  /**< parts that a K/V shard travels in, 1 .. 65536: more parts, less memory; default 0:
+                                            the library chooses */
+} ra_attention_desc;
+
+/** Fills `desc` with defaults. `struct_size` is sizeof(ra_attention_desc). Accepts NULL. */
+RA_API void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size);
+
+/**
+ * SUCCESS if this context can run `desc` forward and backward; else NOT_SUPPORTED with the reason, or INVALID_ARGUMENT with
+ * the field, its value and the limit. Local.
+ */
+RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error);
+
+/* ---------------------------------------------------------------- memory and cost */
+
+/**
+ * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
+ * forward_tensors + forward_workspace + context, and the same with backward_; nothing else is allocated.
+ */
+typedef struct ra_memory_requirements {
+  size_t struct_size;
+  size_t forward_tensors;     /**< q, k, v, out and lse, packed */
+  size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
+  size_t forward_workspace;   /**< chunks in flight, running sums, and tiles of each thread */
+  size_t backward_workspace;  /**< the same for ra_backward */
+  size_t lse;                 /**< lse alone, part of the tensors */
+  size_t context;             /**< what the context holds besides a workspace of its own; measured, not a bound */
+  int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks, or the library's choice */
+  int64_t backward_chunks;    /**< the same for ra_backward */
+  int64_t forward_steps;      /**< block computations of this rank that see at least one key */
+  int64_t backward_steps;     /**< the same for ra_backward */
+  int64_t forward_hops;       /**< messages that this rank sends */
+  int64_t backward_hops;      /**< the same for ra_backward, gradients included */
+  int64_t forward_hop_bytes;  /**< bytes of those messages */
+  int64_t backward_hop_bytes; /**< the same for ra_backward */
+  double visible_pairs;       /**< (query, key) pairs that this rank's rows see, summed over batch and query heads */
+  double forward_flops;       /**< 2 (head_dim + head_dim_v) per visible pair */
+  double backward_flops;      /**< 2 (3 head_dim + 2 head_dim_v) per visible pair */
+} ra_memory_requirements;
+
+/** Clears `requirements`. `struct_size` is sizeof(ra_memory_requirements). Accepts NULL. */
+RA_API void ra_init_memory_requirements(ra_memory_requirements *requirements, size_t struct_size);
+
+/** Fills `requirements` for this rank of `context`. Local; allocates nothing lasting. Errors: as ra_check_support. */
+RA_API ra_status ra_get_memory_requirements(const ra_context *context, const ra_attention_desc *desc,
+                                            ra_memory_requirements *requirements, ra_error *error);
+
+/**
+ * The same before any context or device exists: of `config` only rank, world_size, backend, transport, num_threads and
+ * engine are read. Errors: as ra_create_context and ra_check_support.
+ */
+RA_API ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
+                                    ra_memory_requirements *requirements, ra_error *error);
+
+/** What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. */
+typedef struct ra_call_statistics {
+  size_t struct_size;
+  int64_t steps;          /**< block computations that were carried out */
+  int64_t hops;           /**< messages that this rank sent */
+  int64_t hop_bytes;      /**< bytes of those messages */
+  double total_seconds;   /**< wall time of the call */
+  double compute_seconds; /**< of it, inside the engine */
+  double wait_seconds;    /**< of it, waiting for other ranks: communication that was not hidden */
+} ra_call_statistics;
+
+/** Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL. */
+RA_API void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size);
+
+/** Fills `statistics` for the last completed call; all 0 before the first. Local. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error);
+
+/* ---------------------------------------------------------------- shards */
+
+/**
+ * Tokens of one side (ra_side) that rank `rank` of `world_size` owns under `desc`; may be 0. Returns -1 with `error` filled
+ * on INVALID_ARGUMENT. Local, no context needed.
+ */
+RA_API int64_t ra_get_shard_length(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                                   ra_error *error);
+
+/**
+ * Position in the whole sequence of token `index` of that shard, 0 <= index < ra_get_shard_length. Returns -1 with `error`
+ * filled on INVALID_ARGUMENT.
+ */
+RA_API int64_t ra_get_shard_position(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                                     int64_t index, ra_error *error);
+
+/**
+ * A tensor [batch, seq, head, dim] in memory that the caller owns. Strides are in elements and never negative; `dim` is
+ * dense. All three 0 means packed. A stride of 0 beside others that are not repeats one slice and is legal for inputs.
+ */
+typedef struct ra_tensor {
+  void *data;
+  int64_t batch_stride;
+  int64_t seq_stride;
+  int64_t head_stride;
+} ra_tensor;
+
+/** Which tensor ra_split_sequence and ra_join_sequence copy. */
+typedef struct ra_sequence_args {
+  size_t struct_size;
+  int32_t side;      /**< ra_side; default RA_SIDE_QUERY */
+  int32_t dtype;     /**< ra_dtype of the elements; default RA_DTYPE_SAME: desc.dtype */
+  int64_t num_heads; /**< heads of this tensor, >= 1; no default */
+  int64_t dim;       /**< elements of a head, >= 1; no default */
+  ra_tensor whole;   /**< [batch, seqlen_q or seqlen_kv, num_heads, dim] */
+  ra_tensor shard;   /**< [batch, shard length, num_heads, dim] */
+} ra_sequence_args;
+
+/** Fills `args` with defaults. `struct_size` is sizeof(ra_sequence_args). Accepts NULL. */
+RA_API void ra_init_sequence_args(ra_sequence_args *args, size_t struct_size);
+
+/**
+ * Copies the tokens that `rank` owns out of `args->whole` into `args->shard`. Local host memory; for lse
+ * [batch, head, seq] set dim to 1 and the strides to match. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_split_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
+                                   const ra_sequence_args *args, ra_error *error);
+
+/** The reverse: copies `args->shard` to its places in `args->whole` and leaves the other tokens as they are. */
+RA_API ra_status ra_join_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
+                                  const ra_sequence_args *args, ra_error *error);
+
+/* ---------------------------------------------------------------- attention */
+
+/** One rank's tensors of ra_forward. n_q, n_kv: this rank's shard lengths (ra_get_shard_length). */
+typedef struct ra_forward_args {
+  size_t struct_size;
+  ra_tensor q;           /**< [batch, n_q, num_heads_q, head_dim], desc.dtype */
+  ra_tensor k;           /**< [batch, n_kv, num_heads_kv, head_dim], desc.dtype */
+  ra_tensor v;           /**< [batch, n_kv, num_heads_kv, head_dim_v], desc.dtype */
+  ra_tensor out;         /**< [batch, n_q, num_heads_q, head_dim_v], desc.out_dtype; written */
+  float *lse;            /**< [batch, num_heads_q, n_q] packed; written; NULL if not wanted (ra_backward needs it) */
+  void *workspace;       /**< forward_workspace bytes aligned to 64, or NULL: the context keeps one of its own */
+  size_t workspace_size; /**< bytes at workspace */
+  ra_stream stream;      /**< CUDA only; NULL on the CPU */
+} ra_forward_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_forward_args). Accepts NULL. */
+RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
+
+/**
+ * Attends this rank's queries to the keys and values of all ranks.
+ *
+ * Collective: every rank of `context` calls it with an equal `desc`, in the same order. A tensor without elements may have
+ * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace.
+ * CPU: returns when `out` and `lse` are complete. CUDA: enqueues on `args->stream`, allocates nothing, may be captured in a
+ * graph. Results are bitwise equal from run to run, for any number of threads and any timing.
+ *
+ * Errors: INVALID_ARGUMENT and NOT_SUPPORTED (found before anything is sent: the context stays usable), OUT_OF_MEMORY,
+ * INVALID_STATE, TIMEOUT, PEER_LOST, MISMATCH, ABORTED. Outputs are untouched unless the call got as far as computing.
+ * Method: Liu et al. 2023, "Ring Attention with Blockwise Transformers"; online softmax as in Dao et al. 2022,
+ * "FlashAttention", Algorithm 1.
+ */
+RA_API ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args,
+                            ra_error *error);
+
+/** One rank's tensors of ra_backward; shapes as in ra_forward_args. */
+typedef struct ra_backward_args {
+  size_t struct_size;
+  ra_tensor dout;        /**< shape of out, desc.out_dtype */
+  ra_tensor q;           /**< as given to ra_forward */
+  ra_tensor k;           /**< as given to ra_forward */
+  ra_tensor v;           /**< as given to ra_forward */
+  ra_tensor out;         /**< as ra_forward wrote it */
+  const float *lse;      /**< as ra_forward wrote it */
+  ra_tensor dq;          /**< shape of q, desc.grad_dtype; written */
+  ra_tensor dk;          /**< shape of k, desc.grad_dtype; written */
+  ra_tensor dv;          /**< shape of v, desc.grad_dtype; written */
+  int32_t accumulate;    /**< 0: overwrite dq, dk and dv; 1: add to what they hold */
+  int32_t reserved;      /**< 0 */
+  void *workspace;       /**< backward_workspace bytes aligned to 64, or NULL: the context keeps one of its own */
+  size_t workspace_size; /**< bytes at workspace */
+  ra_stream stream;      /**< CUDA only; NULL on the CPU */
+} ra_backward_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_backward_args). Accepts NULL. */
+RA_API void ra_init_backward_args(ra_backward_args *args, size_t struct_size);
+
+/**
+ * Gradients of ra_forward with respect to this rank's q, k and v, given the gradient of `out`.
+ *
+ * Collective, blocking, overlap and errors as ra_forward. Recomputes the scores from lse; gradients travel and accumulate
+ * in fp32 and are rounded once. Deterministic. Rows whose lse is -infinity have gradients 0.
+ * Method: Dao et al. 2022, "FlashAttention", Algorithm 4, with delta = rowsum(dout * out).
+ */
+RA_API ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const ra_backward_args *args,
+                             ra_error *error);
+
+/** Two partial results over disjoint sets of keys, and where their union goes. */
+typedef struct ra_merge_args {
+  size_t struct_size;
+  int64_t batch;      /**< >= 1; default 1 */
+  int64_t seqlen;     /**< rows, >= 0; no default */
+  int64_t num_heads;  /**< >= 1; default 1 */
+  int64_t head_dim_v; /**< >= 1; no default */
+  int32_t dtype;      /**< ra_dtype of the three tensors; default RA_DTYPE_FLOAT32 */
+  int32_t reserved;   /**< 0 */
+  ra_tensor out_a;    /**< [batch, seqlen, num_heads, head_dim_v] */
+  ra_tensor out_b;    /**< the same shape */
+  ra_tensor out;      /**< the same shape; written; may be out_a or out_b itself, else may not overlap them */
+  const float *lse_a; /**< [batch, num_heads, seqlen] packed */
+  const float *lse_b; /**< the same shape */
+  float *lse;         /**< the same shape; written; may be lse_a or lse_b itself */
+} ra_merge_args;
+
+/** Fills `args` with defaults. `struct_size` is sizeof(ra_merge_args). Accepts NULL. */
+RA_API void ra_init_merge_args(ra_merge_args *args, size_t struct_size);
+
+/**
+ * Combines attention over two disjoint sets of keys into attention over their union: lse = log(exp(lse_a) + exp(lse_b)),
+ * out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b. Local, host memory, on the calling thread.
+ * Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error);
+
+/* ---------------------------------------------------------------- diagnosis */
+
+/**
+ * Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, on the caller's own
+ * context, and checks each against fp64 and its gradients against finite differences.
+ *
+ * Collective: all ranks give the same `num_problems` (1 .. 1000000) and `seed`. Returns SUCCESS, or INTERNAL_ERROR with the
+ * first problem whose error exceeds twice that of a plain computation in the same dtype, or any error of ra_forward.
+ */
+RA_API ra_status ra_run_self_test(ra_context *context, int64_t num_problems, int64_t seed, ra_error *error);
+
+/** Receives one log line; `message` is valid during the call. May be called from any thread; must not call the library. */
+typedef void (*ra_log_callback)(int32_t level, const char *message, void *user_data);
+
+/**
+ * Sends log messages of `min_level` (ra_log_level) and above to `callback`; NULL, the initial state, discards them. Process
+ * wide; from any thread. When it returns, no call of the earlier callback is in progress.
+ */
+RA_API void ra_set_log_callback(ra_log_callback callback, void *user_data, int32_t min_level);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* RINGATTN_RINGATTN_H */

@@ -1,0 +1,182 @@
+#include <algorithm>
+#include <cmath>
+
+#include "api/barrier.h"
+#include "api/context.h"
+#include "api/structs.h"
+#include "api/validate.h"
+#include "engine/cpu/tiles.h"
+
+using namespace ringattn;
+using namespace ringattn::api;
+
+namespace {
+
+// The shard of one rank, and the shapes of everything in it.
+struct Shapes {
+  Shapes(const Problem &p, const Rank &r)
+      : rows_q(row_count(shard_pieces(p, Side::query, r.world_size, r.rank))),
+        rows_kv(row_count(shard_pieces(p, Side::key_value, r.world_size, r.rank))),
+        q{p.batch, rows_q, p.num_heads_q, p.head_dim},
+        k{p.batch, rows_kv, p.num_heads_kv, p.head_dim},
+        v{p.batch, rows_kv, p.num_heads_kv, p.head_dim_v},
+        out{p.batch, rows_q, p.num_heads_q, p.head_dim_v},
+        lse_bytes(p.batch * rows_q * p.num_heads_q * size_of(DType::float32)) {}
+  std::int64_t rows_q, rows_kv;
+  Shape q, k, v, out;
+  std::int64_t lse_bytes;
+};
+
+void require_host(ra_stream stream) {
+  require(stream == nullptr, "stream is ", static_cast<const void *>(stream), "; must be NULL with RA_BACKEND_CPU");
+}
+
+void check_workspace(Ranges &ranges, const char *pass, void *workspace, std::size_t size, std::size_t needed) {
+  if (workspace == nullptr) {
+    require(size == 0, "workspace is NULL while workspace_size is ", size, "; must be 0 then");
+    return;
+  }
+  require(size >= needed, "workspace_size is ", size, "; ", pass, " needs ", needed, " bytes");
+  ranges.output("workspace", workspace, static_cast<std::int64_t>(needed), static_cast<std::int64_t>(memory_alignment),
+                false);
+}
+
+ra_context &checked(ra_context *context) {
+  require(context != nullptr, "context is NULL; must come from ra_create_context");
+  return *context;
+}
+
+void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args *args) {
+  const ra_attention_desc d = read(desc, "desc");
+  const ra_forward_args a = read(args, "args");
+  const Problem p = to_problem(d);
+  require_supported(d, p, *c.engine);
+  require_host(a.stream);
+  const Shapes shapes(p, c.rank);
+  Ranges ranges;
+  ForwardCall call;
+  call.q = ranges.input("q", a.q, p.dtype, shapes.q);
+  call.k = ranges.input("k", a.k, p.dtype, shapes.k);
+  call.v = ranges.input("v", a.v, p.dtype, shapes.v);
+  call.out = ranges.output("out", a.out, p.out_dtype, shapes.out);
+  ranges.output("lse", a.lse, shapes.lse_bytes, alignof(float), true);
+  call.lse = a.lse;
+  call.workspace = a.workspace;
+  if (a.workspace != nullptr || a.workspace_size != 0)
+    check_workspace(
+        ranges, "forward", a.workspace, a.workspace_size,
+        workspace_bytes(Plan(p, c.rank.world_size, c.rank.rank, Pass::forward), *c.engine, c.threads.count()));
+  ranges.require_disjoint();
+  c.collective([&] {
+    c.agree(Operation::forward, p);
+    c.keep(c.forward(p, call));
+  });
+}
+
+void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
+  const ra_attention_desc d = read(desc, "desc");
+  const ra_backward_args a = read(args, "args");
+  const Problem p = to_problem(d);
+  require_supported(d, p, *c.engine);
+  require_host(a.stream);
+  require_range("accumulate", a.accumulate, 0, 1);
+  require(a.reserved == 0, "reserved is ", a.reserved, "; must be 0");
+  const Shapes shapes(p, c.rank);
+  Ranges ranges;
+  BackwardCall call;
+  call.dout = ranges.input("dout", a.dout, p.out_dtype, shapes.out);
+  call.q = ranges.input("q", a.q, p.dtype, shapes.q);
+  call.k = ranges.input("k", a.k, p.dtype, shapes.k);
+  call.v = ranges.input("v", a.v, p.dtype, shapes.v);
+  call.out = ranges.input("out", a.out, p.out_dtype, shapes.out);
+  ranges.input("lse", a.lse, shapes.lse_bytes, alignof(float), false);
+  call.lse = a.lse;
+  call.dq = ranges.output("dq", a.dq, p.grad_dtype, shapes.q);
+  call.dk = ranges.output("dk", a.dk, p.grad_dtype, shapes.k);
+  call.dv = ranges.output("dv", a.dv, p.grad_dtype, shapes.v);
+  call.accumulate = a.accumulate != 0;
+  call.workspace = a.workspace;
+  if (a.workspace != nullptr || a.workspace_size != 0)
+    check_workspace(
+        ranges, "backward", a.workspace, a.workspace_size,
+        workspace_bytes(Plan(p, c.rank.world_size, c.rank.rank, Pass::backward), *c.engine, c.threads.count()));
+  ranges.require_disjoint();
+  c.collective([&] {
+    c.agree(Operation::backward, p);
+    c.keep(c.backward(p, call));
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+void ra_init_forward_args(ra_forward_args *args, size_t struct_size) { init(args, struct_size); }
+void ra_init_backward_args(ra_backward_args *args, size_t struct_size) { init(args, struct_size); }
+void ra_init_merge_args(ra_merge_args *args, size_t struct_size) { init(args, struct_size); }
+
+ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args, ra_error *error) {
+  return guard(error, [&] {
+    ra_context &c = checked(context);
+    c.or_tell_others([&] { attend(c, desc, args); });
+  });
+}
+
+ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const ra_backward_args *args,
+                      ra_error *error) {
+  return guard(error, [&] {
+    ra_context &c = checked(context);
+    c.or_tell_others([&] { differentiate(c, desc, args); });
+  });
+}
+
+ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error) {
+  return guard(error, [&] {
+    const ra_merge_args a = read(args, "args");
+    require_range("batch", a.batch, 1, std::int64_t{1} << 48);
+    require_range("seqlen", a.seqlen, 0, std::int64_t{1} << 48);
+    require_range("num_heads", a.num_heads, 1, std::int64_t{1} << 20);
+    require_range("head_dim_v", a.head_dim_v, 1, std::int64_t{1} << 20);
+    require(a.reserved == 0, "reserved is ", a.reserved, "; must be 0");
+    const DType dtype = to_dtype("dtype", a.dtype);
+    const Shape shape{a.batch, a.seqlen, a.num_heads, a.head_dim_v};
+    Ranges ranges;
+    const Tensor out_a = ranges.input("out_a", a.out_a, dtype, shape);
+    const Tensor out_b = ranges.input("out_b", a.out_b, dtype, shape);
+    const Tensor out = ranges.output("out", a.out, dtype, shape);
+    const std::int64_t lse_bytes = a.batch * a.seqlen * a.num_heads * size_of(DType::float32);
+    ranges.input("lse_a", a.lse_a, lse_bytes, alignof(float), false);
+    ranges.input("lse_b", a.lse_b, lse_bytes, alignof(float), false);
+    ranges.output("lse", a.lse, lse_bytes, alignof(float), false);
+    ranges.require_disjoint(true);
+
+    const cpu::Tiles &tiles = cpu::portable_tiles();
+    std::vector<float> row_a(static_cast<std::size_t>(a.head_dim_v)), row_b(row_a.size());
+    const auto address = [&](const Tensor &t, std::int64_t b, std::int64_t i, std::int64_t h) {
+      return static_cast<std::byte *>(t.data) + t.offset(b, i, h) * size_of(t.dtype);
+    };
+    for (std::int64_t b = 0; b < a.batch; ++b)
+      for (std::int64_t h = 0; h < a.num_heads; ++h)
+        for (std::int64_t i = 0; i < a.seqlen; ++i) {
+          const std::int64_t row = (b * a.num_heads + h) * a.seqlen + i;
+          const float lse_a = a.lse_a[row], lse_b = a.lse_b[row];
+          const float larger = std::max(lse_a, lse_b);
+          const bool nothing = larger == -INFINITY;
+          const float weight_a = nothing ? 0.0F : std::exp(lse_a - larger),
+                      weight_b = nothing ? 0.0F : std::exp(lse_b - larger);
+          const float sum = weight_a + weight_b;
+          tiles.load(dtype, address(out_a, b, i, h), 0, 1, a.head_dim_v, row_a.data(), a.head_dim_v);
+          tiles.load(dtype, address(out_b, b, i, h), 0, 1, a.head_dim_v, row_b.data(), a.head_dim_v);
+          for (std::size_t n = 0; n < row_a.size(); ++n) {
+            // A part of weight 0 contributes nothing, whatever it holds.
+            const float part_a = weight_a == 0 ? 0.0F : row_a[n] * weight_a,
+                        part_b = weight_b == 0 ? 0.0F : row_b[n] * weight_b;
+            row_a[n] = nothing ? 0.0F : (part_a + part_b) / sum;
+          }
+          tiles.store(dtype, row_a.data(), a.head_dim_v, address(out, b, i, h), false);
+          a.lse[row] = nothing ? -INFINITY : larger + std::log(sum);
+        }
+  });
+}
+
+}  // extern "C"

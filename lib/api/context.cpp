@@ -1,0 +1,175 @@
+#include "api/context.h"
+
+#include <oneapi/tbb/info.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "api/barrier.h"
+#include "api/structs.h"
+#include "api/validate.h"
+#include "core/log.h"
+#include "transport/local.h"
+
+using namespace ringattn;
+using namespace ringattn::api;
+
+namespace ringattn::api {
+
+Rank to_rank(const ra_context_config &c) {
+  constexpr int most_ranks = 4096, most_threads = 1024;
+  require_range("world_size", c.world_size, 1, most_ranks);
+  require_range("rank", c.rank, 0, c.world_size - 1);
+  require_range("num_threads", c.num_threads, 0, most_threads);
+  const int share = std::max(1, tbb::info::default_concurrency() / c.world_size);
+  return {c.rank, c.world_size, c.num_threads > 0 ? c.num_threads : std::min(share, most_threads)};
+}
+
+std::unique_ptr<Engine> to_engine(const ra_context_config &c) {
+  require_range("backend", c.backend, RA_BACKEND_CPU, RA_BACKEND_CUDA);
+  require_range("transport", c.transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
+  if (c.backend != RA_BACKEND_CPU)
+    fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); this build has RA_BACKEND_CPU = 0 only");
+  if (c.transport != RA_TRANSPORT_LOCAL)
+    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", c.transport, "; this build has RA_TRANSPORT_LOCAL = 0 only");
+  std::unique_ptr<Engine> engine = make_cpu_engine(c.engine);
+  if (engine == nullptr)
+    fail(RA_STATUS_NOT_SUPPORTED, "engine is \"", c.engine, "\"; this build has on this machine: ", cpu_engine_names());
+  return engine;
+}
+
+}  // namespace ringattn::api
+
+namespace {
+
+constexpr std::int64_t default_timeout_ms = 300'000;
+
+std::int64_t to_timeout(const ra_context_config &c) {
+  require_range("timeout_ms", c.timeout_ms, 0, (std::int64_t{1} << 31) - 1);
+  return c.timeout_ms == 0 ? default_timeout_ms : c.timeout_ms;
+}
+
+// The id of the group, or one of its own for a group of one.
+std::string to_group_id(const ra_context_config &c) {
+  if (c.unique_id == nullptr) {
+    require(c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size, "; must come from ra_create_unique_id");
+    return make_local_id();
+  }
+  const std::string id(c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text)));
+  require(is_local_id(id), "unique_id is \"", id.substr(0, 64), "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_LOCAL");
+  require(is_own_local_id(id), "unique_id is \"", id.substr(0, 64), "\"; must be made in this process, whole and unchanged");
+  return id;
+}
+
+void require_local_fields(const ra_context_config &c) {
+  require(c.device == 0, "device is ", c.device, "; must be 0 with RA_BACKEND_CPU");
+  require(c.nccl_comm == nullptr, "nccl_comm is ", c.nccl_comm, "; must be NULL with RA_TRANSPORT_LOCAL");
+  require(c.bind_address == nullptr, "bind_address is \"", c.bind_address == nullptr ? "" : c.bind_address,
+          "\"; must be NULL with RA_TRANSPORT_LOCAL");
+}
+
+std::unique_ptr<ra_context> make_context(const ra_context_config &c) {
+  const Rank rank = to_rank(c);
+  std::unique_ptr<Engine> engine = to_engine(c);
+  const std::int64_t timeout_ms = to_timeout(c);
+  require_local_fields(c);
+  const std::string id = to_group_id(c);
+  auto context = std::make_unique<ra_context>(rank, std::move(engine));
+  log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", context->engine->name(), ", ",
+      rank.num_threads, " threads");
+  Threads &threads = context->threads;
+  context->transport = join_local(id, rank.world_size, rank.rank, timeout_ms, [&threads] { threads.cancel(); });
+  return context;
+}
+
+// Others may be waiting for a rank that had no memory for a context: they are told, if there is memory for that.
+void refuse(const ra_context_config &c) noexcept {
+  if (c.world_size == 1) return;
+  try {
+    const Rank rank = to_rank(c);
+    refuse_local(to_group_id(c), rank.world_size, rank.rank, RA_STATUS_OUT_OF_MEMORY, "no memory for a context");
+  } catch (...) {
+    // Not even that: they find out by their time-outs.
+  }
+}
+
+}  // namespace
+
+const Plan &ra_context::plan(const Problem &problem, Pass pass) {
+  std::unique_ptr<Plan> &kept = pass == Pass::forward ? forward_plan : backward_plan;
+  if (kept == nullptr || kept->problem() != problem)
+    kept = std::make_unique<Plan>(problem, rank.world_size, rank.rank, pass);
+  return *kept;
+}
+
+Statistics ra_context::forward(const Problem &problem, ForwardCall call) {
+  const Plan &p = plan(problem, Pass::forward);
+  if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine, threads.count()));
+  return run_forward(p, {*engine, threads, *transport}, call);
+}
+
+Statistics ra_context::backward(const Problem &problem, BackwardCall call) {
+  const Plan &p = plan(problem, Pass::backward);
+  if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine, threads.count()));
+  return run_backward(p, {*engine, threads, *transport}, call);
+}
+
+void ra_context::begin_collective() {
+  if (busy.exchange(true)) ringattn::fail(RA_STATUS_INVALID_STATE, "the context is in use by another thread");
+}
+
+void ra_context::break_group() noexcept {
+  ra_error why;
+  clear(&why);
+  const ra_status status = report_exception(&why);
+  transport->fail(status, why.message);
+}
+
+extern "C" {
+
+void ra_init_context_config(ra_context_config *config, size_t struct_size) { init(config, struct_size); }
+
+ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *bind_address, ra_error *error) {
+  return guard(error, [&] {
+    require(id != nullptr, "id is NULL; must point to a ra_unique_id");
+    require_range("transport", transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
+    if (transport != RA_TRANSPORT_LOCAL)
+      ringattn::fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, "; this build has RA_TRANSPORT_LOCAL = 0 only");
+    require(bind_address == nullptr, "bind_address is \"", bind_address == nullptr ? "" : bind_address,
+            "\"; must be NULL with RA_TRANSPORT_LOCAL");
+    const std::string text = make_local_id();
+    std::memset(id, 0, sizeof *id);
+    std::memcpy(id->text, text.data(), std::min(text.size(), sizeof id->text - 1));
+  });
+}
+
+ra_context *ra_create_context(const ra_context_config *config, ra_error *error) {
+  return guard_value<ra_context *>(error, nullptr, [&] {
+    const ra_context_config c = read(config, "config");
+    try {
+      return make_context(c).release();
+    } catch (const std::bad_alloc &) {
+      refuse(c);
+      throw;
+    }
+  });
+}
+
+void ra_destroy_context(ra_context *context) { delete context; }
+
+ra_status ra_abort_context(ra_context *context, ra_error *error) {
+  return guard(error, [&] {
+    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    context->transport->fail(RA_STATUS_ABORTED, text("ra_abort_context was called on rank ", context->rank.rank).c_str());
+  });
+}
+
+ra_status ra_get_async_error(const ra_context *context, ra_error *error) {
+  return guard(error, [&] {
+    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    const Failure failure = context->transport->failure();
+    if (failure.status != RA_STATUS_SUCCESS) throw Error(failure.status, failure.message, failure.rank);
+  });
+}
+
+}  // extern "C"

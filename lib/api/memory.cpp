@@ -1,0 +1,101 @@
+#include "api/barrier.h"
+#include "api/context.h"
+#include "api/structs.h"
+#include "api/validate.h"
+
+using namespace ringattn;
+using namespace ringattn::api;
+
+namespace ringattn::api {
+
+ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const Engine &engine, std::size_t context_bytes) {
+  const Plan forward(p, rank.world_size, rank.rank, Pass::forward), backward(p, rank.world_size, rank.rank, Pass::backward);
+  const std::int64_t rows_q = p.batch * forward.query_rows() * p.num_heads_q;
+  const std::int64_t rows_kv = p.batch * forward.key_rows(rank.rank) * p.num_heads_kv;
+  const std::int64_t dims = p.head_dim + p.head_dim_v;
+  const std::int64_t inputs = (rows_q * p.head_dim + rows_kv * dims) * size_of(p.dtype);
+  const std::int64_t out = rows_q * p.head_dim_v * size_of(p.out_dtype);
+  const std::int64_t lse = rows_q * size_of(DType::float32);
+  const std::int64_t gradients = (rows_q * p.head_dim + rows_kv * dims) * size_of(p.grad_dtype);
+
+  ra_memory_requirements r = defaults<ra_memory_requirements>();
+  r.forward_tensors = static_cast<std::size_t>(inputs + out + lse);
+  r.backward_tensors = static_cast<std::size_t>(inputs + 2 * out + lse + gradients);
+  r.forward_workspace = workspace_bytes(forward, engine, rank.num_threads);
+  r.backward_workspace = workspace_bytes(backward, engine, rank.num_threads);
+  r.lse = static_cast<std::size_t>(lse);
+  r.context = context_bytes;
+  r.forward_chunks = forward.num_chunks();
+  r.backward_chunks = backward.num_chunks();
+  r.forward_steps = forward.totals().steps;
+  r.backward_steps = backward.totals().steps;
+  r.forward_hops = forward.totals().hops;
+  r.backward_hops = backward.totals().hops;
+  r.forward_hop_bytes = forward.totals().hop_bytes;
+  r.backward_hop_bytes = backward.totals().hop_bytes;
+  r.visible_pairs = count_visible_pairs(p, rank.world_size, rank.rank) * static_cast<double>(p.num_heads_q);
+  r.forward_flops = 2 * r.visible_pairs * static_cast<double>(dims);
+  r.backward_flops = 2 * r.visible_pairs * static_cast<double>(3 * p.head_dim + 2 * p.head_dim_v);
+  return r;
+}
+
+}  // namespace ringattn::api
+
+extern "C" {
+
+void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size) { init(desc, struct_size); }
+void ra_init_memory_requirements(ra_memory_requirements *requirements, size_t struct_size) { init(requirements, struct_size); }
+void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size) { init(statistics, struct_size); }
+
+ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error) {
+  return guard(error, [&] {
+    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    const ra_attention_desc d = read(desc, "desc");
+    require_supported(d, to_problem(d), *context->engine);
+  });
+}
+
+ra_status ra_get_memory_requirements(const ra_context *context, const ra_attention_desc *desc,
+                                     ra_memory_requirements *requirements, ra_error *error) {
+  return guard(error, [&] {
+    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    const ra_attention_desc d = read(desc, "desc");
+    const Problem p = to_problem(d);
+    require_supported(d, p, *context->engine);
+    write(requirements, "requirements", describe_memory(p, context->rank, *context->engine, sizeof *context));
+  });
+}
+
+ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
+                             ra_memory_requirements *requirements, ra_error *error) {
+  return guard(error, [&] {
+    const ra_context_config c = read(config, "config");
+    const Rank rank = to_rank(c);
+    const std::unique_ptr<Engine> engine = to_engine(c);
+    const ra_attention_desc d = read(desc, "desc");
+    const Problem p = to_problem(d);
+    require_supported(d, p, *engine);
+    write(requirements, "requirements", describe_memory(p, rank, *engine, sizeof(ra_context)));
+  });
+}
+
+ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error) {
+  return guard(error, [&] {
+    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    Statistics kept;
+    {
+      const std::lock_guard lock(context->statistics_mutex);
+      kept = context->statistics;
+    }
+    ra_call_statistics s = defaults<ra_call_statistics>();
+    s.steps = kept.totals.steps;
+    s.hops = kept.totals.hops;
+    s.hop_bytes = kept.totals.hop_bytes;
+    s.total_seconds = kept.total_seconds;
+    s.compute_seconds = kept.compute_seconds;
+    s.wait_seconds = kept.wait_seconds;
+    write(statistics, "statistics", s);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,154 @@
+// The self-test draws the same problems on every rank. A rank checks the part of each result that it owns against the
+// oracle, which every rank computes for itself, and the verdicts are exchanged, so that all ranks end at the same problem.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "api/barrier.h"
+#include "api/context.h"
+#include "api/validate.h"
+#include "engine/reference/oracle.h"
+
+using namespace ringattn;
+using namespace ringattn::api;
+
+namespace {
+
+using reference::Expected;
+using reference::Oracle;
+using reference::Random;
+
+// A shard of one tensor in its own dtype, cut out of the whole.
+class ShardTensor {
+ public:
+  ShardTensor(const Problem &p, const Rank &rank, Side side, std::int64_t heads, std::int64_t dim, DType dtype)
+      : p_(p), side_(side), pieces_(shard_pieces(p, side, rank.world_size, rank.rank)), heads_(heads), dim_(dim), dtype_(dtype),
+        bytes_(static_cast<std::size_t>(p.batch * row_count(pieces_) * heads * dim * size_of(dtype)) + 1) {}
+
+  void fill(const std::vector<double> &whole) {
+    for_each([&](std::size_t in_whole, std::byte *element) { reference::encode(whole[in_whole], dtype_, element); });
+  }
+  // Largest error against the exact values; infinity where one is NaN and should not be.
+  double error(const std::vector<double> &exact) const {
+    double worst = 0;
+    const_cast<ShardTensor *>(this)->for_each([&](std::size_t in_whole, std::byte *element) {
+      const double ours = reference::decode(element, dtype_), truth = exact[in_whole];
+      const double error = ours == truth ? 0 : std::abs(ours - truth);
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+    });
+    return worst;
+  }
+  Tensor tensor() { return packed_tensor(bytes_.data(), dtype_, row_count(pieces_), heads_, dim_); }
+
+ private:
+  template <class F>
+  void for_each(F &&f) {
+    std::byte *element = bytes_.data();
+    for (std::int64_t b = 0; b < p_.batch; ++b)
+      for (std::int64_t row = 0; row < row_count(pieces_); ++row) {
+        const std::int64_t token = row_position(p_, side_, pieces_, row);
+        for (std::int64_t n = 0; n < heads_ * dim_; ++n, element += size_of(dtype_))
+          f(static_cast<std::size_t>((b * p_.seqlen(side_) + token) * heads_ * dim_ + n), element);
+      }
+  }
+
+  const Problem &p_;
+  Side side_;
+  std::vector<Piece> pieces_;
+  std::int64_t heads_, dim_;
+  DType dtype_;
+  std::vector<std::byte> bytes_;
+};
+
+// lse [batch, heads, rows] of the shard against lse [batch, heads, tokens].
+double lse_error(const Problem &p, const Rank &rank, const std::vector<float> &lse, const std::vector<double> &exact) {
+  const auto pieces = shard_pieces(p, Side::query, rank.world_size, rank.rank);
+  double worst = 0;
+  std::size_t n = 0;
+  for (std::int64_t bh = 0; bh < p.batch * p.num_heads_q; ++bh)
+    for (std::int64_t row = 0; row < row_count(pieces); ++row, ++n) {
+      const double truth = exact[static_cast<std::size_t>(bh * p.seqlen_q + row_position(p, Side::query, pieces, row))];
+      const double ours = static_cast<double>(lse[n]);
+      const double error = ours == truth ? 0 : std::abs(ours - truth);
+      worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+    }
+  return worst;
+}
+
+// Runs one problem on the context; returns what is wrong, or nothing.
+std::string check(ra_context &c, const Oracle &oracle) {
+  const Problem &p = oracle.problem;
+  const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
+    return ShardTensor(p, c.rank, side, heads, dim, dtype);
+  };
+  ShardTensor q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype), k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
+              v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype),
+              out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+              dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+              dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
+              dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype),
+              dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
+  q.fill(oracle.q);
+  k.fill(oracle.k);
+  v.fill(oracle.v);
+  dout.fill(oracle.dout);
+  const std::int64_t rows = row_count(shard_pieces(p, Side::query, c.rank.world_size, c.rank.rank));
+  std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * rows) + 1);
+
+  c.forward(p, {q.tensor(), k.tensor(), v.tensor(), out.tensor(), lse.data(), nullptr});
+  BackwardCall call;
+  call.dout = dout.tensor();
+  call.q = q.tensor();
+  call.k = k.tensor();
+  call.v = v.tensor();
+  call.out = out.tensor();
+  call.dq = dq.tensor();
+  call.dk = dk.tensor();
+  call.dv = dv.tensor();
+  call.lse = lse.data();
+  c.backward(p, call);
+
+  const struct {
+    const char *name;
+    double error, tolerance;
+  } results[] = {{"out", out.error(oracle.out.exact), oracle.out.tolerance},
+                 {"lse", lse_error(p, c.rank, lse, oracle.lse.exact), oracle.lse.tolerance},
+                 {"dq", dq.error(oracle.dq.exact), oracle.dq.tolerance},
+                 {"dk", dk.error(oracle.dk.exact), oracle.dk.tolerance},
+                 {"dv", dv.error(oracle.dv.exact), oracle.dv.tolerance}};
+  for (const auto &r : results)
+    if (!(r.error <= r.tolerance))
+      return text(r.name, " has error ", r.error, "; at most ", r.tolerance, " is allowed: ", reference::describe(p));
+  return {};
+}
+
+}  // namespace
+
+extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems, int64_t seed, ra_error *error) {
+  return guard(error, [&] {
+    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    require_range("num_problems", num_problems, 1, 1'000'000);
+    ra_context &c = *context;
+    std::string wrong;  // on this rank
+    int culprit = -1;   // on any
+    c.collective([&] {
+      c.agree(Operation::self_test, Problem{}, num_problems, seed);
+      Random random(static_cast<std::uint64_t>(seed));
+      for (std::int64_t n = 0; n < num_problems && culprit < 0; ++n) {
+        const Problem p = reference::draw_problem(random, {});
+        const Oracle oracle(p, random);
+        constexpr double most_difference = 1e-5;
+        if (const double difference = reference::finite_difference_error(oracle, random, 1); difference > most_difference)
+          wrong = text("the oracle differs from finite differences by ", difference, ": ", reference::describe(p));
+        if (const std::string violation = check(c, oracle); wrong.empty() && !violation.empty())
+          wrong = text("problem ", n, " of seed ", seed, ": ", violation);
+        const std::byte verdict{wrong.empty() ? std::uint8_t{0} : std::uint8_t{1}};
+        const auto verdicts = c.transport->all_gather({&verdict, 1});
+        const auto first = std::find(verdicts.begin(), verdicts.end(), std::byte{1});
+        if (first != verdicts.end()) culprit = static_cast<int>(first - verdicts.begin());
+      }
+    });
+    if (culprit >= 0)
+      throw Error(RA_STATUS_INTERNAL_ERROR, wrong.empty() ? text("rank ", culprit, " found a wrong result") : wrong, culprit);
+  });
+}

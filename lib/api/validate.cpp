@@ -1,0 +1,232 @@
+#include "api/validate.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace ringattn::api {
+namespace {
+
+// The planner's arithmetic on positions, and world_size times any length, stay below 2^63.
+constexpr std::int64_t most_tokens = std::int64_t{1} << 48;
+constexpr std::int64_t most_heads = std::int64_t{1} << 20;
+constexpr std::int64_t most_head_dim = 256;
+
+static_assert(static_cast<int>(DType::float32) == RA_DTYPE_FLOAT32 && static_cast<int>(DType::bfloat16) == RA_DTYPE_BFLOAT16 &&
+              static_cast<int>(DType::float16) == RA_DTYPE_FLOAT16);
+static_assert(static_cast<int>(Sharding::contiguous) == RA_SHARDING_CONTIGUOUS &&
+              static_cast<int>(Sharding::zigzag) == RA_SHARDING_ZIGZAG && static_cast<int>(Sharding::striped) == RA_SHARDING_STRIPED);
+static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>(Side::key_value) == RA_SIDE_KEY_VALUE);
+
+// A product of non-negative counts, refused beyond 2^62 with the name of what it counts.
+std::int64_t checked_product(const char *what, std::initializer_list<std::int64_t> factors) {
+  constexpr std::int64_t most = std::int64_t{1} << 62;
+  std::int64_t product = 1;
+  for (const std::int64_t factor : factors) {
+    if (factor == 0) return 0;
+    require(product <= most / factor, what, " has more than 2^62 = ", most, " elements or bytes: a factor is ", factor);
+    product *= factor;
+  }
+  return product;
+}
+
+void require_offsets(const char *field, const std::int64_t *offsets, std::int64_t count, const char *length_field, std::int64_t length) {
+  require(offsets[0] == 0, field, "[0] is ", offsets[0], "; must be 0");
+  for (std::int64_t d = 1; d <= count; ++d)
+    require(offsets[d] >= offsets[d - 1], field, "[", d, "] is ", offsets[d], "; must be at least ", field, "[", d - 1, "] = ",
+            offsets[d - 1]);
+  require(offsets[count] == length, field, "[", count, "] is ", offsets[count], "; must be ", length_field, " = ", length);
+}
+
+std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seqlen_kv) {
+  require_range("num_documents", d.num_documents, 0, std::int64_t{1} << 31);
+  if (d.num_documents == 0) {
+    require(d.document_offsets_q == nullptr, "document_offsets_q is set while num_documents is 0; must be NULL");
+    require(d.document_offsets_kv == nullptr, "document_offsets_kv is set while num_documents is 0; must be NULL");
+    return {{.q_begin = 0, .q_length = d.seqlen_q, .kv_begin = 0, .kv_length = seqlen_kv}};
+  }
+  require(d.document_offsets_q != nullptr, "document_offsets_q is NULL while num_documents is ", d.num_documents,
+          "; must have ", d.num_documents + 1, " entries");
+  require_offsets("document_offsets_q", d.document_offsets_q, d.num_documents, "seqlen_q", d.seqlen_q);
+  const std::int64_t *const offsets_kv = d.document_offsets_kv != nullptr ? d.document_offsets_kv : d.document_offsets_q;
+  if (d.document_offsets_kv == nullptr)
+    require(seqlen_kv == d.seqlen_q, "document_offsets_kv is NULL while seqlen_kv is ", seqlen_kv, "; seqlen_kv must then be seqlen_q = ",
+            d.seqlen_q);
+  else
+    require_offsets("document_offsets_kv", offsets_kv, d.num_documents, "seqlen_kv", seqlen_kv);
+  std::vector<Document> documents;
+  documents.reserve(static_cast<std::size_t>(d.num_documents));
+  for (std::int64_t i = 0; i < d.num_documents; ++i)
+    documents.push_back({.q_begin = d.document_offsets_q[i],
+                         .q_length = d.document_offsets_q[i + 1] - d.document_offsets_q[i],
+                         .kv_begin = offsets_kv[i],
+                         .kv_length = offsets_kv[i + 1] - offsets_kv[i]});
+  return documents;
+}
+
+}  // namespace
+
+void require_range(const char *field, std::int64_t value, std::int64_t low, std::int64_t high) {
+  require(low <= value && value <= high, field, " is ", value, "; must be ", low, " .. ", high);
+}
+
+DType to_dtype(const char *field, std::int32_t dtype) {
+  require_range(field, dtype, RA_DTYPE_FLOAT32, RA_DTYPE_FLOAT16);
+  return static_cast<DType>(dtype);
+}
+
+DType to_dtype(const char *field, std::int32_t dtype, DType same) {
+  if (dtype == RA_DTYPE_SAME) return same;
+  require_range(field, dtype, RA_DTYPE_SAME, RA_DTYPE_FLOAT16);
+  return static_cast<DType>(dtype);
+}
+
+Side to_side(std::int32_t side) {
+  require_range("side", side, RA_SIDE_QUERY, RA_SIDE_KEY_VALUE);
+  return static_cast<Side>(side);
+}
+
+Problem to_problem(const ra_attention_desc &d) {
+  Problem p;
+  require_range("batch", d.batch, 1, most_tokens);
+  require_range("seqlen_q", d.seqlen_q, 0, most_tokens);
+  require_range("seqlen_kv", d.seqlen_kv, -1, most_tokens);
+  require_range("num_heads_q", d.num_heads_q, 1, most_heads);
+  require_range("num_heads_kv", d.num_heads_kv, 0, most_heads);
+  require_range("head_dim", d.head_dim, 1, most_head_dim);
+  require_range("head_dim_v", d.head_dim_v, 0, most_head_dim);
+  p.batch = d.batch;
+  p.seqlen_q = d.seqlen_q;
+  p.seqlen_kv = d.seqlen_kv < 0 ? d.seqlen_q : d.seqlen_kv;
+  p.num_heads_q = d.num_heads_q;
+  p.num_heads_kv = d.num_heads_kv == 0 ? d.num_heads_q : d.num_heads_kv;
+  p.head_dim = d.head_dim;
+  p.head_dim_v = d.head_dim_v == 0 ? d.head_dim : d.head_dim_v;
+  require(p.num_heads_q % p.num_heads_kv == 0, "num_heads_q is ", p.num_heads_q, "; must be a multiple of num_heads_kv = ",
+          p.num_heads_kv);
+  const std::int64_t widest = std::max(p.head_dim, p.head_dim_v) * size_of(DType::float32);
+  checked_product("batch * seqlen_q * num_heads_q * head_dim", {p.batch, p.seqlen_q, p.num_heads_q, widest});
+  checked_product("batch * seqlen_kv * num_heads_kv * head_dim", {p.batch, p.seqlen_kv, p.num_heads_kv, widest});
+
+  p.dtype = to_dtype("dtype", d.dtype);
+  p.out_dtype = to_dtype("out_dtype", d.out_dtype, p.dtype);
+  p.grad_dtype = to_dtype("grad_dtype", d.grad_dtype, p.dtype);
+
+  require_range("sharding", d.sharding, RA_SHARDING_CONTIGUOUS, RA_SHARDING_STRIPED);
+  p.sharding = static_cast<Sharding>(d.sharding);
+  if (p.sharding == Sharding::striped) {
+    require(d.stripe >= 1, "stripe is ", d.stripe, "; must be at least 1");
+    p.stripe = std::min(d.stripe, most_tokens);
+  }
+
+  require_range("mask", d.mask, RA_MASK_FULL, RA_MASK_CAUSAL);
+  require_range("mask_alignment", d.mask_alignment, RA_MASK_ALIGNMENT_TOP_LEFT, RA_MASK_ALIGNMENT_BOTTOM_RIGHT);
+  require(d.window_left >= -1, "window_left is ", d.window_left, "; must be at least -1");
+  require(d.window_right >= -1, "window_right is ", d.window_right, "; must be at least -1");
+  p.causal = d.mask == RA_MASK_CAUSAL;
+  p.bottom_right = d.mask_alignment == RA_MASK_ALIGNMENT_BOTTOM_RIGHT;
+  p.window_left = d.window_left;
+  p.window_right = d.window_right;
+
+  require(std::isfinite(d.softmax_scale), "softmax_scale is ", d.softmax_scale, "; must be finite");
+  require(std::isfinite(d.softcap) && d.softcap >= 0, "softcap is ", d.softcap, "; must be finite and at least 0");
+  p.softmax_scale = d.softmax_scale != 0 ? d.softmax_scale : 1.0F / std::sqrt(static_cast<float>(p.head_dim));
+  p.softcap = d.softcap;
+
+  p.documents = to_documents(d, p.seqlen_kv);
+  if (d.kv_lengths != nullptr) {
+    for (std::int64_t b = 0; b < p.batch; ++b)
+      require(0 <= d.kv_lengths[b] && d.kv_lengths[b] <= p.seqlen_kv, "kv_lengths[", b, "] is ", d.kv_lengths[b],
+              "; must be 0 .. seqlen_kv = ", p.seqlen_kv);
+    p.kv_lengths.assign(d.kv_lengths, d.kv_lengths + p.batch);
+  }
+
+  require_range("schedule", d.schedule, RA_SCHEDULE_AUTO, RA_SCHEDULE_PASS_Q);
+  require(d.reserved == 0, "reserved is ", d.reserved, "; must be 0");
+  require_range("num_chunks", d.num_chunks, 0, 65536);
+  p.num_chunks = d.num_chunks;
+  return p;
+}
+
+void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine) {
+  if (desc.schedule != RA_SCHEDULE_AUTO && desc.schedule != RA_SCHEDULE_RING)
+    fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule, "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO,
+         " and RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING);
+  const std::string reason = engine.refusal(problem);
+  if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
+}
+
+Tensor Ranges::input(const char *name, const ra_tensor &t, DType dtype, const Shape &shape) { return add(name, t, dtype, shape, false); }
+Tensor Ranges::output(const char *name, const ra_tensor &t, DType dtype, const Shape &shape) { return add(name, t, dtype, shape, true); }
+
+Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shape &shape, bool written) {
+  Tensor tensor = packed_tensor(t.data, dtype, shape.rows, shape.heads, shape.dim);
+  struct Axis {
+    const char *field;
+    std::int64_t stride, extent;
+  };
+  std::array<Axis, 3> axes{{{"batch_stride", t.batch_stride, shape.batch},
+                            {"seq_stride", t.seq_stride, shape.rows},
+                            {"head_stride", t.head_stride, shape.heads}}};
+  for (const Axis &axis : axes)
+    require(axis.stride >= 0, name, ".", axis.field, " is ", axis.stride, "; must be at least 0");
+  if (checked_product(name, {shape.batch, shape.rows, shape.heads, shape.dim, size_of(dtype)}) == 0) return tensor;
+  require(t.data != nullptr, name, ".data is NULL; must point to ", shape.count(), " elements");
+  require(reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(size_of(dtype)) == 0, name, ".data is ", t.data,
+          "; must be aligned to ", size_of(dtype), " bytes");
+  std::int64_t last = shape.count() - 1;  // offset of the last element
+  if (t.batch_stride != 0 || t.seq_stride != 0 || t.head_stride != 0) {
+    tensor.batch_stride = t.batch_stride;
+    tensor.seq_stride = t.seq_stride;
+    tensor.head_stride = t.head_stride;
+    last = shape.dim - 1;
+    for (const Axis &axis : axes) {
+      const std::int64_t reach = checked_product(name, {axis.stride, axis.extent - 1, size_of(dtype)}) / size_of(dtype);
+      last += reach;
+      require(last <= std::int64_t{1} << 61, name, ".", axis.field, " is ", axis.stride, "; the tensor must end before element 2^61");
+    }
+    if (written) {  // from the densest axis outwards, each must step over all that is inside
+      std::sort(axes.begin(), axes.end(), [](const Axis &a, const Axis &b) { return a.stride < b.stride; });
+      std::int64_t inside = shape.dim;
+      for (const Axis &axis : axes) {
+        if (axis.extent == 1) continue;
+        require(axis.stride >= inside, name, ".", axis.field, " is ", axis.stride, "; must be at least ", inside,
+                ", or elements of this output overlap");
+        inside += (axis.extent - 1) * axis.stride;
+      }
+    }
+  }
+  const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
+  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)), written});
+  return tensor;
+}
+
+void Ranges::input(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional) {
+  add(name, data, bytes, alignment, optional, false);
+}
+void Ranges::output(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional) {
+  add(name, data, bytes, alignment, optional, true);
+}
+
+void Ranges::add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional, bool written) {
+  if (bytes == 0 || (optional && data == nullptr)) return;
+  require(data != nullptr, name, " is NULL; must point to ", bytes, " bytes");
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment, " bytes");
+  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>(bytes), written});
+}
+
+void Ranges::require_disjoint(bool allow_in_place) const {
+  for (std::size_t i = 0; i < ranges_.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j) {
+      const Range &a = ranges_[i], &b = ranges_[j];
+      if (!a.written && !b.written) continue;
+      if (a.end <= b.begin || b.end <= a.begin) continue;
+      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end) continue;
+      const Range &output = a.written ? a : b, &other = a.written ? b : a;
+      fail(RA_STATUS_INVALID_ARGUMENT, output.name, " overlaps ", other.name, ": its ", output.end - output.begin,
+           " bytes must be apart from the other's ", other.end - other.begin);
+    }
+}
+
+}  // namespace ringattn::api

@@ -1,0 +1,53 @@
+// From what a caller gave to what the library works with; every refusal of a bad argument stands here.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+#include "core/error.h"
+#include "engine/engine.h"
+#include "plan/problem.h"
+
+namespace ringattn::api {
+
+// Requires low <= value <= high: "head_dim is 320; must be 1 .. 256".
+void require_range(const char *field, std::int64_t value, std::int64_t low, std::int64_t high);
+
+Problem to_problem(const ra_attention_desc &desc);
+DType to_dtype(const char *field, std::int32_t dtype);                 // RA_DTYPE_SAME is not legal
+DType to_dtype(const char *field, std::int32_t dtype, DType same);     // RA_DTYPE_SAME means `same`
+Side to_side(std::int32_t side);
+
+// Refuses what this build cannot serve, with NOT_SUPPORTED and the reason.
+void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine);
+
+// Memory of a call: every range is named, so that overlaps are reported by name.
+struct Shape {
+  std::int64_t batch, rows, heads, dim;
+  std::int64_t count() const { return batch * rows * heads * dim; }
+};
+
+class Ranges {
+ public:
+  // Checks a tensor and returns it with packed strides made explicit. Outputs must not overlap themselves.
+  Tensor input(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape);
+  Tensor output(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape);
+  // The same for a dense array; null only if `optional` or count is 0.
+  void input(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional);
+  void output(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional);
+  // Requires that no output overlaps anything else, but for an output that is exactly an input named in `allowed_in_place`.
+  void require_disjoint(bool allow_in_place = false) const;
+
+ private:
+  struct Range {
+    const char *name;
+    std::uintptr_t begin, end;
+    bool written;
+  };
+  Tensor add(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape, bool written);
+  void add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional, bool written);
+  std::vector<Range> ranges_;
+};
+
+}  // namespace ringattn::api

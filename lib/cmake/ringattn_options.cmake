@@ -1,0 +1,20 @@
+# ringattn_options: how all code of this repository is compiled. Linked PRIVATE by every target, never installed.
+add_library(ringattn_options INTERFACE)
+target_compile_options(ringattn_options INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Werror)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # GCC bug 105651: "..." + std::string is said to overlap itself.
+  target_compile_options(ringattn_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
+endif()
+
+if(RINGATTN_SANITIZER STREQUAL "address")
+  set(sanitizer_flags -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+elseif(RINGATTN_SANITIZER STREQUAL "thread")
+  set(sanitizer_flags -fsanitize=thread -fno-omit-frame-pointer)
+elseif(RINGATTN_SANITIZER)
+  message(FATAL_ERROR "RINGATTN_SANITIZER is ${RINGATTN_SANITIZER}; must be address, thread or empty")
+endif()
+if(RINGATTN_SANITIZER)
+  # Everything in this build, GoogleTest programs included, so that no allocation or lock goes unseen.
+  add_compile_options(${sanitizer_flags})
+  add_link_options(${sanitizer_flags})
+endif()

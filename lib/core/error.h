@@ -1,0 +1,42 @@
+// The one exception that the library throws on purpose; lib/api turns it into an ra_error.
+#pragma once
+
+#include <exception>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "ringattn/ringattn.h"
+
+namespace ringattn {
+
+struct Error : std::exception {
+  Error(ra_status status_, std::string message_, int rank_ = -1)
+      : status(status_), rank(rank_), message(std::move(message_)) {}
+  const char* what() const noexcept override { return message.c_str(); }
+
+  ra_status status;
+  int rank;  // that caused the failure, -1 if none did
+  std::string message;
+};
+
+// text("head_dim is ", 320, "; must be 1 .. 256")
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  stream.exceptions(std::ios::badbit);  // else a stream without memory ends its text early and says nothing
+  (stream << ... << parts);
+  return std::move(stream).str();
+}
+
+template <class... Parts>
+[[noreturn]] void fail(ra_status status, const Parts&... parts) {
+  throw Error(status, text(parts...));
+}
+
+template <class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) fail(RA_STATUS_INVALID_ARGUMENT, parts...);
+}
+
+}  // namespace ringattn

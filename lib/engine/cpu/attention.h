@@ -1,0 +1,30 @@
+// The CPU engines: one tile algorithm over the tiles of an instruction set.
+#pragma once
+
+#include "engine/cpu/tiles.h"
+#include "engine/engine.h"
+
+namespace ringattn::cpu {
+
+class CpuEngine final : public Engine {
+ public:
+  explicit CpuEngine(const Tiles& tiles) : tiles_(tiles) {}
+
+  const char* name() const override { return tiles_.name; }
+  std::string refusal(const Problem& problem) const override;
+  std::size_t scratch_bytes(const Problem& problem, Pass pass, int threads) const override;
+  void forward(const Problem& problem, const ForwardStep& step, Threads& threads) override;
+  void backward(const Problem& problem, const BackwardStep& step, Threads& threads) override;
+  void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
+                     Threads& threads) override;
+  void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) override;
+  void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
+             Threads& threads) override;
+  void clear(const Problem& problem, const Tensor& to, Extent extent, Threads& threads) override;
+  void add(const float* from, float* to, std::int64_t count, Threads& threads) override;
+
+ private:
+  const Tiles& tiles_;
+};
+
+}  // namespace ringattn::cpu

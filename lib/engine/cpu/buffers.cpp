@@ -1,0 +1,74 @@
+// What the CPU engines do to whole buffers, and what they refuse.
+#include <algorithm>
+#include <cstring>
+
+#include "core/error.h"
+#include "engine/cpu/attention.h"
+
+namespace ringattn::cpu {
+namespace {
+
+std::byte* address(const Tensor& t, std::int64_t b, std::int64_t row, std::int64_t head) {
+  return static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype);
+}
+
+// Calls f(b, row, head) for every row of every head, in parallel over stretches of rows.
+template <class F>
+void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f) {
+  constexpr std::int64_t rows_at_once = 128;
+  const std::int64_t stretches = (extent.rows + rows_at_once - 1) / rows_at_once;
+  threads.for_each(batch * stretches, [&](std::int64_t index, int) {
+    const std::int64_t b = index / stretches, first = index % stretches * rows_at_once;
+    for (std::int64_t row = first; row < std::min(first + rows_at_once, extent.rows); ++row)
+      for (std::int64_t head = 0; head < extent.heads; ++head) f(b, row, head);
+  });
+}
+
+}  // namespace
+
+std::string CpuEngine::refusal(const Problem&) const { return {}; }
+
+void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
+                              Threads& threads) {
+  constexpr std::int64_t widest = padded(256), rows_at_once = 16;
+  const std::int64_t dim = problem.head_dim_v, stretches = (rows + rows_at_once - 1) / rows_at_once;
+  threads.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
+    float a[rows_at_once * widest], b[rows_at_once * widest];
+    const std::int64_t first = index % stretches * rows_at_once, count = std::min(rows_at_once, rows - first);
+    const std::int64_t head = index / stretches % problem.num_heads_q, entry = index / stretches / problem.num_heads_q;
+    tiles_.load(dout.dtype, address(dout, entry, first, head), dout.seq_stride, count, dim, a, widest);
+    tiles_.load(out.dtype, address(out, entry, first, head), out.seq_stride, count, dim, b, widest);
+    tiles_.dot_rows(a, b, widest, count, dim, delta + (entry * problem.num_heads_q + head) * rows + first);
+  });
+}
+
+void CpuEngine::copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) {
+  const auto bytes = static_cast<std::size_t>(extent.dim * size_of(from.dtype));
+  for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    std::memcpy(address(to, b, row, head), address(from, b, row, head), bytes);
+  });
+}
+
+void CpuEngine::round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
+                      Threads& threads) {
+  for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    tiles_.store(to.dtype, from.at<float>(b, row, head), extent.dim, address(to, b, row, head), accumulate);
+  });
+}
+
+void CpuEngine::clear(const Problem& problem, const Tensor& to, Extent extent, Threads& threads) {
+  const auto bytes = static_cast<std::size_t>(extent.dim * size_of(to.dtype));
+  for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    std::memset(address(to, b, row, head), 0, bytes);
+  });
+}
+
+void CpuEngine::add(const float* from, float* to, std::int64_t count, Threads& threads) {
+  constexpr std::int64_t at_once = 16384;
+  threads.for_each((count + at_once - 1) / at_once, [&](std::int64_t index, int) {
+    const std::int64_t first = index * at_once;
+    tiles_.store(DType::float32, from + first, std::min(at_once, count - first), to + first, true);
+  });
+}
+
+}  // namespace ringattn::cpu

@@ -1,0 +1,114 @@
+// What the ring asks of a processor: "attend these rows to this chunk", and the few things to be done to whole buffers.
+//
+// An engine knows runs, intervals and tensors; it knows nothing of ranks, hops or documents. All partial results are fp32.
+// Between the steps of a forward pass the running result of a row is (output, max, sum): the output still to be divided by
+// the sum, both relative to the max, as in Dao et al. 2022, "FlashAttention", Algorithm 1.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/threads.h"
+#include "plan/interval.h"
+#include "plan/plan.h"
+#include "plan/problem.h"
+
+namespace ringattn {
+
+// [batch, rows, heads, dim], strides in elements, dim dense.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::float32;
+  std::int64_t batch_stride = 0;
+  std::int64_t seq_stride = 0;
+  std::int64_t head_stride = 0;
+
+  std::int64_t offset(std::int64_t b, std::int64_t row, std::int64_t head) const {
+    return b * batch_stride + row * seq_stride + head * head_stride;
+  }
+  template <class T>
+  T* at(std::int64_t b, std::int64_t row, std::int64_t head) const {
+    return static_cast<T*>(data) + offset(b, row, head);
+  }
+  // The same tensor, its rows counted from `row`.
+  Tensor from_row(std::int64_t row) const {
+    Tensor t = *this;
+    t.data = data == nullptr ? nullptr : static_cast<std::byte*>(data) + row * seq_stride * size_of(dtype);
+    return t;
+  }
+};
+
+inline Tensor packed_tensor(void* data, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t dim) {
+  return {data, dtype, rows * heads * dim, heads * dim, dim};
+}
+
+// Rows, heads and dim that a whole-buffer function covers; the batch is the problem's.
+struct Extent {
+  std::int64_t rows = 0;
+  std::int64_t heads = 0;
+  std::int64_t dim = 0;
+};
+
+struct ForwardStep {
+  std::span<const WorkItem> items;
+  Tensor q, k, v;              // k, v: the chunk
+  std::int64_t query_rows = 0;
+  Tensor running;              // fp32 output between steps; unused if this is the only step
+  float* max = nullptr;        // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
+  float* sum = nullptr;
+  Tensor out;                  // written by the last step
+  float* lse = nullptr;        // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
+  bool first = true;           // no running result yet: the items list every row
+  bool last = true;            // divide, round, and write out and lse: the items list every row
+  void* scratch = nullptr;     // scratch_bytes
+};
+
+struct BackwardStep {
+  std::span<const WorkItem> items;
+  Tensor q, k, v, dout;        // k, v: the chunk
+  std::int64_t query_rows = 0;
+  std::int64_t key_rows = 0;   // of the chunk
+  const float* lse = nullptr;    // [batch, num_heads_q, query_rows], as is delta
+  const float* delta = nullptr;  // rowsum(dout * out)
+  Tensor dq;                   // fp32, added to
+  Tensor dk, dv;               // fp32, of the chunk, added to
+  void* scratch = nullptr;     // scratch_bytes
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual const char* name() const = 0;
+
+  // Empty if the engine can run the problem, else the reason why not. The only place that refuses.
+  virtual std::string refusal(const Problem& problem) const = 0;
+
+  // Temporary memory of one step, aligned like memory_alignment.
+  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, int threads) const = 0;
+
+  virtual void forward(const Problem& problem, const ForwardStep& step, Threads& threads) = 0;
+  virtual void backward(const Problem& problem, const BackwardStep& step, Threads& threads) = 0;
+
+  // delta[b, h, i] = dot(dout, out) of each of `rows` rows.
+  virtual void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
+                             Threads& threads) = 0;
+  // to = from, of equal dtype: packs a chunk for its journey.
+  virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) = 0;
+  // to = round(from), or to = round(to + from); `from` is fp32.
+  virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
+                     Threads& threads) = 0;
+  // to = 0 in all of the extent.
+  virtual void clear(const Problem& problem, const Tensor& to, Extent extent, Threads& threads) = 0;
+  // to += from, `count` fp32 values.
+  virtual void add(const float* from, float* to, std::int64_t count, Threads& threads) = 0;
+};
+
+// Names of the CPU engines that this machine can run, fastest first, comma-separated.
+std::string cpu_engine_names();
+// `name` null: the fastest. Null if there is no such engine here.
+std::unique_ptr<Engine> make_cpu_engine(const char* name);
+
+}  // namespace ringattn

@@ -1,0 +1,245 @@
+#include "engine/reference/oracle.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <sstream>
+
+namespace ringattn::reference {
+namespace {
+
+// Cuts `length` at `cuts` random places: 0, ..., length.
+std::vector<std::int64_t> draw_offsets(Random& random, std::int64_t length, std::int64_t documents) {
+  std::vector<std::int64_t> offsets{0, length};
+  for (std::int64_t i = 1; i < documents; ++i) offsets.push_back(draw(random, 0, length));
+  std::sort(offsets.begin(), offsets.end());
+  return offsets;
+}
+
+struct Format {
+  int significand_bits;  // stored
+  int least_exponent;    // of a normal number
+  double largest;
+};
+
+Format format_of(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16:
+      return {7, -126, 0x1.fep127};
+    case DType::float16:
+      return {10, -14, 65504.0};
+    default:
+      return {23, -126, std::numeric_limits<float>::max()};
+  }
+}
+
+// What the tolerance is at least: twice the rounding errors of arithmetic and of storage, for the largest element.
+Expected expect(std::vector<double> exact, DType dtype) {
+  double largest = 0;
+  for (const double x : exact)
+    if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
+  const auto roundoff = [](DType d) { return std::ldexp(1.0, -format_of(d).significand_bits - 1); };
+  return {std::move(exact), 2 * largest * (roundoff(DType::float32) + roundoff(dtype))};
+}
+
+// Raises the tolerance to twice the error of one plain result.
+void allow(Expected& expected, const std::vector<float>& plain, DType dtype) {
+  for (std::size_t i = 0; i < plain.size(); ++i)
+    if (std::isfinite(expected.exact[i]))
+      expected.tolerance = std::max(expected.tolerance, 2 * std::abs(rounded(static_cast<double>(plain[i]), dtype) - expected.exact[i]));
+}
+
+// values[..., order[d]] in place d of every row.
+template <class Real>
+std::vector<float> reordered(const std::vector<Real>& values, const std::vector<std::size_t>& order) {
+  std::vector<float> result(values.size());
+  for (std::size_t row = 0; row < values.size(); row += order.size())
+    for (std::size_t d = 0; d < order.size(); ++d) result[row + d] = static_cast<float>(values[row + order[d]]);
+  return result;
+}
+
+std::vector<std::size_t> inverse(const std::vector<std::size_t>& order) {
+  std::vector<std::size_t> result(order.size());
+  for (std::size_t d = 0; d < order.size(); ++d) result[order[d]] = d;
+  return result;
+}
+
+}  // namespace
+
+Problem draw_problem(Random& random, const ProblemLimits& limits) {
+  Problem p;
+  p.batch = draw(random, 1, limits.batch);
+  p.seqlen_q = draw(random, 0, 9) == 0 ? draw(random, 0, 3) : draw(random, 0, limits.seqlen);
+  p.seqlen_kv = draw(random, 0, 2) == 0 ? draw(random, 0, limits.seqlen) : p.seqlen_q;
+  p.num_heads_kv = draw(random, 1, limits.num_heads_kv);
+  p.num_heads_q = p.num_heads_kv * draw(random, 1, limits.group);
+  p.head_dim = draw(random, 1, limits.head_dim);
+  p.head_dim_v = draw(random, 0, 2) == 0 ? draw(random, 1, limits.head_dim) : p.head_dim;
+  const auto draw_dtype = [&] { return static_cast<DType>(draw(random, 1, 3)); };
+  p.dtype = draw_dtype();
+  p.out_dtype = draw(random, 0, 2) == 0 ? draw_dtype() : p.dtype;
+  p.grad_dtype = draw(random, 0, 2) == 0 ? draw_dtype() : p.dtype;
+  p.sharding = static_cast<Sharding>(draw(random, 0, 2));
+  p.stripe = p.sharding != Sharding::striped ? 1 : draw(random, 0, 2) == 0 ? draw(random, 1, limits.seqlen + 2) : draw(random, 1, 8);
+  p.causal = draw(random, 0, 1) == 1;
+  p.bottom_right = draw(random, 0, 1) == 1;
+  const auto draw_window = [&] { return draw(random, 0, 2) == 0 ? draw(random, 0, limits.seqlen / (draw(random, 0, 1) == 0 ? 8 : 1)) : -1; };
+  p.window_left = draw_window();
+  p.window_right = draw_window();
+  p.softmax_scale = 1.0F / std::sqrt(static_cast<float>(p.head_dim));
+  if (draw(random, 0, 2) == 0) p.softcap = static_cast<float>(draw(random, 1, 30));
+  p.num_chunks = draw(random, 0, 2) == 0 ? 0 : draw(random, 1, 5);
+
+  const std::int64_t documents = draw(random, 0, 2) == 0 ? draw(random, 1, 6) : 1;
+  const auto offsets_q = draw_offsets(random, p.seqlen_q, documents);
+  const auto offsets_kv = p.seqlen_kv == p.seqlen_q && draw(random, 0, 1) == 0 ? offsets_q : draw_offsets(random, p.seqlen_kv, documents);
+  for (std::size_t d = 0; d + 1 < offsets_q.size(); ++d)
+    p.documents.push_back({offsets_q[d], offsets_q[d + 1] - offsets_q[d], offsets_kv[d], offsets_kv[d + 1] - offsets_kv[d]});
+  if (draw(random, 0, 2) == 0)
+    for (std::int64_t b = 0; b < p.batch; ++b) p.kv_lengths.push_back(draw(random, 0, p.seqlen_kv));
+  return p;
+}
+
+std::string describe(const Problem& p) {
+  std::ostringstream s;
+  s << "batch " << p.batch << ", seqlen " << p.seqlen_q << " x " << p.seqlen_kv << ", heads " << p.num_heads_q << ":" << p.num_heads_kv
+    << ", head_dim " << p.head_dim << "/" << p.head_dim_v << ", dtype " << static_cast<int>(p.dtype) << "/"
+    << static_cast<int>(p.out_dtype) << "/" << static_cast<int>(p.grad_dtype) << ", sharding " << static_cast<int>(p.sharding)
+    << " (stripe " << p.stripe << "), causal " << p.causal << ", bottom_right " << p.bottom_right << ", window " << p.window_left
+    << " " << p.window_right << ", softcap " << p.softcap << ", num_chunks " << p.num_chunks << ", documents";
+  for (const Document& d : p.documents) s << " " << d.q_length << "x" << d.kv_length;
+  s << ", kv_lengths";
+  for (const std::int64_t length : p.kv_lengths) s << " " << length;
+  return std::move(s).str();
+}
+
+double rounded(double x, DType dtype) {
+  if (!std::isfinite(x) || x == 0) return x;
+  const Format format = format_of(dtype);
+  const int exponent = std::max(std::ilogb(x), format.least_exponent);
+  const double unit = std::ldexp(1.0, exponent - format.significand_bits);
+  const double result = std::nearbyint(x / unit) * unit;
+  return std::abs(result) > format.largest ? std::copysign(std::numeric_limits<double>::infinity(), x) : result;
+}
+
+void encode(double x, DType dtype, void* to) {
+  const double value = rounded(x, dtype);
+  const float single = static_cast<float>(value);
+  if (dtype == DType::float32) {
+    std::memcpy(to, &single, sizeof single);
+    return;
+  }
+  std::uint16_t bits = 0;
+  if (dtype == DType::bfloat16) {
+    bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(single) >> 16);
+    if (std::isnan(single)) bits |= 0x40;
+  } else {
+    const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    const double magnitude = std::abs(value);
+    if (std::isnan(value)) {
+      bits = 0x7e00;
+    } else if (std::isinf(value)) {
+      bits = 0x7c00;
+    } else if (magnitude < 0x1p-14) {
+      bits = static_cast<std::uint16_t>(magnitude / 0x1p-24);
+    } else {
+      const int exponent = std::ilogb(magnitude);
+      bits = static_cast<std::uint16_t>(((exponent + 15) << 10) + static_cast<int>(std::ldexp(magnitude, 10 - exponent)) - 1024);
+    }
+    bits = static_cast<std::uint16_t>(bits | sign);
+  }
+  std::memcpy(to, &bits, sizeof bits);
+}
+
+double decode(const void* from, DType dtype) {
+  if (dtype == DType::float32) {
+    float x;
+    std::memcpy(&x, from, sizeof x);
+    return static_cast<double>(x);
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  if (dtype == DType::bfloat16) return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16));
+  const int exponent = bits >> 10 & 31, significand = bits & 1023;
+  const double sign = bits & 0x8000 ? -1 : 1;
+  if (exponent == 31) return significand ? std::numeric_limits<double>::quiet_NaN() : sign * std::numeric_limits<double>::infinity();
+  if (exponent == 0) return sign * significand * 0x1p-24;
+  return sign * std::ldexp(1024 + significand, exponent - 25);
+}
+
+Oracle::Oracle(const Problem& problem_, Random& random) : problem(problem_) {
+  const Problem& p = problem;
+  std::normal_distribution<double> normal;
+  const auto draw_tensor = [&](std::int64_t tokens, std::int64_t heads, std::int64_t dim, DType dtype) {
+    std::vector<double> values(static_cast<std::size_t>(p.batch * tokens * heads * dim));
+    for (double& x : values) x = rounded(normal(random), dtype);
+    return values;
+  };
+  q = draw_tensor(p.seqlen_q, p.num_heads_q, p.head_dim, p.dtype);
+  k = draw_tensor(p.seqlen_kv, p.num_heads_kv, p.head_dim, p.dtype);
+  v = draw_tensor(p.seqlen_kv, p.num_heads_kv, p.head_dim_v, p.dtype);
+  dout = draw_tensor(p.seqlen_q, p.num_heads_q, p.head_dim_v, p.out_dtype);
+
+  Result<double> exact = forward(p, q, k, v);
+  Gradients<double> exact_gradients = backward(p, q, k, v, exact, dout);
+  out = expect(std::move(exact.out), p.out_dtype);
+  lse = expect(std::move(exact.lse), DType::float32);
+  dq = expect(std::move(exact_gradients.dq), p.grad_dtype);
+  dk = expect(std::move(exact_gradients.dk), p.grad_dtype);
+  dv = expect(std::move(exact_gradients.dv), p.grad_dtype);
+
+  constexpr std::int64_t enough_products = 1 << 20, least_orders = 4, most_orders = 16;
+  const std::int64_t products = p.batch * p.num_heads_q * p.seqlen_q * p.seqlen_kv * (p.head_dim + p.head_dim_v);
+  const std::int64_t orders = std::clamp(enough_products / std::max<std::int64_t>(products, 1), least_orders, most_orders);
+  std::vector<std::size_t> order(static_cast<std::size_t>(p.head_dim)), order_v(static_cast<std::size_t>(p.head_dim_v));
+  std::iota(order.begin(), order.end(), 0);
+  std::iota(order_v.begin(), order_v.end(), 0);
+  for (std::int64_t n = 0; n < orders; ++n) {
+    const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v), dout_n = reordered(dout, order_v);
+    const std::int64_t first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv));
+    Result<float> plain = forward(p, q_n, k_n, v_n, first);
+    for (float& x : plain.out) x = static_cast<float>(rounded(static_cast<double>(x), p.out_dtype));
+    const Gradients<float> gradients = backward(p, q_n, k_n, v_n, plain, dout_n, first);
+    allow(out, reordered(plain.out, inverse(order_v)), p.out_dtype);
+    allow(lse, plain.lse, DType::float32);
+    allow(dq, reordered(gradients.dq, inverse(order)), p.grad_dtype);
+    allow(dk, reordered(gradients.dk, inverse(order)), p.grad_dtype);
+    allow(dv, reordered(gradients.dv, inverse(order_v)), p.grad_dtype);
+    std::shuffle(order.begin(), order.end(), random);
+    std::shuffle(order_v.begin(), order_v.end(), random);
+  }
+}
+
+double finite_difference_error(const Oracle& oracle, Random& random, int samples) {
+  constexpr double step = 1e-5;
+  std::vector<double> inputs[] = {oracle.q, oracle.k, oracle.v};
+  const std::vector<double>* const gradients[] = {&oracle.dq.exact, &oracle.dk.exact, &oracle.dv.exact};
+  const auto loss = [&] {
+    const Result<double> result = forward(oracle.problem, inputs[0], inputs[1], inputs[2]);
+    double sum = 0;
+    for (std::size_t i = 0; i < result.out.size(); ++i) sum += result.out[i] * oracle.dout[i];
+    return sum;
+  };
+  double worst = 0;
+  for (std::size_t n = 0; n < std::size(inputs); ++n) {
+    if (inputs[n].empty()) continue;
+    double largest = 1e-3;
+    for (const double x : *gradients[n]) largest = std::max(largest, std::abs(x));
+    for (int sample = 0; sample < samples; ++sample) {
+      const auto i = static_cast<std::size_t>(draw(random, 0, static_cast<std::int64_t>(inputs[n].size()) - 1));
+      const double kept = inputs[n][i];
+      inputs[n][i] = kept + step;
+      const double above = loss();
+      inputs[n][i] = kept - step;
+      const double below = loss();
+      inputs[n][i] = kept;
+      worst = std::max(worst, std::abs((above - below) / (2 * step) - (*gradients[n])[i]) / largest);
+    }
+  }
+  return worst;
+}
+
+}  // namespace ringattn::reference

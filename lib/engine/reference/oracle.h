@@ -1,0 +1,64 @@
+// One random problem with its inputs, its exact results, and how far from them a result may lie.
+//
+// Tolerance rule: the largest error of a tensor may be at most twice that of a plain computation in the same dtype, both
+// against fp64 on the same rounded inputs. The plain computation is reference::forward<float> with its results rounded to
+// their dtype. On a few numbers its error is a matter of luck, so it is the worst of several orders of summation;
+// and it counts as no less than two rounding errors of the tensor's largest element, one of fp32 arithmetic and one of
+// storing the result in its dtype, below which no computation can promise to stay.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/reference/reference.h"
+#include "plan/problem.h"
+
+namespace ringattn::reference {
+
+using Random = std::mt19937_64;
+
+inline std::int64_t draw(Random& random, std::int64_t low, std::int64_t high) {
+  return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1));
+}
+
+struct ProblemLimits {
+  std::int64_t batch = 2;
+  std::int64_t seqlen = 96;
+  std::int64_t num_heads_kv = 2;
+  std::int64_t group = 4;
+  std::int64_t head_dim = 48;
+};
+
+// Any mask, sharding, alignment, dtype and length that ra_attention_desc can say, small enough to check.
+Problem draw_problem(Random& random, const ProblemLimits& limits);
+
+// In words that tell two problems apart; for messages.
+std::string describe(const Problem& problem);
+
+// A number as it is after being stored in `dtype`: to nearest, ties to even.
+double rounded(double x, DType dtype);
+void encode(double x, DType dtype, void* to);
+double decode(const void* from, DType dtype);
+
+struct Expected {
+  std::vector<double> exact;
+  double tolerance = 0;  // of the largest error
+};
+
+struct Oracle {
+  // Draws q, k, v and dout from a normal distribution, rounded to their dtypes.
+  Oracle(const Problem& problem, Random& random);
+
+  Problem problem;
+  std::vector<double> q, k, v, dout;
+  Expected out, lse, dq, dk, dv;
+};
+
+// Largest difference between fp64 gradients and central finite differences of sum(dout * out), over `samples` entries of
+// each of q, k and v, relative to the largest gradient. Checks the oracle itself; about 1e-7 where it is right.
+double finite_difference_error(const Oracle& oracle, Random& random, int samples);
+
+}  // namespace ringattn::reference

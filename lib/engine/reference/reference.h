@@ -1,0 +1,45 @@
+// The oracle: attention by its definition, written for reading.
+//
+// Plain loops over every (query, key) pair of the whole sequence and the mask as ra_attention_desc words it; no runs, no
+// intervals, no tiles, so that it shares no idea with the code it checks. Real = double is the truth that errors are
+// measured against; Real = float is the "plain computation in the same dtype" of the tolerance rule.
+//
+//   q    [batch, seqlen_q,  num_heads_q,  head_dim]     k  [batch, seqlen_kv, num_heads_kv, head_dim]
+//   out  [batch, seqlen_q,  num_heads_q,  head_dim_v]   v  [batch, seqlen_kv, num_heads_kv, head_dim_v]
+//   lse  [batch, num_heads_q, seqlen_q]                 gradients have the shape of what they belong to
+//
+// All tensors are packed. Cost: O(batch heads seqlen_q seqlen_kv (head_dim + head_dim_v)).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/problem.h"
+
+namespace ringattn::reference {
+
+template <class Real>
+struct Result {
+  std::vector<Real> out, lse;
+};
+
+template <class Real>
+struct Gradients {
+  std::vector<Real> dq, dk, dv;
+};
+
+// Whether query i sees key j of batch entry b, by the definition of ra_attention_desc.
+bool sees(const Problem& problem, std::int64_t b, std::int64_t i, std::int64_t j);
+
+// Sums over keys and over query rows begin at index `first` and wrap around: it makes a difference in the last bits only.
+template <class Real>
+Result<Real> forward(const Problem& problem, const std::vector<Real>& q, const std::vector<Real>& k,
+                     const std::vector<Real>& v, std::int64_t first = 0);
+
+// `forward` is the result for the same q, k, v; its out and lse may have been rounded.
+template <class Real>
+Gradients<Real> backward(const Problem& problem, const std::vector<Real>& q, const std::vector<Real>& k,
+                         const std::vector<Real>& v, const Result<Real>& forward, const std::vector<Real>& dout,
+                         std::int64_t first = 0);
+
+}  // namespace ringattn::reference

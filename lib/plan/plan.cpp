@@ -1,0 +1,190 @@
+#include "plan/plan.h"
+
+#include <algorithm>
+#include <cstddef>
+
+namespace ringattn {
+namespace {
+
+// Rows of a chunk where the caller leaves the number of chunks to us: long enough that a step outweighs its messages,
+// short enough that what is in flight stays small beside the shards.
+constexpr std::int64_t forward_chunk_rows = 2048;
+constexpr std::int64_t backward_chunk_rows = 1024;
+
+std::int64_t choose_num_chunks(const Problem& problem, int world_size, Pass pass, std::int64_t longest_shard) {
+  const std::int64_t most = std::max<std::int64_t>(longest_shard, 1);
+  if (problem.num_chunks > 0) return std::min(problem.num_chunks, most);
+  if (pass == Pass::forward && world_size == 1) return 1;  // nothing travels and nothing is held back
+  const std::int64_t rows = pass == Pass::forward ? forward_chunk_rows : backward_chunk_rows;
+  return (most + rows - 1) / rows;
+}
+
+// The pieces of one document among `pieces`, which are ascending in document, from `from` on; advances `from` past them.
+std::span<const Piece> take_document(const std::vector<Piece>& pieces, std::size_t& from, std::int64_t document) {
+  while (from < pieces.size() && pieces[from].document < document) ++from;
+  std::size_t end = from;
+  while (end < pieces.size() && pieces[end].document == document) ++end;
+  const std::span<const Piece> taken(pieces.data() + from, end - from);
+  from = end;
+  return taken;
+}
+
+// Calls f(document, queries, keys) for every document that has queries; `keys` may be empty. Stops where f returns true.
+template <class F>
+bool for_each_document(const std::vector<Piece>& queries, const std::vector<Piece>& keys, F&& f) {
+  std::size_t query = 0, key = 0;
+  while (query < queries.size()) {
+    const std::int64_t document = queries[query].document;
+    const auto document_queries = take_document(queries, query, document);
+    if (f(document, document_queries, take_document(keys, key, document))) return true;
+  }
+  return false;
+}
+
+bool item_sees(const WorkItem& item, std::int64_t kv_length) {
+  for (const Piece& query : item.queries)
+    for (const Piece& key : item.keys)
+      if (any_visible(item.band, query, key, kv_length - item.kv_begin)) return true;
+  return false;
+}
+
+}  // namespace
+
+Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
+    : problem_(problem), world_size_(world_size), rank_(rank), pass_(pass) {
+  std::int64_t longest = 0;
+  for (int r = 0; r < world_size; ++r) {
+    all_queries_.push_back(shard_pieces(problem_, Side::query, world_size, r));
+    keys_.push_back(shard_pieces(problem_, Side::key_value, world_size, r));
+    longest = std::max(longest, row_count(keys_.back()));
+  }
+  queries_ = all_queries_[static_cast<std::size_t>(rank)];
+  num_chunks_ = choose_num_chunks(problem_, world_size, pass, longest);
+
+  std::vector<Reach> reaches(static_cast<std::size_t>(world_size));
+  for (std::int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
+    for (int owner = 0; owner < world_size; ++owner) reaches[static_cast<std::size_t>(owner)] = find_reach(owner, chunk);
+    add_tour(chunk, +1, reaches);
+    if (std::any_of(reaches.begin(), reaches.end(), [](const Reach& r) { return r.upstream > 0; }))
+      add_tour(chunk, -1, reaches);
+    moments_.back().finishes_chunk = true;
+  }
+}
+
+std::int64_t Plan::longest_chunk() const {
+  std::int64_t longest = 0;
+  for (int owner = 0; owner < world_size_; ++owner) longest = std::max(longest, chunk_rows(owner, 0));
+  return longest;
+}
+
+std::int64_t Plan::chunk_bytes(std::int64_t rows) const {
+  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) * size_of(problem_.dtype);
+}
+
+std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
+  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) * size_of(DType::float32);
+}
+
+bool Plan::sees(int rank, int owner, std::int64_t chunk) const {
+  const auto keys = cut_rows(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, chunk), chunk_begin(owner, chunk + 1));
+  if (keys.empty()) return false;
+  return for_each_document(all_queries_[static_cast<std::size_t>(rank)], keys, [&](std::int64_t d, auto queries, auto document_keys) {
+    const Document& document = problem_.documents[static_cast<std::size_t>(d)];
+    const WorkItem item{problem_.band(document), document.kv_begin, queries, document_keys};
+    return item_sees(item, problem_.longest_kv());
+  });
+}
+
+// Of the ranks at distance 1 .. P - 1 downstream, those that see the chunk; the widest gap between them is left out.
+Plan::Reach Plan::find_reach(int owner, std::int64_t chunk) const {
+  Reach best{.downstream = 0, .upstream = 0};
+  int previous = 0, widest_gap = 0;
+  for (int distance = 1; distance <= world_size_; ++distance) {
+    const bool home = distance == world_size_;
+    if (!home && !sees((owner + distance) % world_size_, owner, chunk)) continue;
+    if (distance - previous >= widest_gap) {  // the last of equal gaps: a chunk that all see goes once around, one way
+      widest_gap = distance - previous;
+      best = {.downstream = previous, .upstream = world_size_ - distance};
+    }
+    previous = distance;
+  }
+  return best;
+}
+
+void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches) {
+  const auto reach = [&](int owner) { return reaches[static_cast<std::size_t>(owner)].in(direction); };
+  int longest = 0;
+  for (int owner = 0; owner < world_size_; ++owner) longest = std::max(longest, reach(owner));
+  const bool gradients = pass_ == Pass::backward;
+  const auto count_message = [&](std::int64_t bytes) {
+    totals_.hops += 1;
+    totals_.hop_bytes += bytes;
+  };
+
+  const int last = longest + (gradients && longest > 0 ? 1 : 0);  // one more moment for the last gradients to come home
+  for (int time = 0; time <= last; ++time) {
+    Moment moment{.chunk = chunk, .direction = direction, .time = time};
+    const int held = at_distance(-direction * time);
+    const int next = at_distance(-direction * (time + 1));
+    const int before = at_distance(-direction * (time - 1));
+    const int ahead = at_distance(direction), behind = at_distance(-direction);
+    if (time <= reach(held)) {
+      moment.holds = held;
+      moment.computes = (time > 0 || direction > 0) && sees(rank_, held, chunk);
+      totals_.steps += moment.computes ? 1 : 0;
+      if (time < reach(held)) {
+        moment.send_to = ahead;
+        count_message(chunk_bytes(chunk_rows(held, chunk)));
+      }
+      if (gradients && time > 0) moment.gradient_receive_from = behind;
+    }
+    if (time < reach(next)) {
+      moment.receive_from = behind;
+      moment.receive_owner = next;
+    }
+    if (gradients && time > 0 && reach(before) > 0 && time - 1 <= reach(before)) {
+      moment.gradient_send_to = time <= reach(before) ? ahead : before;
+      moment.gradient_send_owner = before;
+      count_message(gradient_bytes(chunk_rows(before, chunk)));
+    }
+    if (gradients && reach(rank_) > 0 && time - 1 == reach(rank_))
+      moment.gradient_home_from = at_distance(direction * reach(rank_));
+    moments_.push_back(moment);
+  }
+}
+
+StepItems Plan::items(const Moment& moment, bool all_rows) const {
+  StepItems step;
+  const int owner = moment.holds;
+  step.keys = cut_rows(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, moment.chunk),
+                       chunk_begin(owner, moment.chunk + 1));
+  for_each_document(queries_, step.keys, [&](std::int64_t d, auto queries, auto keys) {
+    const Document& document = problem_.documents[static_cast<std::size_t>(d)];
+    WorkItem item{problem_.band(document), document.kv_begin, queries, keys};
+    const bool sees = item_sees(item, problem_.longest_kv());
+    if (!sees) item.keys = {};
+    if (sees || all_rows) step.items.push_back(item);
+    return false;
+  });
+  return step;
+}
+
+double count_visible_pairs(const Problem& problem, int world_size, int rank) {
+  double pairs = 0;
+  for (const Piece& piece : shard_pieces(problem, Side::query, world_size, rank)) {
+    const Document& document = problem.documents[static_cast<std::size_t>(piece.document)];
+    const Band band = problem.band(document);
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      const std::int64_t limit = std::min(document.kv_length, problem.kv_length(b) - document.kv_begin);
+      for (std::int64_t i = 0; i < piece.length; ++i) {
+        const std::int64_t position = piece.position(i);
+        const std::int64_t lo = std::max<std::int64_t>(0, position + band.lower);
+        const std::int64_t hi = std::min(limit, position + band.upper + 1);
+        pairs += static_cast<double>(std::max<std::int64_t>(0, hi - lo));
+      }
+    }
+  }
+  return pairs;
+}
+
+}  // namespace ringattn

@@ -1,0 +1,121 @@
+// The ring as data: which chunks travel how far, and what one rank sends, receives and computes at each moment.
+//
+//   for chunk c of every shard:                      outer, so that two chunk buffers are all that is ever in flight
+//     for a tour in each direction that is needed:   downstream to rank + 1, then upstream to rank - 1
+//       for time t = 0, 1, ...:                      at time t a rank holds the chunk of the rank t places behind it
+//         hand on what is held, take in the next; compute the step if a row sees a key of what is held
+//
+// A chunk's reach in each direction is the least that visits every rank that sees any of it, so a window shorter than a
+// shard makes one hop and a chunk nobody else sees makes none. In the backward pass a chunk's gradients follow one moment
+// behind it: what was added at time t travels at time t + 1, and from the last rank straight home to the owner. Every
+// transfer begins and ends within one moment that both ranks reach whatever the others do, so the ring cannot deadlock.
+//
+// Pure: no threads, no memory, no device. Every rank computes the same reaches from the same problem.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/interval.h"
+#include "plan/problem.h"
+#include "plan/shard.h"
+
+namespace ringattn {
+
+enum class Pass { forward, backward };
+
+constexpr int nobody = -1;
+
+// One moment of one rank. Ranks are `nobody` where nothing happens.
+struct Moment {
+  std::int64_t chunk = 0;
+  int direction = 1;  // +1 downstream, -1 upstream
+  int time = 0;
+  int holds = nobody;          // owner of the chunk held
+  bool computes = false;       // some row of this rank sees a key of it
+  int send_to = nobody;        // the held K/V go there
+  int receive_from = nobody;   // the next K/V come from there ...
+  int receive_owner = nobody;  // ... and belong to this rank
+  // Backward only. Gradients of the chunk held a moment ago go out; those of the held chunk, as far as summed, come in.
+  int gradient_send_to = nobody;
+  int gradient_send_owner = nobody;
+  int gradient_receive_from = nobody;
+  int gradient_home_from = nobody;  // this rank's own gradients come home
+  bool finishes_chunk = false;      // last moment of this chunk: its own gradients are complete
+};
+
+// What a rank will have done at the end of the pass.
+struct Totals {
+  std::int64_t steps = 0;
+  std::int64_t hops = 0;
+  std::int64_t hop_bytes = 0;
+  friend bool operator==(const Totals&, const Totals&) = default;
+};
+
+// The work items of one step, with the storage that they refer to.
+struct StepItems {
+  std::vector<Piece> keys;
+  std::vector<WorkItem> items;
+};
+
+class Plan {
+ public:
+  Plan(const Problem& problem, int world_size, int rank, Pass pass);
+
+  const Problem& problem() const { return problem_; }
+  int world_size() const { return world_size_; }
+  int rank() const { return rank_; }
+  Pass pass() const { return pass_; }
+
+  std::int64_t num_chunks() const { return num_chunks_; }
+  std::int64_t query_rows() const { return row_count(queries_); }
+  std::int64_t key_rows(int owner) const { return row_count(keys_[static_cast<std::size_t>(owner)]); }
+
+  // Rows of an owner's shard that chunk c holds: chunk_begin(c) .. chunk_begin(c + 1) - 1.
+  std::int64_t chunk_begin(int owner, std::int64_t chunk) const { return part_begin(key_rows(owner), num_chunks_, chunk); }
+  std::int64_t chunk_rows(int owner, std::int64_t chunk) const {
+    return chunk_begin(owner, chunk + 1) - chunk_begin(owner, chunk);
+  }
+  std::int64_t longest_chunk() const;  // rows, over all owners
+
+  // K and V of one chunk as they travel: packed [batch, rows, num_heads_kv, head_dim] and then the same with head_dim_v.
+  std::int64_t chunk_bytes(std::int64_t rows) const;
+  // Their gradients, fp32, in the same order.
+  std::int64_t gradient_bytes(std::int64_t rows) const;
+
+  const std::vector<Moment>& moments() const { return moments_; }
+  const Totals& totals() const { return totals_; }
+  bool travels() const { return world_size_ > 1; }
+
+  // Work of a step. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
+  StepItems items(const Moment& moment, bool all_rows) const;
+
+  // Whether any query of `rank` sees a key of that chunk.
+  bool sees(int rank, int owner, std::int64_t chunk) const;
+
+ private:
+  struct Reach {
+    int downstream = 0;
+    int upstream = 0;
+    int in(int direction) const { return direction > 0 ? downstream : upstream; }
+  };
+  Reach find_reach(int owner, std::int64_t chunk) const;
+  void add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches);
+  int at_distance(int steps) const { return ((rank_ + steps) % world_size_ + world_size_) % world_size_; }
+
+  Problem problem_;
+  int world_size_;
+  int rank_;
+  Pass pass_;
+  std::int64_t num_chunks_ = 1;
+  std::vector<Piece> queries_;                   // of this rank
+  std::vector<std::vector<Piece>> all_queries_;  // of every rank
+  std::vector<std::vector<Piece>> keys_;         // of every rank
+  std::vector<Moment> moments_;
+  Totals totals_;
+};
+
+// (query, key) pairs that the rows of a rank see, over the whole batch, for one head.
+double count_visible_pairs(const Problem& problem, int world_size, int rank);
+
+}  // namespace ringattn

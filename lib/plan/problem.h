@@ -1,0 +1,77 @@
+// One attention problem, validated and completed: what the planner, the engines and the oracle see of ra_attention_desc.
+//
+// Plain values, no pointers into the caller's memory. An unpacked sequence is one document, so nothing below asks whether
+// a problem has documents. The mask of a document is a band around its diagonal: a query at position i of the document
+// sees a key at position j of it iff  band.lower <= j - i <= band.upper  and the key is not padding.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace ringattn {
+
+// Values equal ra_dtype and ra_sharding; lib/api asserts it.
+enum class DType : std::int32_t { float32 = 1, bfloat16 = 2, float16 = 3 };
+enum class Sharding : std::int32_t { contiguous = 0, zigzag = 1, striped = 2 };
+enum class Side : std::int32_t { query = 0, key_value = 1 };
+
+constexpr std::int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+
+// Tokens of the whole sequences that attend to each other.
+struct Document {
+  std::int64_t q_begin = 0;
+  std::int64_t q_length = 0;
+  std::int64_t kv_begin = 0;
+  std::int64_t kv_length = 0;
+
+  std::int64_t begin(Side side) const { return side == Side::query ? q_begin : kv_begin; }
+  std::int64_t length(Side side) const { return side == Side::query ? q_length : kv_length; }
+  friend bool operator==(const Document&, const Document&) = default;
+};
+
+// Keys visible from a query, as differences of positions inside the document.
+struct Band {
+  static constexpr std::int64_t unbounded = std::numeric_limits<std::int64_t>::max() / 4;
+  std::int64_t lower = -unbounded;
+  std::int64_t upper = unbounded;
+};
+
+struct Problem {
+  std::int64_t batch = 1;
+  std::int64_t seqlen_q = 0;
+  std::int64_t seqlen_kv = 0;
+  std::int64_t num_heads_q = 1;
+  std::int64_t num_heads_kv = 1;
+  std::int64_t head_dim = 1;
+  std::int64_t head_dim_v = 1;
+  DType dtype = DType::float32;
+  DType out_dtype = DType::float32;
+  DType grad_dtype = DType::float32;
+  Sharding sharding = Sharding::contiguous;
+  std::int64_t stripe = 1;
+  bool causal = false;
+  bool bottom_right = true;
+  std::int64_t window_left = -1;
+  std::int64_t window_right = -1;
+  float softmax_scale = 1.0F;
+  float softcap = 0.0F;
+  std::int64_t num_chunks = 0;             // 0: the planner chooses
+  std::vector<Document> documents;         // at least one, ascending and contiguous on both sides
+  std::vector<std::int64_t> kv_lengths;    // empty: no padding; else one per batch entry
+
+  std::int64_t group() const { return num_heads_q / num_heads_kv; }
+  std::int64_t seqlen(Side side) const { return side == Side::query ? seqlen_q : seqlen_kv; }
+
+  // Keys of the whole sequence that batch entry b has before its padding, and the most that any entry has.
+  std::int64_t kv_length(std::int64_t b) const {
+    return kv_lengths.empty() ? seqlen_kv : kv_lengths[static_cast<std::size_t>(b)];
+  }
+  std::int64_t longest_kv() const;
+
+  Band band(const Document& document) const;
+
+  friend bool operator==(const Problem&, const Problem&) = default;
+};
+
+}  // namespace ringattn

@@ -1,0 +1,106 @@
+#include "ring/agreement.h"
+
+#include <array>
+#include <bit>
+#include <cstring>
+#include <iterator>
+
+namespace ringattn {
+namespace {
+
+enum class Kind { number, real, digest };
+
+struct Field {
+  const char* name;
+  std::int64_t value;
+  Kind kind = Kind::number;
+};
+
+// FNV-1a over whole numbers: tells different lists apart without sending them.
+class Digest {
+ public:
+  void add(std::int64_t x) {
+    for (int byte = 0; byte < 8; ++byte) state_ = (state_ ^ (static_cast<std::uint64_t>(x) >> (8 * byte) & 0xff)) * 0x100000001b3U;
+  }
+  std::int64_t value() const { return std::bit_cast<std::int64_t>(state_); }
+
+ private:
+  std::uint64_t state_ = 0xcbf29ce484222325U;
+};
+
+auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, std::int64_t a, std::int64_t b) {
+  Digest offsets_q, offsets_kv, kv_lengths;
+  for (const Document& d : p.documents) {
+    offsets_q.add(d.q_begin);
+    offsets_kv.add(d.kv_begin);
+  }
+  for (const std::int64_t length : p.kv_lengths) kv_lengths.add(length);
+  const auto real = [](float x) { return std::int64_t{std::bit_cast<std::int32_t>(x)}; };
+  return std::array{
+      Field{"operation (1 forward, 2 backward, 3 self-test)", static_cast<std::int64_t>(operation)},
+      Field{"number of calls so far", call_number},
+      Field{"num_problems", a},
+      Field{"seed", b},
+      Field{"batch", p.batch},
+      Field{"seqlen_q", p.seqlen_q},
+      Field{"seqlen_kv", p.seqlen_kv},
+      Field{"num_heads_q", p.num_heads_q},
+      Field{"num_heads_kv", p.num_heads_kv},
+      Field{"head_dim", p.head_dim},
+      Field{"head_dim_v", p.head_dim_v},
+      Field{"dtype", static_cast<std::int64_t>(p.dtype)},
+      Field{"out_dtype", static_cast<std::int64_t>(p.out_dtype)},
+      Field{"grad_dtype", static_cast<std::int64_t>(p.grad_dtype)},
+      Field{"sharding", static_cast<std::int64_t>(p.sharding)},
+      Field{"stripe", p.stripe},
+      Field{"mask", p.causal},
+      Field{"mask_alignment", p.bottom_right},
+      Field{"window_left", p.window_left},
+      Field{"window_right", p.window_right},
+      Field{"softmax_scale", real(p.softmax_scale), Kind::real},
+      Field{"softcap", real(p.softcap), Kind::real},
+      Field{"num_documents", static_cast<std::int64_t>(p.documents.size())},
+      Field{"document_offsets_q", offsets_q.value(), Kind::digest},
+      Field{"document_offsets_kv", offsets_kv.value(), Kind::digest},
+      Field{"kv_lengths", kv_lengths.value(), Kind::digest},
+      Field{"num_chunks", p.num_chunks},
+  };
+}
+
+std::string show(Kind kind, std::int64_t value) {
+  switch (kind) {
+    case Kind::real:
+      return text(std::bit_cast<float>(static_cast<std::int32_t>(value)));
+    case Kind::digest: {
+      std::ostringstream stream;
+      stream << "a list with digest 0x" << std::hex << static_cast<std::uint64_t>(value);
+      return std::move(stream).str();
+    }
+    default:
+      return text(value);
+  }
+}
+
+}  // namespace
+
+void agree(Transport& transport, Operation operation, std::int64_t call_number, const Problem& problem,
+           std::int64_t argument_a, std::int64_t argument_b) {
+  const auto fields = fields_of(operation, call_number, problem, argument_a, argument_b);
+  std::array<std::int64_t, std::tuple_size_v<decltype(fields)>> mine;
+  for (std::size_t i = 0; i < fields.size(); ++i) mine[i] = fields[i].value;
+  const std::vector<std::byte> all = transport.all_gather(std::as_bytes(std::span(mine)));
+  const auto value = [&](std::size_t rank, std::size_t field) {
+    std::int64_t x;
+    std::memcpy(&x, all.data() + rank * sizeof mine + field * sizeof x, sizeof x);
+    return x;
+  };
+  for (std::size_t field = 0; field < fields.size(); ++field)
+    for (std::size_t rank = 1; rank < all.size() / sizeof mine; ++rank)
+      if (value(rank, field) != value(0, field))
+        throw Error(RA_STATUS_MISMATCH,
+                    text(fields[field].name, " is ", show(fields[field].kind, value(0, field)), " on rank 0 but ",
+                         show(fields[field].kind, value(rank, field)), " on rank ", rank),
+                    static_cast<int>(rank));
+}
+
+}  // namespace ringattn

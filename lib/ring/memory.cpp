@@ -1,0 +1,18 @@
+#include "ring/memory.h"
+
+#include "ring/journey.h"
+
+namespace ringattn {
+
+std::size_t workspace_bytes(const Plan& plan, const Engine& engine, int num_threads) {
+  Arena arena;
+  Journey::take_buffer(arena, plan);
+  Journey::take_buffer(arena, plan);
+  if (plan.pass() == Pass::forward)
+    ForwardMemory::take(arena, plan, engine, num_threads);
+  else
+    BackwardMemory::take(arena, plan, engine, num_threads);
+  return arena.size();
+}
+
+}  // namespace ringattn

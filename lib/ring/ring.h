@@ -1,0 +1,52 @@
+// The ring, executed: a plan's moments, one after the other, on an engine and a transport.
+//
+// Invariant of the forward pass: before the moment (chunk c, time t) the running (output, max, sum) of every local row
+// covers exactly the chunks c' < c of all ranks, and chunk c of the ranks whose chunk has been here already. Cost per rank
+// and call, where every rank needs every chunk: (P - 1) / P of the K/V bytes, once around.
+#pragma once
+
+#include <cstddef>
+
+#include "core/threads.h"
+#include "engine/engine.h"
+#include "plan/plan.h"
+#include "transport/transport.h"
+
+namespace ringattn {
+
+// Tensors of one rank, over its shard. Memory of `workspace`: workspace_bytes.
+struct ForwardCall {
+  Tensor q, k, v, out;
+  float* lse = nullptr;  // may be null
+  void* workspace = nullptr;
+};
+
+struct BackwardCall {
+  Tensor dout, q, k, v, out, dq, dk, dv;
+  const float* lse = nullptr;
+  bool accumulate = false;
+  void* workspace = nullptr;
+};
+
+// What a pass really did.
+struct Statistics {
+  Totals totals;
+  double total_seconds = 0;
+  double compute_seconds = 0;
+  double wait_seconds = 0;
+};
+
+// What a pass runs on.
+struct Machinery {
+  Engine& engine;
+  Threads& threads;
+  Transport& transport;
+};
+
+std::size_t workspace_bytes(const Plan& plan, const Engine& engine, int num_threads);
+
+// Collective over the ranks whose plans have the same problem. Throws Error, as Transport does.
+Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call);
+Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call);
+
+}  // namespace ringattn

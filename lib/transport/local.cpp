@@ -1,0 +1,364 @@
+// A group is one mutex, one condition variable and the posts of its members. A sender posts where its bytes lie; the
+// receiver copies them, outside the lock, when it has time (progress) or has to (wait), and marks the post as done. A
+// sender therefore leaves a wait, also a failed one, only when nobody is reading its memory any more.
+//
+// The one process-wide table here is the rendezvous: ranks of a group know nothing of each other but its id.
+#include "transport/local.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <random>
+
+namespace ringattn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::minutes forgotten_after{10};  // groups that nobody is in any more, but not all ranks came to
+
+struct Transfer {
+  int peer = -1;
+  std::uint64_t tag = 0;
+  std::byte* data = nullptr;
+  std::size_t size = 0;
+  enum { posted, copying, done } state = posted;
+};
+
+struct Member {
+  enum { absent, present, gone } state = absent;
+  std::function<void()> on_failure;
+  std::vector<Transfer> sends, receives;
+  int waits_for = -1;                              // the rank whose turn it is, while this one waits
+  std::int64_t gathers = 0;                        // all_gather calls entered
+  std::array<std::vector<std::byte>, 2> records;  // of the last two
+};
+
+struct Group {
+  explicit Group(int world_size) : members(static_cast<std::size_t>(world_size)) {}
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<Member> members;
+  Failure failure;
+  Clock::time_point left = Clock::now();  // when a member last came or went
+
+  int world_size() const { return static_cast<int>(members.size()); }
+  bool everyone_gone() const {
+    return std::all_of(members.begin(), members.end(), [](const Member& m) { return m.state == Member::gone; });
+  }
+  bool anyone_present() const {
+    return std::any_of(members.begin(), members.end(), [](const Member& m) { return m.state == Member::present; });
+  }
+
+  // With the lock held.
+  void fail(ra_status status, int culprit, const char* message) noexcept {
+    if (failure.status != RA_STATUS_SUCCESS) return;
+    failure.status = status;
+    failure.rank = culprit;
+    std::snprintf(failure.message, sizeof failure.message, "%s", message);
+    for (Member& member : members)
+      if (member.state == Member::present && member.on_failure) member.on_failure();
+    changed.notify_all();
+  }
+
+  // With the lock held: the failure as rank `me` sees it. What only concerns the culprit is a lost peer to the others.
+  Failure failure_for(int me) const {
+    Failure seen = failure;
+    switch (failure.status) {
+      case RA_STATUS_SUCCESS:
+      case RA_STATUS_TIMEOUT:
+      case RA_STATUS_ABORTED:
+      case RA_STATUS_MISMATCH:
+      case RA_STATUS_PEER_LOST:
+        return seen;
+      default:
+        if (failure.rank == me) return seen;
+        seen.status = RA_STATUS_PEER_LOST;
+        std::snprintf(seen.message, sizeof seen.message, "rank %d failed: %.320s", failure.rank, failure.message);
+        return seen;
+    }
+  }
+};
+
+// The table of groups that are forming or alive.
+struct Rendezvous {
+  std::mutex mutex;
+  std::map<std::string, std::shared_ptr<Group>> groups;
+
+  static Rendezvous& instance() {
+    static Rendezvous rendezvous;
+    return rendezvous;
+  }
+
+  std::shared_ptr<Group> find_or_make(const std::string& id, int world_size) {
+    const std::lock_guard lock(mutex);
+    std::erase_if(groups, [](const auto& entry) {
+      const std::lock_guard group_lock(entry.second->mutex);
+      return !entry.second->anyone_present() && Clock::now() - entry.second->left > forgotten_after;
+    });
+    std::shared_ptr<Group>& group = groups[id];
+    if (group == nullptr) {
+      try {
+        group = std::make_shared<Group>(world_size);
+      } catch (...) {
+        groups.erase(id);
+        throw;
+      }
+    }
+    return group;
+  }
+
+  // Marks a rank as gone for good; the group goes with the last one.
+  void leave(const std::string& id, const std::shared_ptr<Group>& group, int rank) noexcept {
+    const std::lock_guard lock(mutex);
+    const std::lock_guard group_lock(group->mutex);
+    group->members[static_cast<std::size_t>(rank)].state = Member::gone;
+    group->left = Clock::now();
+    group->changed.notify_all();
+    if (group->everyone_gone()) {
+      const auto entry = groups.find(id);
+      if (entry != groups.end() && entry->second == group) groups.erase(entry);
+    }
+  }
+};
+
+class LocalTransport final : public Transport {
+ public:
+  LocalTransport(std::string id, std::shared_ptr<Group> group, int rank, std::int64_t timeout_ms)
+      : id_(std::move(id)), group_(std::move(group)), rank_(rank), timeout_ms_(timeout_ms) {}
+  LocalTransport(const LocalTransport&) = delete;
+  LocalTransport& operator=(const LocalTransport&) = delete;
+  ~LocalTransport() override { Rendezvous::instance().leave(id_, group_, rank_); }
+
+  std::vector<std::byte> all_gather(std::span<const std::byte> record) override {
+    std::unique_lock lock(group_->mutex);
+    Member& me = member(rank_);
+    const auto slot = [](std::int64_t round) { return static_cast<std::size_t>(round % 2); };
+    me.records[slot(me.gathers)].assign(record.begin(), record.end());
+    const std::int64_t round = ++me.gathers;
+    group_->changed.notify_all();
+    wait_until(lock, [&] {
+      for (int r = 0; r < group_->world_size(); ++r)
+        if (member(r).gathers < round) return r;
+      return -1;
+    });
+    std::vector<std::byte> all;
+    all.reserve(record.size() * group_->members.size());
+    for (const Member& m : group_->members) {
+      const auto& theirs = m.records[slot(round - 1)];
+      all.insert(all.end(), theirs.begin(), theirs.end());
+    }
+    return all;
+  }
+
+  void send(int peer, std::uint64_t tag, std::span<const std::byte> data) override {
+    const std::lock_guard lock(group_->mutex);
+    // The bytes are only read; one Transfer serves both directions.
+    member(rank_).sends.push_back({peer, tag, const_cast<std::byte*>(data.data()), data.size()});
+    group_->changed.notify_all();
+  }
+
+  void receive(int peer, std::uint64_t tag, std::span<std::byte> data) override {
+    const std::lock_guard lock(group_->mutex);
+    member(rank_).receives.push_back({peer, tag, data.data(), data.size()});
+  }
+
+  void progress() override {
+    std::unique_lock lock(group_->mutex);
+    copy_ready(lock);
+  }
+
+  void wait() override {
+    std::unique_lock lock(group_->mutex);
+    Member& me = member(rank_);
+    try {
+      wait_until(lock, [&] {
+        copy_ready(lock);
+        for (const auto* transfers : {&me.receives, &me.sends})
+          for (const Transfer& t : *transfers)
+            if (t.state != Transfer::done) return t.peer;
+        return -1;
+      });
+    } catch (...) {
+      for (Transfer& t : me.sends)
+        if (t.state == Transfer::posted) t.state = Transfer::done;  // nobody may begin to read it now
+      group_->changed.wait(lock, [&] {
+        return std::all_of(me.sends.begin(), me.sends.end(), [](const Transfer& t) { return t.state == Transfer::done; });
+      });
+      me.sends.clear();
+      me.receives.clear();
+      throw;
+    }
+    me.sends.clear();
+    me.receives.clear();
+  }
+
+  void fail(ra_status status, const char* message) noexcept override {
+    const std::lock_guard lock(group_->mutex);
+    group_->fail(status, rank_, message);
+  }
+
+  Failure failure() const noexcept override {
+    const std::lock_guard lock(group_->mutex);
+    return group_->failure_for(rank_);
+  }
+
+  // Blocks until every rank has come.
+  void join() {
+    std::unique_lock lock(group_->mutex);
+    wait_until(lock, [&] {
+      for (int r = 0; r < group_->world_size(); ++r)
+        if (member(r).state == Member::absent) return r;
+      return -1;
+    });
+  }
+
+ private:
+  Member& member(int rank) { return group_->members[static_cast<std::size_t>(rank)]; }
+
+  // Waits until blocking_rank() says that no rank is in the way any more (-1).
+  template <class F>
+  void wait_until(std::unique_lock<std::mutex>& lock, F&& blocking_rank) {
+    const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms_);
+    for (bool late = false;;) {
+      if (group_->failure.status != RA_STATUS_SUCCESS) {
+        const Failure seen = group_->failure_for(rank_);
+        throw Error(seen.status, seen.message, seen.rank);
+      }
+      const int blocker = blocking_rank();
+      member(rank_).waits_for = blocker;
+      if (blocker < 0) return;
+      if (member(blocker).state == Member::gone) {
+        group_->fail(RA_STATUS_PEER_LOST, blocker, text("rank ", blocker, " left while rank ", rank_, " waited for it").c_str());
+        continue;
+      }
+      if (late) {
+        const int culprit = first_cause(blocker);
+        group_->fail(RA_STATUS_TIMEOUT, culprit,
+                     text("rank ", culprit, " did not come within timeout_ms = ", timeout_ms_, " (rank ", rank_, " waited)").c_str());
+        continue;
+      }
+      late = group_->changed.wait_until(lock, deadline) == std::cv_status::timeout;
+    }
+  }
+
+  // The rank that all this waiting is for: the end of the chain of those that wait for each other.
+  int first_cause(int rank) {
+    for (int hops = 0; hops < group_->world_size() && member(rank).waits_for >= 0; ++hops) rank = member(rank).waits_for;
+    return rank;
+  }
+
+  void copy_ready(std::unique_lock<std::mutex>& lock) {
+    for (std::size_t i = 0; i < member(rank_).receives.size(); ++i) {
+      Transfer& mine = member(rank_).receives[i];
+      if (mine.state != Transfer::posted || group_->failure.status != RA_STATUS_SUCCESS) continue;
+      std::vector<Transfer>& posts = member(mine.peer).sends;
+      const auto post = std::find_if(posts.begin(), posts.end(), [&](const Transfer& t) {
+        return t.peer == rank_ && t.tag == mine.tag && t.state == Transfer::posted;
+      });
+      if (post == posts.end()) continue;
+      if (post->size != mine.size) {
+        group_->fail(RA_STATUS_MISMATCH, mine.peer,
+                     text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size).c_str());
+        return;
+      }
+      const std::size_t index = static_cast<std::size_t>(post - posts.begin());
+      const std::byte* from = post->data;
+      mine.state = post->state = Transfer::copying;
+      lock.unlock();
+      if (mine.size > 0) std::memcpy(mine.data, from, mine.size);
+      lock.lock();
+      mine.state = member(mine.peer).sends[index].state = Transfer::done;
+      group_->changed.notify_all();
+    }
+  }
+
+  std::string id_;
+  std::shared_ptr<Group> group_;
+  int rank_;
+  std::int64_t timeout_ms_;
+};
+
+std::string hexadecimal(int words) {
+  std::random_device random;
+  std::string digits;
+  for (int i = 0; i < words; ++i) {
+    char word[9];
+    std::snprintf(word, sizeof word, "%08x", random());
+    digits += word;
+  }
+  return digits;
+}
+
+constexpr const char* id_prefix = "ringattn-local-";
+constexpr std::size_t id_digits = 32;
+
+// Tells this process from every other; a child after fork differs by its process number.
+std::string own_prefix() {
+  static const std::string token = hexadecimal(2);
+  return text(id_prefix, getpid(), "-", token, "-");
+}
+
+}  // namespace
+
+std::string make_local_id() { return own_prefix() + hexadecimal(4); }
+
+bool is_local_id(const std::string& id) { return id.starts_with(id_prefix); }
+
+bool is_own_local_id(const std::string& id) {
+  const std::string prefix = own_prefix();
+  return id.starts_with(prefix) && id.size() == prefix.size() + id_digits &&
+         id.find_first_not_of("0123456789abcdef", prefix.size()) == std::string::npos;
+}
+
+std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int rank, std::int64_t timeout_ms,
+                                      std::function<void()> on_failure) {
+  const std::shared_ptr<Group> group = Rendezvous::instance().find_or_make(id, world_size);
+  std::unique_ptr<LocalTransport> transport;
+  {
+    const std::lock_guard lock(group->mutex);
+    const auto refuse = [&](const std::string& message) {
+      const bool forming = std::any_of(group->members.begin(), group->members.end(),
+                                       [](const Member& m) { return m.state == Member::absent; });
+      if (forming) group->fail(RA_STATUS_MISMATCH, rank, message.c_str());  // a complete group is not to be disturbed
+      throw Error(RA_STATUS_MISMATCH, message, rank);
+    };
+    if (world_size != group->world_size())
+      refuse(text("world_size is ", world_size, " on rank ", rank, " but ", group->world_size(), " on the ranks before it"));
+    Member& me = group->members[static_cast<std::size_t>(rank)];
+    if (me.state != Member::absent) refuse(text("rank is ", rank, " twice in one group; each rank joins once"));
+    transport = std::make_unique<LocalTransport>(id, group, rank, timeout_ms);
+    me.sends.reserve(4);
+    me.receives.reserve(4);
+    me.on_failure = std::move(on_failure);
+    me.state = Member::present;
+    group->left = Clock::now();
+    group->changed.notify_all();
+  }
+  transport->join();
+  return transport;
+}
+
+void refuse_local(const std::string& id, int world_size, int rank, ra_status status, const char* message) noexcept {
+  try {
+    const std::shared_ptr<Group> group = Rendezvous::instance().find_or_make(id, world_size);
+    if (rank >= group->world_size()) return;
+    {
+      const std::lock_guard lock(group->mutex);
+      if (group->members[static_cast<std::size_t>(rank)].state == Member::present) return;  // another's place
+      group->fail(status, rank, message);
+    }
+    Rendezvous::instance().leave(id, group, rank);
+  } catch (...) {
+    // No memory even for this: the others find out by their time-outs.
+  }
+}
+
+}  // namespace ringattn

@@ -1,0 +1,48 @@
+// What carries bytes between ranks, and how a group of ranks fails together.
+//
+// The ring posts the transfers of one moment, computes, and waits for all of them. A transfer is matched by peer and tag.
+// Both sides post a transfer in the same moment of their plans, so a wait never depends on a later moment of a peer.
+//
+// Failure is a property of the group: the first rank that fails says why, every wait on every rank then throws that
+// reason, and the group never recovers. A wait that no peer ends within the time-out fails the group with TIMEOUT.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/error.h"
+
+namespace ringattn {
+
+// Why a group broke. As seen by a rank other than the culprit, who has its own exception.
+struct Failure {
+  ra_status status = RA_STATUS_SUCCESS;
+  int rank = -1;  // the culprit
+  char message[384] = {};
+};
+
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  // Every rank's record, in the order of ranks. Collective; records of all ranks have the same size.
+  virtual std::vector<std::byte> all_gather(std::span<const std::byte> record) = 0;
+
+  // Begin a transfer; the memory belongs to the transport until the next wait returns. Do not block.
+  virtual void send(int peer, std::uint64_t tag, std::span<const std::byte> data) = 0;
+  virtual void receive(int peer, std::uint64_t tag, std::span<std::byte> data) = 0;
+
+  // Moves what can be moved without blocking; from any one thread while the owner computes.
+  virtual void progress() = 0;
+  // Returns when every transfer begun on this rank is complete.
+  virtual void wait() = 0;
+
+  // Breaks the group. Only the first failure counts. Never throws; from any thread.
+  virtual void fail(ra_status status, const char* message) noexcept = 0;
+  // What broke the group; status SUCCESS while it is whole. Never throws; from any thread.
+  virtual Failure failure() const noexcept = 0;
+};
+
+}  // namespace ringattn

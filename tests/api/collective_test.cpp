@@ -1,0 +1,440 @@
+// What ranks say when they do not agree, do not come, leave or give up: the right status on every rank, naming the culprit,
+// and soon. After every failure a new group works.
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "ringattn/ringattn.h"
+#include "support/ranks.h"
+#include "support/shard.h"
+
+namespace ringattn::test {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// Long enough for a rank on a loaded machine to come, short enough to wait for one that does not.
+constexpr std::int64_t kTimeoutMs = 500;
+// Within this an event on one rank has reached all others; far below the 60 s after which a rank would time out.
+constexpr milliseconds kPrompt{3000};
+
+// What one rank got from a call.
+struct Outcome {
+  ra_status status = RA_STATUS_SUCCESS;
+  Error error;
+  milliseconds duration{};
+};
+
+Outcome outcome_of(const std::function<ra_status(ra_error*)>& call) {
+  Outcome outcome;
+  const Clock::time_point start = Clock::now();
+  outcome.status = call(&outcome.error);
+  outcome.duration = std::chrono::duration_cast<milliseconds>(Clock::now() - start);
+  EXPECT_EQ(outcome.status, outcome.error.status);
+  return outcome;
+}
+
+Outcome forward(ra_context* context, const ra_attention_desc& desc, std::int32_t world_size, std::int32_t rank) {
+  const Shard shard(desc, world_size, rank);
+  return outcome_of([&](ra_error* error) { return shard.forward(context, error); });
+}
+
+Outcome backward(ra_context* context, const ra_attention_desc& desc, std::int32_t world_size, std::int32_t rank) {
+  const Shard shard(desc, world_size, rank);
+  return outcome_of([&](ra_error* error) { return shard.backward(context, error); });
+}
+
+Outcome create(const ra_context_config& config) {
+  return outcome_of([&](ra_error* error) {
+    const Context context(ra_create_context(&config, error));
+    EXPECT_EQ(context != nullptr, error->status == RA_STATUS_SUCCESS);
+    return static_cast<ra_status>(error->status);
+  });
+}
+
+void expect(const Outcome& outcome, ra_status status, const std::vector<std::string>& words = {}) {
+  EXPECT_STREQ(ra_get_status_name(outcome.status), ra_get_status_name(status)) << outcome.error;
+  for (const std::string& word : words) {
+    EXPECT_NE(outcome.error.text().find(word), std::string::npos) << "lacks \"" << word << "\": " << outcome.error;
+  }
+}
+
+void expect_names(const Outcome& outcome, ra_status status, std::int32_t rank) {
+  expect(outcome, status, {std::to_string(rank)});
+  EXPECT_EQ(outcome.error.rank, rank) << outcome.error;
+}
+
+void expect_new_group_works(std::int32_t world_size) {
+  for_each_rank(world_size, [&](std::int32_t rank, ra_context* context) {
+    expect(forward(context, make_desc(12), world_size, rank), RA_STATUS_SUCCESS);
+    expect(backward(context, make_desc(12), world_size, rank), RA_STATUS_SUCCESS);
+  });
+}
+
+void expect_unusable(ra_context* context, std::int32_t world_size, std::int32_t rank) {
+  expect(forward(context, make_desc(12), world_size, rank), RA_STATUS_INVALID_STATE);
+  expect(backward(context, make_desc(12), world_size, rank), RA_STATUS_INVALID_STATE);
+  expect(outcome_of([&](ra_error* error) { return ra_run_self_test(context, 1, 1, error); }), RA_STATUS_INVALID_STATE);
+}
+
+Outcome async_error(const ra_context* context) {
+  return outcome_of([&](ra_error* error) { return ra_get_async_error(context, error); });
+}
+
+// A problem of 10^12 operations but little memory, for calls that are to be interrupted.
+ra_attention_desc endless() { return make_desc(std::int64_t{1} << 16, 4, 16); }
+
+// ---------------------------------------------------------------- agreement
+
+struct Disagreement {
+  std::string name;
+  std::function<void(ra_attention_desc& desc)> here;   // what all ranks but one say
+  std::function<void(ra_attention_desc& desc)> there;  // what that one says
+  std::vector<std::string> words;
+};
+
+std::vector<Disagreement> disagreements() {
+  using D = ra_attention_desc;
+  static constexpr std::int64_t documents[2][3] = {{0, 4, 24}, {0, 5, 24}};
+  static constexpr std::int64_t other_count[] = {0, 4, 8, 24};
+  static constexpr std::int64_t lengths[2][2] = {{24, 20}, {24, 19}};
+  std::vector<Disagreement> table;
+  const auto field = [&table](const std::string& name, auto member, auto a, auto b, const std::string& text_a,
+                              const std::string& text_b) {
+    table.push_back({name, [=](D& d) { d.*member = a; }, [=](D& d) { d.*member = b; }, {name, text_a, text_b}});
+  };
+  field("batch", &D::batch, 2, 3, "2", "3");
+  field("seqlen_q", &D::seqlen_q, 24, 25, "24", "25");
+  field("seqlen_kv", &D::seqlen_kv, 24, 31, "24", "31");
+  field("num_heads_q", &D::num_heads_q, 4, 6, "4", "6");
+  field("num_heads_kv", &D::num_heads_kv, 1, 2, "1", "2");
+  field("head_dim", &D::head_dim, 8, 16, "8", "16");
+  field("head_dim_v", &D::head_dim_v, 8, 24, "8", "24");
+  field("dtype", &D::dtype, RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16, "1", "2");
+  field("out_dtype", &D::out_dtype, RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16, "1", "2");
+  field("grad_dtype", &D::grad_dtype, RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16, "1", "2");
+  field("sharding", &D::sharding, RA_SHARDING_CONTIGUOUS, RA_SHARDING_ZIGZAG, "0", "1");
+  field("stripe", &D::stripe, 1, 2, "1", "2");
+  field("mask", &D::mask, RA_MASK_FULL, RA_MASK_CAUSAL, "0", "1");
+  field("mask_alignment", &D::mask_alignment, RA_MASK_ALIGNMENT_TOP_LEFT, RA_MASK_ALIGNMENT_BOTTOM_RIGHT, "0", "1");
+  field("window_left", &D::window_left, -1, 5, "-1", "5");
+  field("window_right", &D::window_right, 3, 4, "3", "4");
+  field("softmax_scale", &D::softmax_scale, 0.25F, 0.5F, "0.25", "0.5");
+  field("softcap", &D::softcap, 0.0F, 30.0F, "0", "30");
+  field("num_chunks", &D::num_chunks, 1, 2, "1", "2");
+
+  const auto documents_are = [](const std::int64_t* offsets, std::int64_t count) {
+    return [=](D& d) {
+      d.num_documents = count;
+      d.document_offsets_q = offsets;
+    };
+  };
+  table.push_back(
+      {"num_documents", documents_are(documents[0], 2), documents_are(other_count, 3), {"num_documents", "2", "3"}});
+  table.push_back({"documents or none", [](D&) {}, documents_are(documents[0], 2), {"num_documents", "0", "2"}});
+  table.push_back(
+      {"document_offsets_q", documents_are(documents[0], 2), documents_are(documents[1], 2), {"document_offsets"}});
+  table.push_back({"document_offsets_kv",
+                   documents_are(documents[0], 2),
+                   [=](D& d) {
+                     documents_are(documents[0], 2)(d);
+                     d.document_offsets_kv = documents[1];
+                   },
+                   {"document_offsets"}});
+  const auto lengths_are = [](const std::int64_t* values) {
+    return [=](D& d) {
+      d.batch = 2;
+      d.kv_lengths = values;
+    };
+  };
+  table.push_back({"kv_lengths", lengths_are(lengths[0]), lengths_are(lengths[1]), {"kv_lengths"}});
+  table.push_back({"kv_lengths or none", lengths_are(nullptr), lengths_are(lengths[0]), {"kv_lengths"}});
+  return table;
+}
+
+// stripe is read for one sharding only and must differ there; everywhere else it is ignored.
+ra_attention_desc problem_of(const Disagreement& row, bool is_odd_one) {
+  ra_attention_desc desc = make_desc(24, 4, 8);
+  if (row.name == "stripe") desc.sharding = RA_SHARDING_STRIPED;
+  (is_odd_one ? row.there : row.here)(desc);
+  return desc;
+}
+
+TEST(Mismatch, OfAnyFieldIsReportedOnEveryRankWithBothValues) {
+  for (const Disagreement& row : disagreements()) {
+    for (const auto& [world_size, odd_one] : {std::pair{2, 0}, std::pair{2, 1}, std::pair{3, 1}}) {
+      for (const bool is_backward : {false, true}) {
+        for_each_rank(world_size, [&, world_size = world_size, odd_one = odd_one](std::int32_t rank,
+                                                                                  ra_context* context) {
+          SCOPED_TRACE(row.name + (is_backward ? " backward" : " forward") + ", rank " + std::to_string(rank) + " of " +
+                       std::to_string(world_size) + ", odd one out " + std::to_string(odd_one));
+          const ra_attention_desc desc = problem_of(row, rank == odd_one);
+          expect((is_backward ? backward : forward)(context, desc, world_size, rank), RA_STATUS_MISMATCH, row.words);
+        });
+      }
+    }
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Mismatch, OfTheOrderOfCallsIsReportedOnEveryRank) {
+  for (const std::int32_t odd_one : {0, 1, 2}) {
+    for_each_rank(3, [&](std::int32_t rank, ra_context* context) {
+      SCOPED_TRACE("rank " + std::to_string(rank) + ", odd one out " + std::to_string(odd_one));
+      expect((rank == odd_one ? backward : forward)(context, make_desc(24), 3, rank), RA_STATUS_MISMATCH,
+             {"forward", "backward"});
+    });
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Mismatch, OfSelfTestArgumentsIsReportedOnEveryRank) {
+  const auto self_test = [](std::int64_t count, std::int64_t seed, const std::vector<std::string>& words) {
+    for_each_rank(2, [&](std::int32_t rank, ra_context* context) {
+      expect(outcome_of([&](ra_error* error) {
+               return ra_run_self_test(context, rank == 0 ? 3 : count, rank == 0 ? 7 : seed, error);
+             }),
+             RA_STATUS_MISMATCH, words);
+    });
+  };
+  self_test(5, 7, {"num_problems", "3", "5"});
+  self_test(3, 11, {"seed", "7", "11"});
+  expect_new_group_works(2);
+}
+
+// ---------------------------------------------------------------- joining
+
+TEST(Join, WithoutOneRankTimesOutNamingIt) {
+  for (const std::int32_t missing : {0, 1, 2}) {
+    const ra_unique_id id = make_unique_id();
+    run_threads(3, [&](std::int32_t rank) {
+      if (rank == missing) return;
+      ra_context_config config = make_config(3, rank, &id);
+      config.timeout_ms = kTimeoutMs;
+      const Outcome outcome = create(config);
+      expect_names(outcome, RA_STATUS_TIMEOUT, missing);
+      EXPECT_LT(outcome.duration, milliseconds(kTimeoutMs) + kPrompt);
+    });
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Join, AloneNamesTheFirstAbsentRank) {
+  for (const std::int32_t rank : {0, 1, 2}) {
+    const ra_unique_id id = make_unique_id();
+    ra_context_config config = make_config(3, rank, &id);
+    config.timeout_ms = kTimeoutMs;
+    const Outcome outcome = create(config);
+    expect_names(outcome, RA_STATUS_TIMEOUT, rank == 0 ? 1 : 0);
+    EXPECT_GE(outcome.duration, milliseconds(kTimeoutMs - 50));
+  }
+  expect_new_group_works(3);
+}
+
+// Ranks[i] and world sizes as thread i gives them; the last thread comes when the others are waiting.
+void expect_join_mismatch(const std::vector<std::int32_t>& ranks, const std::vector<std::int32_t>& world_sizes,
+                          const std::vector<std::string>& words) {
+  const ra_unique_id id = make_unique_id();
+  const auto count = static_cast<std::int32_t>(ranks.size());
+  run_threads(count, [&](std::int32_t thread) {
+    if (thread == count - 1) std::this_thread::sleep_for(milliseconds(100));
+    const auto i = static_cast<std::size_t>(thread);
+    const ra_context_config config = make_config(world_sizes[i], ranks[i], &id);
+    const Outcome outcome = create(config);
+    expect(outcome, RA_STATUS_MISMATCH, words);
+    EXPECT_LT(outcome.duration, kPrompt);
+  });
+}
+
+TEST(Join, TwiceWithOneRankIsAMismatch) {
+  expect_join_mismatch({0, 0}, {2, 2}, {"rank", "0"});
+  expect_join_mismatch({1, 1}, {2, 2}, {"rank", "1"});
+  expect_join_mismatch({0, 1, 1}, {3, 3, 3}, {"rank", "1"});
+  expect_new_group_works(3);
+}
+
+TEST(Join, WithDifferentWorldSizesIsAMismatch) {
+  expect_join_mismatch({0, 1}, {2, 3}, {"world_size", "2", "3"});
+  expect_join_mismatch({1, 0}, {3, 2}, {"world_size", "2", "3"});
+  expect_join_mismatch({0, 2, 1}, {4, 4, 3}, {"world_size", "3", "4"});
+  expect_new_group_works(3);
+}
+
+// Several groups form and work at the same time in one process.
+TEST(Join, GroupsAreIndependent) {
+  run_threads(3, [](std::int32_t) { expect_new_group_works(2); });
+}
+
+// ---------------------------------------------------------------- ranks that do not come, leave or give up
+
+TEST(Absence, FromACallTimesOutNamingTheRank) {
+  for (const std::int32_t missing : {0, 1, 2}) {
+    for (const bool is_backward : {false, true}) {
+      Ranks ranks(3, [](ra_context_config& config) { config.timeout_ms = kTimeoutMs; });
+      ranks.run([&](std::int32_t rank, ra_context* context) {
+        if (rank == missing) return;
+        SCOPED_TRACE("rank " + std::to_string(rank) + ", missing " + std::to_string(missing));
+        const Outcome outcome = (is_backward ? backward : forward)(context, make_desc(24), 3, rank);
+        expect_names(outcome, RA_STATUS_TIMEOUT, missing);
+        EXPECT_LT(outcome.duration, milliseconds(kTimeoutMs) + kPrompt);
+      });
+      ranks.run([&](std::int32_t rank, ra_context* context) {
+        EXPECT_NE(async_error(context).status, RA_STATUS_SUCCESS);
+        EXPECT_NE(forward(context, make_desc(24), 3, rank).status, RA_STATUS_SUCCESS) << "rank " << rank;
+      });
+    }
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Destroy, OfOneRankIsALostPeerToThoseWhoWait) {
+  for (const std::int32_t leaver : {0, 1, 2}) {
+    Ranks ranks(3);
+    std::thread leaving([&] {
+      std::this_thread::sleep_for(milliseconds(150));
+      ranks.destroy(leaver);
+    });
+    run_threads(3, [&](std::int32_t rank) {
+      if (rank == leaver) return;
+      SCOPED_TRACE("rank " + std::to_string(rank) + ", leaver " + std::to_string(leaver));
+      const Outcome outcome = forward(ranks[rank], make_desc(24), 3, rank);
+      expect_names(outcome, RA_STATUS_PEER_LOST, leaver);
+      EXPECT_LT(outcome.duration, milliseconds(150) + kPrompt);
+    });
+    leaving.join();
+    for (const std::int32_t rank : {0, 1, 2}) {
+      if (rank != leaver) expect_names(async_error(ranks[rank]), RA_STATUS_PEER_LOST, leaver);
+    }
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Destroy, BeforeACallIsALostPeerToTheNextCall) {
+  Ranks ranks(3);
+  ranks.run([](std::int32_t rank, ra_context* context) {
+    expect(forward(context, make_desc(24), 3, rank), RA_STATUS_SUCCESS);
+  });
+  ranks.destroy(1);
+  std::atomic<int> lost{0};
+  run_threads(3, [&](std::int32_t rank) {
+    if (rank == 1) return;
+    const Outcome outcome = forward(ranks[rank], make_desc(24), 3, rank);
+    EXPECT_LT(outcome.duration, kPrompt);
+    if (outcome.status == RA_STATUS_INVALID_STATE) {  // the other one was here first, and the group is broken since
+      EXPECT_NE(outcome.error.text().find("PEER_LOST"), std::string::npos) << outcome.error;
+    } else {
+      expect_names(outcome, RA_STATUS_PEER_LOST, 1);
+      ++lost;
+    }
+    expect_names(async_error(ranks[rank]), RA_STATUS_PEER_LOST, 1);
+  });
+  EXPECT_GE(lost.load(), 1);
+  expect_new_group_works(3);
+}
+
+TEST(Abort, EndsALongCallOnEveryRankNamingTheRankThatGaveUp) {
+  for (const std::int32_t aborter : {0, 2}) {
+    for (const bool is_backward : {false, true}) {
+      Ranks ranks(3);
+      ASSERT_TRUE(ranks.complete());
+      std::vector<Shard> shards;
+      for (std::int32_t rank = 0; rank < 3; ++rank) shards.emplace_back(endless(), 3, rank);
+      std::atomic<Clock::time_point> aborted{Clock::time_point::max()};
+      std::thread giving_up([&] {
+        std::this_thread::sleep_for(milliseconds(300));
+        aborted = Clock::now();
+        expect(outcome_of([&](ra_error* error) { return ra_abort_context(ranks[aborter], error); }), RA_STATUS_SUCCESS);
+      });
+      ranks.run([&](std::int32_t rank, ra_context* context) {
+        SCOPED_TRACE("rank " + std::to_string(rank) + ", aborter " + std::to_string(aborter));
+        const Shard& shard = shards[static_cast<std::size_t>(rank)];
+        const Outcome outcome = outcome_of([&](ra_error* error) {
+          return is_backward ? shard.backward(context, error) : shard.forward(context, error);
+        });
+        expect(outcome, RA_STATUS_ABORTED);
+        if (rank == aborter) {
+          EXPECT_TRUE(outcome.error.rank == aborter || outcome.error.rank == -1) << outcome.error;
+        } else {
+          expect_names(outcome, RA_STATUS_ABORTED, aborter);
+        }
+        EXPECT_LT(Clock::now() - aborted.load(), kPrompt);
+        expect(async_error(context), RA_STATUS_ABORTED);
+        expect_unusable(context, 3, rank);
+      });
+      giving_up.join();
+    }
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Abort, BetweenCallsMakesEveryRankUnusable) {
+  Ranks ranks(3);
+  ASSERT_TRUE(ranks.complete());
+  EXPECT_EQ(ra_abort_context(ranks[1], nullptr), RA_STATUS_SUCCESS);
+  EXPECT_EQ(ra_abort_context(ranks[1], nullptr), RA_STATUS_SUCCESS) << "once more";
+  for (const std::int32_t rank : {0, 1, 2}) {
+    expect_unusable(ranks[rank], 3, rank);
+    expect(async_error(ranks[rank]), RA_STATUS_ABORTED);
+  }
+  expect_new_group_works(3);
+}
+
+TEST(Abort, EndsTheWaitOfOthersForTheRankThatGaveUp) {
+  Ranks ranks(3);
+  std::thread giving_up([&] {
+    std::this_thread::sleep_for(milliseconds(150));
+    EXPECT_EQ(ra_abort_context(ranks[2], nullptr), RA_STATUS_SUCCESS);
+  });
+  run_threads(2, [&](std::int32_t rank) {
+    const Outcome outcome = forward(ranks[rank], make_desc(24), 3, rank);
+    expect_names(outcome, RA_STATUS_ABORTED, 2);
+    EXPECT_LT(outcome.duration, milliseconds(150) + kPrompt);
+  });
+  giving_up.join();
+  expect_new_group_works(3);
+}
+
+TEST(Abort, OfALoneRankEndsItsCall) {
+  Ranks alone(1);
+  ASSERT_TRUE(alone.complete());
+  const Shard shard(endless(), 1, 0);
+  std::thread giving_up([&] {
+    std::this_thread::sleep_for(milliseconds(300));
+    EXPECT_EQ(ra_abort_context(alone[0], nullptr), RA_STATUS_SUCCESS);
+  });
+  const Outcome outcome = outcome_of([&](ra_error* error) { return shard.forward(alone[0], error); });
+  giving_up.join();
+  expect(outcome, RA_STATUS_ABORTED);
+  EXPECT_LT(outcome.duration, milliseconds(300) + kPrompt);
+  expect_unusable(alone[0], 1, 0);
+}
+
+// A second thread on a context that is waiting in a call is turned away, and the first one's call goes on undisturbed.
+TEST(Threads, OneAtATimePerContext) {
+  Ranks ranks(2);
+  ASSERT_TRUE(ranks.complete());
+  const ra_attention_desc desc = make_desc(24);
+  std::thread first([&] { expect(forward(ranks[0], desc, 2, 0), RA_STATUS_SUCCESS); });
+  std::this_thread::sleep_for(milliseconds(150));
+  const Outcome second = forward(ranks[0], desc, 2, 0);
+  expect(second, RA_STATUS_INVALID_STATE, {"thread"});
+  EXPECT_LT(second.duration, kPrompt);
+  expect(backward(ranks[0], desc, 2, 0), RA_STATUS_INVALID_STATE, {"thread"});
+  EXPECT_EQ(async_error(ranks[0]).status, RA_STATUS_SUCCESS);
+  expect(forward(ranks[1], desc, 2, 1), RA_STATUS_SUCCESS);
+  first.join();
+  ranks.run(
+      [&](std::int32_t rank, ra_context* context) { expect(forward(context, desc, 2, rank), RA_STATUS_SUCCESS); });
+}
+
+}  // namespace
+}  // namespace ringattn::test

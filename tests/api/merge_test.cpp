@@ -1,0 +1,148 @@
+// ra_merge_attention against its formula in double precision, under the tolerance rule: at most twice the error of the same
+// formula in float, or of storing the exact result in the tensors' type where that is more.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "ringattn/ringattn.h"
+#include "support/ranks.h"
+#include "support/shard.h"
+
+namespace ringattn::test {
+namespace {
+
+constexpr std::int64_t kBatch = 2, kSeqlen = 9, kHeads = 3, kDim = 5;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <class Real>
+struct Merged {
+  Real out;
+  Real lse;
+};
+
+template <class Real>
+Merged<Real> merge(Real a, Real lse_a, Real b, Real lse_b) {
+  const Real top = std::max(lse_a, lse_b);
+  if (std::isinf(top) && top < 0) return {0, top};
+  const Real lse = top + std::log(std::exp(lse_a - top) + std::exp(lse_b - top));
+  return {std::exp(lse_a - lse) * a + std::exp(lse_b - lse) * b, lse};
+}
+
+double unit_roundoff(std::int32_t dtype) {
+  return dtype == RA_DTYPE_FLOAT32 ? 0x1p-24 : dtype == RA_DTYPE_BFLOAT16 ? 0x1p-8 : 0x1p-11;
+}
+
+// Row r of a batch entry and head: what each side's lse is. Both ordinary, one far above the other, one or both -infinity.
+float lse_of(char side, std::int64_t b, std::int64_t h, std::int64_t s) {
+  const auto ordinary = static_cast<float>(4 * hashed_uniform(3, side, b, h, s));
+  switch (s) {
+    case 0:
+      return side == 'a' ? -kInfinity : ordinary;
+    case 1:
+      return side == 'b' ? -kInfinity : ordinary;
+    case 2:
+      return -kInfinity;
+    case 3:
+      return side == 'a' ? 1e4F : -1e4F;
+    case 4:
+      return side == 'a' ? 3e4F : 3e4F + ordinary;
+    case 5:
+      return side == 'a' ? -3e38F : 3e38F;
+    default:
+      return ordinary;
+  }
+}
+
+enum class Target { other, is_a, is_b };
+
+TEST(Merge, IsAttentionOverTheUnion) {
+  for (const std::int32_t dtype : {RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16, RA_DTYPE_FLOAT16}) {
+    for (const Layout layout : {Layout::packed, Layout::padded, Layout::head_major}) {
+      for (const Target target : {Target::other, Target::is_a, Target::is_b}) {
+        SCOPED_TRACE(testing::Message() << "dtype " << dtype << ", layout " << static_cast<int>(layout) << ", target "
+                                        << static_cast<int>(target));
+        Tensor a(dtype, kBatch, kSeqlen, kHeads, kDim, layout), b(dtype, kBatch, kSeqlen, kHeads, kDim, layout);
+        Tensor lse_a(RA_DTYPE_FLOAT32, kBatch, kSeqlen, kHeads, 1, Layout::head_major);
+        Tensor lse_b(RA_DTYPE_FLOAT32, kBatch, kSeqlen, kHeads, 1, Layout::head_major);
+        const auto fill = [](Tensor& out, Tensor& lse, char side) {
+          lse.for_each_element([&](auto e, auto s, auto h, auto) { lse.set(e, s, h, 0, lse_of(side, e, h, s)); });
+          out.for_each_element([&](auto e, auto s, auto h, auto d) {
+            const bool sees_nothing = std::isinf(lse.get(e, s, h, 0));
+            out.set(e, s, h, d, sees_nothing ? 0.0F : static_cast<float>(hashed_uniform(4, side, e, s, h, d)));
+          });
+        };
+        fill(a, lse_a, 'a');
+        fill(b, lse_b, 'b');
+
+        double error = 0, plain_error = 0, largest = 0, lse_error = 0, plain_lse_error = 0;
+        std::vector<Merged<double>> exact;
+        a.for_each_element([&](auto e, auto s, auto h, auto d) {
+          const float x = a.get(e, s, h, d), y = b.get(e, s, h, d), lx = lse_a.get(e, s, h, 0),
+                      ly = lse_b.get(e, s, h, 0);
+          const Merged<double> truth = merge<double>(x, lx, y, ly);
+          const Merged<float> plain = merge<float>(x, lx, y, ly);
+          exact.push_back(truth);
+          plain_error = std::max(plain_error, std::fabs(plain.out - truth.out));
+          largest = std::max(largest, std::fabs(truth.out));
+          if (std::isinf(truth.lse)) return;
+          // Relative, since the rows' magnitudes differ.
+          plain_lse_error =
+              std::max(plain_lse_error, std::fabs(plain.lse - truth.lse) / std::max(1.0, std::fabs(truth.lse)));
+        });
+
+        Tensor own_out(dtype, kBatch, kSeqlen, kHeads, kDim, layout);
+        Tensor own_lse(RA_DTYPE_FLOAT32, kBatch, kSeqlen, kHeads, 1, Layout::head_major);
+        Tensor& out = target == Target::other ? own_out : target == Target::is_a ? a : b;
+        Tensor& lse = target == Target::other ? own_lse : target == Target::is_a ? lse_a : lse_b;
+        ra_merge_args args;
+        ra_init_merge_args(&args, sizeof args);
+        args.batch = kBatch;
+        args.seqlen = kSeqlen;
+        args.num_heads = kHeads;
+        args.head_dim_v = kDim;
+        args.dtype = dtype;
+        args.out_a = a.view();
+        args.out_b = b.view();
+        args.out = out.view();
+        args.lse_a = reinterpret_cast<const float*>(lse_a.bytes.get());
+        args.lse_b = reinterpret_cast<const float*>(lse_b.bytes.get());
+        args.lse = reinterpret_cast<float*>(lse.bytes.get());
+        Error failure;
+        ASSERT_EQ(ra_merge_attention(&args, &failure), RA_STATUS_SUCCESS) << failure;
+
+        std::size_t i = 0;
+        out.for_each_element([&](auto e, auto s, auto h, auto d) {
+          const Merged<double>& truth = exact[i++];
+          error = std::max(error, std::fabs(out.get(e, s, h, d) - truth.out));
+          if (std::isinf(truth.lse)) {
+            EXPECT_EQ(lse.get(e, s, h, 0), -kInfinity);
+            EXPECT_EQ(out.get(e, s, h, d), 0.0F);
+          } else {
+            lse_error =
+                std::max(lse_error, std::fabs(lse.get(e, s, h, 0) - truth.lse) / std::max(1.0, std::fabs(truth.lse)));
+          }
+        });
+        EXPECT_LE(error, 2 * std::max(plain_error, unit_roundoff(dtype) * largest));
+        EXPECT_LE(lse_error, 2 * std::max(plain_lse_error, 0x1p-24));
+        EXPECT_TRUE(out.gaps_untouched());
+      }
+    }
+  }
+}
+
+TEST(Merge, OfNoRowsIsNothing) {
+  ra_merge_args args;
+  ra_init_merge_args(&args, sizeof args);
+  args.seqlen = 0;
+  args.head_dim_v = 4;
+  Error error;
+  EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_SUCCESS) << error;
+}
+
+}  // namespace
+}  // namespace ringattn::test

@@ -1,0 +1,94 @@
+// One rank's tensors of a measured problem: fp32, packed, and none that the pass does not need, so that their sum is
+// forward_tensors or backward_tensors of ra_memory_requirements. Every page has been written before the first call.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "benchmark/report.h"
+#include "ringattn/ringattn.h"
+
+namespace ringattn::benchmark {
+
+enum class Pass { forward, backward };
+
+inline ra_attention_desc make_desc(std::int64_t tokens, std::int64_t num_heads, ra_mask mask) {
+  ra_attention_desc desc;
+  ra_init_attention_desc(&desc, sizeof desc);
+  desc.seqlen_q = tokens;
+  desc.num_heads_q = num_heads;
+  desc.head_dim = 64;
+  desc.mask = mask;
+  desc.sharding = RA_SHARDING_ZIGZAG;
+  return desc;
+}
+
+class Tensors {
+ public:
+  // `desc` has equal numbers of queries and keys, of their heads, and equal head dimensions. A rank makes its own.
+  Tensors(const ra_attention_desc& desc, std::int32_t world_size, std::int32_t rank, Pass pass) {
+    ra_error error;
+    const std::int64_t tokens = ra_get_shard_length(&desc, world_size, rank, RA_SIDE_QUERY, &error);
+    if (tokens < 0) check(static_cast<ra_status>(error.status), error);
+    const auto rows = static_cast<std::size_t>(desc.batch * tokens * desc.num_heads_q);
+    const std::size_t elements = rows * static_cast<std::size_t>(desc.head_dim);
+    for (std::vector<float>* input : {&q_, &k_, &v_}) fill(*input, elements);
+    fill(out_, elements);  // what the forward pass writes over it is of the same size
+    lse_.assign(rows, 6.0F);
+    if (pass == Pass::forward) return;
+    fill(dout_, elements);
+    for (std::vector<float>* gradient : {&dq_, &dk_, &dv_}) gradient->assign(elements, 0.0F);
+  }
+
+  void forward(ra_context* context, const ra_attention_desc& desc) {
+    ra_forward_args args;
+    ra_init_forward_args(&args, sizeof args);
+    args.q.data = q_.data();
+    args.k.data = k_.data();
+    args.v.data = v_.data();
+    args.out.data = out_.data();
+    args.lse = lse_.data();
+    ra_error error;
+    check(ra_forward(context, &desc, &args, &error), error);
+  }
+
+  void backward(ra_context* context, const ra_attention_desc& desc) {
+    ra_backward_args args;
+    ra_init_backward_args(&args, sizeof args);
+    args.dout.data = dout_.data();
+    args.q.data = q_.data();
+    args.k.data = k_.data();
+    args.v.data = v_.data();
+    args.out.data = out_.data();
+    args.lse = lse_.data();
+    args.dq.data = dq_.data();
+    args.dk.data = dk_.data();
+    args.dv.data = dv_.data();
+    ra_error error;
+    check(ra_backward(context, &desc, &args, &error), error);
+  }
+
+ private:
+  // Numbers in [-1, 1) without a pattern that matters.
+  static void fill(std::vector<float>& values, std::size_t count) {
+    values.resize(count);
+    std::uint32_t state = 1;
+    for (float& value : values) {
+      state = state * 1664525U + 1013904223U;  // Numerical Recipes, "An Even Quicker Generator"
+      value = static_cast<float>(state >> 8) * 0x1p-23F - 1.0F;
+    }
+  }
+
+  std::vector<float> q_, k_, v_, out_, lse_, dout_, dq_, dk_, dv_;
+};
+
+// test::Ranks reports a rank's failure to GoogleTest; here it ends the benchmark.
+inline void require_no_failure() {
+  if (testing::UnitTest::GetInstance()->Failed()) throw std::runtime_error("a rank failed, see above");
+}
+
+}  // namespace ringattn::benchmark

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Builds and runs the C program of the README, and compares what it prints with what the README says that it prints.
+#
+#   readme_program.sh build_tree     against the library where it was built
+#   readme_program.sh cmake          against the installed library, by find_package(ringattn)
+#   readme_program.sh pkg_config     against the installed library, by pkg-config
+#
+# In the environment: BUILD (folder of the CMake build), CMAKE and CC. Exit status 77: pkg-config is not installed.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+readme=$root/README.md
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+flags='-std=c11 -Wall -Wextra -pedantic -Werror -pthread'
+
+# The fenced block of a language; there must be exactly one.
+block() {
+  awk -v open="\`\`\`$1" '$0 == "```" { inside = 0 } inside { print } $0 == open { inside = 1; ++n } END { exit n != 1 }' "$readme" || {
+    echo "$readme: needs exactly one block $1" >&2
+    exit 1
+  }
+}
+block c >"$work/program.c"
+block text >"$work/expected"
+
+case $1 in
+  build_tree)
+    # shellcheck disable=SC2086
+    "$CC" $flags -I"$root/include" "$work/program.c" -o "$work/program" -L"$BUILD/lib" -lringattn
+    export LD_LIBRARY_PATH="$BUILD/lib"
+    ;;
+  cmake)
+    "$CMAKE" --install "$BUILD" --prefix "$work/prefix"
+    "$CMAKE" -S "$here/consumer" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_C_COMPILER="$CC" -DCMAKE_BUILD_TYPE=Release \
+      -DCMAKE_C_FLAGS="$flags" -DPROGRAM="$work/program.c"
+    "$CMAKE" --build "$work/build"
+    cp "$work/build/program" "$work/program"
+    ;;
+  pkg_config)
+    command -v pkg-config >/dev/null || exit 77
+    "$CMAKE" --install "$BUILD" --prefix "$work/prefix"
+    PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name ringattn.pc)")
+    export PKG_CONFIG_PATH
+    # shellcheck disable=SC2046,SC2086
+    "$CC" $flags "$work/program.c" -o "$work/program" $(pkg-config --cflags --libs ringattn)
+    LD_LIBRARY_PATH=$(pkg-config --variable=libdir ringattn)
+    export LD_LIBRARY_PATH
+    ;;
+  *)
+    echo "$0: build_tree, cmake or pkg_config, not $1" >&2
+    exit 1
+    ;;
+esac
+
+"$work/program" >"$work/printed"
+cat "$work/printed"
+diff "$work/expected" "$work/printed"

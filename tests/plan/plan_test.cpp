@@ -1,0 +1,281 @@
+// The planner, by enumeration: whatever the problem, all ranks together compute each visible pair once, every message has
+// one sender and one receiver in the same moment, and gradients come home complete.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+#include <vector>
+
+#include "engine/reference/oracle.h"
+#include "plan/plan.h"
+#include "support/random.h"
+
+namespace ringattn {
+namespace {
+
+using reference::draw;
+using reference::draw_problem;
+using reference::ProblemLimits;
+using reference::Random;
+
+std::vector<Plan> plans_of(const Problem& problem, int world_size, Pass pass) {
+  std::vector<Plan> plans;
+  for (int rank = 0; rank < world_size; ++rank) plans.emplace_back(problem, world_size, rank, pass);
+  return plans;
+}
+
+// How often each (batch entry, query, key) is computed by all steps of all ranks.
+std::vector<int> count_pairs(const Problem& p, const std::vector<Plan>& plans) {
+  std::vector<int> count(static_cast<std::size_t>(p.batch * p.seqlen_q * p.seqlen_kv));
+  for (const Plan& plan : plans)
+    for (const Moment& moment : plan.moments()) {
+      if (!moment.computes) continue;
+      const StepItems step = plan.items(moment, false);
+      EXPECT_FALSE(step.items.empty());
+      for (const WorkItem& item : step.items)
+        for (std::int64_t b = 0; b < p.batch; ++b)
+          for (const Piece& queries : item.queries)
+            for (const Piece& keys : item.keys)
+              for (std::int64_t i = 0; i < queries.length; ++i) {
+                const Interval seen = item.visible(queries, i, keys, p.kv_length(b));
+                const Document& document = p.documents[static_cast<std::size_t>(queries.document)];
+                for (std::int64_t j = seen.lo; j < seen.hi; ++j)
+                  ++count[static_cast<std::size_t>((b * p.seqlen_q + document.q_begin + queries.position(i)) * p.seqlen_kv +
+                                                   document.kv_begin + keys.position(j))];
+              }
+    }
+  return count;
+}
+
+TEST(Plan, ComputesEveryVisiblePairExactlyOnce) {
+  const std::uint64_t seed = test::seed();
+  const int problems = test::sample(20'000);
+  Random random(seed);
+  for (int n = 0; n < problems; ++n) {
+    const Problem p = draw_problem(random, {.batch = 2, .seqlen = draw(random, 1, 40)});
+    const int world_size = static_cast<int>(draw(random, 1, 9));
+    const Pass pass = draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward;
+    const std::vector<int> count = count_pairs(p, plans_of(p, world_size, pass));
+    for (std::int64_t b = 0; b < p.batch; ++b)
+      for (std::int64_t i = 0; i < p.seqlen_q; ++i)
+        for (std::int64_t j = 0; j < p.seqlen_kv; ++j)
+          ASSERT_EQ(count[static_cast<std::size_t>((b * p.seqlen_q + i) * p.seqlen_kv + j)], reference::sees(p, b, i, j) ? 1 : 0)
+              << "problem " << n << " on " << world_size << " ranks: query " << i << ", key " << j << " of entry " << b << ": "
+              << reference::describe(p);
+  }
+  std::cout << problems << " problems\n";
+}
+
+// Plays all plans side by side, moment by moment. A message is (sender, receiver, chunk, direction, time, what).
+TEST(Plan, MessagesMeetAndGradientsComeHome) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(4'000); ++n) {
+    const Problem p = draw_problem(random, {.batch = 1, .seqlen = draw(random, 1, 60)});
+    const int world_size = static_cast<int>(draw(random, 1, 9));
+    const std::vector<Plan> plans = plans_of(p, world_size, Pass::backward);
+    SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size << " ranks: " << reference::describe(p));
+
+    using Sum = std::multiset<int>;                        // ranks whose share is in a sum of gradients
+    std::vector<Sum> home(static_cast<std::size_t>(world_size)), moving(home.size());
+    std::map<std::pair<int, std::int64_t>, std::set<int>> computed;  // (owner, chunk): by whom
+    std::vector<std::int64_t> hops(home.size());
+    ASSERT_TRUE(std::all_of(plans.begin(), plans.end(),
+                            [&](const Plan& plan) { return plan.moments().size() == plans[0].moments().size(); }));
+    for (std::size_t t = 0; t < plans[0].moments().size(); ++t) {
+      const auto at = [&](int rank) -> const Moment& { return plans[static_cast<std::size_t>(rank)].moments()[t]; };
+      const std::vector<Sum> before = moving, home_before = home;
+      for (int rank = 0; rank < world_size; ++rank) {
+        const Moment& m = at(rank);
+        const auto r = static_cast<std::size_t>(rank);
+        ASSERT_EQ(std::tie(m.chunk, m.direction, m.time), std::tie(at(0).chunk, at(0).direction, at(0).time));
+        hops[r] += (m.send_to != nobody) + (m.gradient_send_to != nobody);
+        if (m.send_to != nobody) {
+          EXPECT_EQ(at(m.send_to).receive_from, rank);
+          EXPECT_EQ(at(m.send_to).receive_owner, m.holds);
+        }
+        if (m.receive_from != nobody) {
+          EXPECT_EQ(at(m.receive_from).send_to, rank);
+          EXPECT_EQ(plans[r].moments()[t + 1].holds, m.receive_owner);
+        }
+        if (m.computes) {
+          EXPECT_TRUE(computed[std::pair(m.holds, m.chunk)].insert(rank).second);
+        }
+
+        Sum sum;
+        if (m.gradient_receive_from != nobody) {
+          const Moment& sender = at(m.gradient_receive_from);
+          EXPECT_EQ(sender.gradient_send_to, rank);
+          EXPECT_EQ(sender.gradient_send_owner, m.holds);
+          sum = m.time == 1 ? home_before[static_cast<std::size_t>(m.gradient_receive_from)]
+                            : before[static_cast<std::size_t>(m.gradient_receive_from)];
+        }
+        if (m.gradient_home_from != nobody) {
+          EXPECT_EQ(at(m.gradient_home_from).gradient_send_to, rank);
+          EXPECT_EQ(at(m.gradient_home_from).gradient_send_owner, rank);
+          home[r] = before[static_cast<std::size_t>(m.gradient_home_from)];
+        }
+        if (m.time == 0 && m.direction > 0) home[r].clear();
+        if (m.computes) (m.time == 0 ? home[r] : sum).insert(rank);
+        moving[r] = sum;
+      }
+      for (int rank = 0; rank < world_size; ++rank) {
+        if (!at(rank).finishes_chunk) continue;
+        const auto& by = computed[std::pair(rank, at(rank).chunk)];
+        EXPECT_EQ(home[static_cast<std::size_t>(rank)], Sum(by.begin(), by.end())) << "gradients of rank " << rank;
+      }
+    }
+    for (const Plan& plan : plans) EXPECT_EQ(plan.totals().hops, hops[static_cast<std::size_t>(plan.rank())]);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(Plan, AnyVisibleAgreesWithEnumeration) {
+  Random random(test::seed());
+  const auto draw_piece = [&] {
+    const std::int64_t block = draw(random, 1, 6), length = draw(random, 1, 40), first = draw(random, 0, length - 1);
+    Piece piece;
+    piece.run = {.start = draw(random, 0, 30), .block = block, .stride = block + draw(random, 0, 12), .length = length};
+    piece.first = first;
+    piece.length = draw(random, 1, length - first);
+    return piece;
+  };
+  for (int n = 0; n < test::sample(200'000); ++n) {
+    const Piece queries = draw_piece(), keys = draw_piece();
+    const std::int64_t lower = draw(random, -40, 40);
+    const Band band{.lower = lower, .upper = lower + draw(random, 0, 8)};
+    const std::int64_t limit = draw(random, 0, 120);
+    bool any = false;
+    for (std::int64_t i = 0; i < queries.length; ++i)
+      for (std::int64_t j = 0; j < keys.length; ++j) {
+        const std::int64_t distance = keys.position(j) - queries.position(i);
+        any = any || (band.lower <= distance && distance <= band.upper && keys.position(j) < limit);
+      }
+    ASSERT_EQ(any_visible(band, queries, keys, limit), any) << "pair " << n;
+  }
+}
+
+TEST(Plan, ShardsCoverEveryTokenOnceInAscendingOrder) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(5'000); ++n) {
+    const Problem p = draw_problem(random, {.seqlen = 200});
+    const int world_size = static_cast<int>(draw(random, 1, 17));
+    for (const Side side : {Side::query, Side::key_value}) {
+      std::vector<int> owners(static_cast<std::size_t>(p.seqlen(side)));
+      std::int64_t shortest = p.seqlen(side), longest = 0;
+      for (int rank = 0; rank < world_size; ++rank) {
+        const auto pieces = shard_pieces(p, side, world_size, rank);
+        std::int64_t previous = -1;
+        for (std::int64_t row = 0; row < row_count(pieces); ++row) {
+          const std::int64_t position = row_position(p, side, pieces, row);
+          ASSERT_LT(previous, position);
+          previous = position;
+          ++owners[static_cast<std::size_t>(position)];
+        }
+        shortest = std::min(shortest, row_count(pieces));
+        longest = std::max(longest, row_count(pieces));
+      }
+      ASSERT_TRUE(std::all_of(owners.begin(), owners.end(), [](int owner) { return owner == 1; })) << reference::describe(p);
+      const auto documents = static_cast<std::int64_t>(p.documents.size());
+      if (p.sharding == Sharding::contiguous) {
+        ASSERT_LE(longest - shortest, documents) << reference::describe(p);
+      }
+      if (p.sharding == Sharding::zigzag) {
+        ASSERT_LE(longest - shortest, 2 * documents) << reference::describe(p);
+      }
+    }
+  }
+}
+
+Problem whole_sequence(std::int64_t seqlen, Sharding sharding) {
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = seqlen;
+  p.sharding = sharding;
+  p.documents = {{0, seqlen, 0, seqlen}};
+  return p;
+}
+
+TEST(Plan, ZigzagAndStripedShareCausalWorkEqually) {
+  constexpr int world_size = 8;
+  for (const std::int64_t stripe : {0, 1, 16, 64}) {
+    constexpr std::int64_t seqlen = 65536;
+    Problem p = whole_sequence(seqlen, stripe == 0 ? Sharding::zigzag : Sharding::striped);
+    p.stripe = std::max<std::int64_t>(stripe, 1);
+    p.causal = true;
+    double sum = 0, most = 0;
+    for (int rank = 0; rank < world_size; ++rank) {
+      const double pairs = count_visible_pairs(p, world_size, rank);
+      sum += pairs;
+      most = std::max(most, pairs);
+    }
+    EXPECT_DOUBLE_EQ(sum, seqlen * (seqlen + 1.0) / 2);
+    EXPECT_LE(most / (sum / world_size), 1.02) << (stripe == 0 ? "zigzag" : "striped") << ", stripe " << stripe;
+    std::cout << (stripe == 0 ? "zigzag" : "striped") << " stripe " << p.stripe << ": max / mean = " << most / (sum / world_size) << '\n';
+  }
+}
+
+TEST(Plan, CausalContiguousDoesHalfTheStepsAndHops) {
+  constexpr int world_size = 8;
+  Problem p = whole_sequence(1024, Sharding::contiguous);
+  p.causal = true;
+  p.num_chunks = 1;
+  std::int64_t steps = 0, hops = 0;
+  for (const Plan& plan : plans_of(p, world_size, Pass::forward)) {
+    steps += plan.totals().steps;
+    hops += plan.totals().hops;
+  }
+  EXPECT_EQ(steps, world_size * (world_size + 1) / 2);
+  EXPECT_EQ(hops, world_size * (world_size - 1) / 2);
+}
+
+// A window visits the chunks that it overlaps and no others; with contiguous shards no chunk travels beyond them.
+TEST(Plan, WindowsVisitNoMoreChunksThanTheyOverlap) {
+  for (const Sharding sharding : {Sharding::contiguous, Sharding::zigzag, Sharding::striped})
+    for (const std::int64_t window : {0, 1, 63, 64, 65, 200})
+      for (const bool causal : {true, false}) {
+        constexpr int world_size = 8;
+        Problem p = whole_sequence(1024, sharding);
+        p.causal = causal;
+        p.window_left = window;
+        p.window_right = causal ? -1 : window;
+        p.num_chunks = 4;
+        std::int64_t hops = 0, needed = 0;
+        for (const Plan& plan : plans_of(p, world_size, Pass::forward)) {
+          std::int64_t overlapped = 0;
+          const auto queries = shard_pieces(p, Side::query, world_size, plan.rank());
+          for (int owner = 0; owner < world_size; ++owner)
+            for (std::int64_t chunk = 0; chunk < plan.num_chunks(); ++chunk) {
+              const auto keys = cut_rows(shard_pieces(p, Side::key_value, world_size, owner), plan.chunk_begin(owner, chunk),
+                                         plan.chunk_begin(owner, chunk + 1));
+              bool overlaps = false;
+              for (std::int64_t i = 0; i < row_count(queries) && !overlaps; ++i)
+                for (std::int64_t j = 0; j < row_count(keys) && !overlaps; ++j)
+                  overlaps = reference::sees(p, 0, row_position(p, Side::query, queries, i), row_position(p, Side::key_value, keys, j));
+              overlapped += overlaps;
+              needed += overlaps && owner != plan.rank();
+            }
+          EXPECT_EQ(plan.totals().steps, overlapped) << "rank " << plan.rank() << ", window " << window;
+          hops += plan.totals().hops;
+        }
+        if (sharding == Sharding::contiguous) {
+          EXPECT_EQ(hops, needed) << "window " << window << ", causal " << causal;
+        }
+      }
+}
+
+TEST(Plan, PositionsBeyondTwoToTheThirtyOne) {
+  constexpr std::int64_t far = std::int64_t{1} << 40;
+  for (const Sharding sharding : {Sharding::contiguous, Sharding::zigzag, Sharding::striped}) {
+    Problem p = whole_sequence(far + 12345, sharding);
+    p.stripe = 7;
+    p.causal = true;
+    const auto pieces = shard_pieces(p, Side::query, 4, 3);
+    const std::int64_t last = row_position(p, Side::query, pieces, row_count(pieces) - 1);
+    EXPECT_GT(last, far / 2);
+    EXPECT_EQ(pieces.back().count_below(pieces.back().position(pieces.back().length - 1)), pieces.back().length - 1);
+  }
+}
+
+}  // namespace
+}  // namespace ringattn

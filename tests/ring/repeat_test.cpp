@@ -1,0 +1,151 @@
+// The same bits, whatever the threads and the timing; the same results within the rule, whatever the world size.
+#include <gtest/gtest.h>
+#include <oneapi/tbb/global_control.h>
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "core/memory.h"
+#include "core/threads.h"
+#include "ring/ring.h"
+#include "support/oracle_run.h"
+#include "support/random.h"
+#include "transport/local.h"
+
+namespace ringattn {
+namespace {
+
+using reference::draw;
+using reference::Oracle;
+using reference::Random;
+
+// Sleeps a little, at random, before whatever a transport does.
+class DelayedTransport final : public Transport {
+ public:
+  DelayedTransport(Transport& transport, std::uint64_t seed) : transport_(transport), random_(seed) {}
+  std::vector<std::byte> all_gather(std::span<const std::byte> record) override { return transport_.all_gather(record); }
+  void send(int peer, std::uint64_t tag, std::span<const std::byte> data) override {
+    sleep();
+    transport_.send(peer, tag, data);
+  }
+  void receive(int peer, std::uint64_t tag, std::span<std::byte> data) override {
+    sleep();
+    transport_.receive(peer, tag, data);
+  }
+  void progress() override { transport_.progress(); }
+  void wait() override {
+    sleep();
+    transport_.wait();
+  }
+  void fail(ra_status status, const char* message) noexcept override { transport_.fail(status, message); }
+  Failure failure() const noexcept override { return transport_.failure(); }
+
+ private:
+  void sleep() {
+    if (draw(random_, 0, 3) == 0) std::this_thread::sleep_for(std::chrono::microseconds(draw(random_, 0, 300)));
+  }
+  Transport& transport_;
+  Random random_;
+};
+
+// All bytes that a forward and a backward pass write on all ranks.
+std::vector<std::byte> run_delayed(const Oracle& oracle, int world_size, int num_threads, std::uint64_t seed) {
+  const Problem& p = oracle.problem;
+  std::vector<std::vector<std::byte>> written(static_cast<std::size_t>(world_size));
+  const std::string id = make_local_id();
+  test::run_threads(world_size, [&](std::int32_t rank) {
+    const auto engine = make_cpu_engine(nullptr);
+    Threads threads(num_threads);
+    const auto local = join_local(id, world_size, rank, 60'000, [] {});
+    DelayedTransport transport(*local, seed + static_cast<std::uint64_t>(rank));
+    const Machinery machinery{*engine, threads, transport};
+    const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
+      return test::detail::ShardBuffer(p, side, heads, dim, dtype, world_size, rank);
+    };
+    auto q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype), k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
+         v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype), out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+         dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype), dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
+         dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype), dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
+    q.split(oracle.q);
+    k.split(oracle.k);
+    v.split(oracle.v);
+    dout.split(oracle.dout);
+    const auto tensor = [&](test::detail::ShardBuffer& s, std::int64_t heads, std::int64_t dim) {
+      return packed_tensor(s.bytes.data(), s.dtype, row_count(s.pieces), heads, dim);
+    };
+    std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * row_count(q.pieces)));
+    const Plan forward_plan(p, world_size, rank, Pass::forward), backward_plan(p, world_size, rank, Pass::backward);
+    Block workspace;
+    ForwardCall forward;
+    forward.q = tensor(q, p.num_heads_q, p.head_dim);
+    forward.k = tensor(k, p.num_heads_kv, p.head_dim);
+    forward.v = tensor(v, p.num_heads_kv, p.head_dim_v);
+    forward.out = tensor(out, p.num_heads_q, p.head_dim_v);
+    forward.lse = lse.data();
+    forward.workspace = workspace.reserve(workspace_bytes(forward_plan, *engine, num_threads));
+    run_forward(forward_plan, machinery, forward);
+    BackwardCall backward;
+    backward.dout = tensor(dout, p.num_heads_q, p.head_dim_v);
+    backward.q = forward.q;
+    backward.k = forward.k;
+    backward.v = forward.v;
+    backward.out = forward.out;
+    backward.lse = lse.data();
+    backward.dq = tensor(dq, p.num_heads_q, p.head_dim);
+    backward.dk = tensor(dk, p.num_heads_kv, p.head_dim);
+    backward.dv = tensor(dv, p.num_heads_kv, p.head_dim_v);
+    backward.workspace = workspace.reserve(workspace_bytes(backward_plan, *engine, num_threads));
+    run_backward(backward_plan, machinery, backward);
+    auto& mine = written[static_cast<std::size_t>(rank)];
+    for (const auto* buffer : {&out, &dq, &dk, &dv}) mine.insert(mine.end(), buffer->bytes.begin(), buffer->bytes.end());
+    const auto* lse_bytes = reinterpret_cast<const std::byte*>(lse.data());
+    mine.insert(mine.end(), lse_bytes, lse_bytes + lse.size() * sizeof(float));
+  });
+  std::vector<std::byte> all;
+  for (const auto& rank : written) all.insert(all.end(), rank.begin(), rank.end());
+  return all;
+}
+
+Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype) {
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = 700;
+  p.num_heads_kv = num_heads_kv;
+  p.num_heads_q = 2 * num_heads_kv;
+  p.head_dim = p.head_dim_v = 16;
+  p.dtype = p.out_dtype = p.grad_dtype = dtype;
+  p.softmax_scale = 0.25F;
+  p.causal = true;
+  p.window_left = 300;
+  p.sharding = Sharding::zigzag;
+  p.num_chunks = 3;
+  p.documents = {{0, 450, 0, 450}, {450, 250, 450, 250}};
+  return p;
+}
+
+TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
+  const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
+  const std::uint64_t seed = test::seed();
+  for (const auto& [heads, dtype] : {std::pair{std::int64_t{1}, DType::float32}, std::pair{std::int64_t{8}, DType::bfloat16}}) {
+    Random random(seed);
+    const Oracle oracle(problem_to_repeat(heads, dtype), random);
+    for (const int world_size : {1, 4}) {
+      const std::vector<std::byte> first = run_delayed(oracle, world_size, 1, seed);
+      for (int n = 1; n < test::sample(100); ++n)
+        ASSERT_EQ(run_delayed(oracle, world_size, 1 + n % 4, seed + static_cast<std::uint64_t>(100 * n)), first)
+            << "repeat " << n << " with " << 1 + n % 4 << " threads on " << world_size << " ranks";
+    }
+  }
+}
+
+TEST(Repeat, OneAndFourRanksAgreeWithinTheRule) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(60); ++n) {
+    const Oracle oracle(reference::draw_problem(random, {.seqlen = 120}), random);
+    test::expect_within(test::run_on(test::Ranks(1), oracle), oracle);
+    test::expect_within(test::run_on(test::Ranks(4), oracle), oracle);
+  }
+}
+
+}  // namespace
+}  // namespace ringattn

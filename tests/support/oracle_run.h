@@ -1,0 +1,200 @@
+// Runs a problem of the oracle through the C API on P ranks and puts the shards together again.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/reference/oracle.h"
+#include "plan/shard.h"
+#include "support/ranks.h"
+
+namespace ringattn::test {
+
+// Keeps the arrays that a description points to.
+struct Description {
+  explicit Description(const Problem& p) {
+    ra_init_attention_desc(&desc, sizeof desc);
+    desc.batch = p.batch;
+    desc.seqlen_q = p.seqlen_q;
+    desc.seqlen_kv = p.seqlen_kv;
+    desc.num_heads_q = p.num_heads_q;
+    desc.num_heads_kv = p.num_heads_kv;
+    desc.head_dim = p.head_dim;
+    desc.head_dim_v = p.head_dim_v;
+    desc.dtype = static_cast<std::int32_t>(p.dtype);
+    desc.out_dtype = static_cast<std::int32_t>(p.out_dtype);
+    desc.grad_dtype = static_cast<std::int32_t>(p.grad_dtype);
+    desc.sharding = static_cast<std::int32_t>(p.sharding);
+    desc.stripe = p.stripe;
+    desc.mask = p.causal ? RA_MASK_CAUSAL : RA_MASK_FULL;
+    desc.mask_alignment = p.bottom_right ? RA_MASK_ALIGNMENT_BOTTOM_RIGHT : RA_MASK_ALIGNMENT_TOP_LEFT;
+    desc.window_left = p.window_left;
+    desc.window_right = p.window_right;
+    desc.softmax_scale = p.softmax_scale;
+    desc.softcap = p.softcap;
+    desc.num_chunks = p.num_chunks;
+    if (p.documents.size() > 1) {
+      for (const Document& d : p.documents) {
+        offsets_q.push_back(d.q_begin);
+        offsets_kv.push_back(d.kv_begin);
+      }
+      offsets_q.push_back(p.seqlen_q);
+      offsets_kv.push_back(p.seqlen_kv);
+      desc.num_documents = static_cast<std::int64_t>(p.documents.size());
+      desc.document_offsets_q = offsets_q.data();
+      desc.document_offsets_kv = offsets_kv.data();
+    }
+    kv_lengths = p.kv_lengths;
+    if (!kv_lengths.empty()) desc.kv_lengths = kv_lengths.data();
+  }
+  Description(const Description&) = delete;
+  Description& operator=(const Description&) = delete;
+
+  ra_attention_desc desc;
+  std::vector<std::int64_t> offsets_q, offsets_kv, kv_lengths;
+};
+
+// Whole tensors as they came out of the ranks, in the oracle's layouts.
+struct Results {
+  std::vector<double> out, lse, dq, dk, dv;
+};
+
+namespace detail {
+
+// A shard of `whole` ([batch, seqlen, heads, dim]) in its own dtype.
+struct ShardBuffer {
+  ShardBuffer(const Problem& p, Side side, std::int64_t heads, std::int64_t dim, DType dtype, int world_size, int rank)
+      : problem(p),
+        side(side),
+        pieces(shard_pieces(p, side, world_size, rank)),
+        row(heads * dim),
+        dtype(dtype),
+        bytes(static_cast<std::size_t>(p.batch * row_count(pieces) * row * size_of(dtype)), std::byte{0xA5}) {}
+
+  template <class F>
+  void for_each(F&& f) {
+    std::byte* element = bytes.data();
+    for (std::int64_t b = 0; b < problem.batch; ++b)
+      for (std::int64_t i = 0; i < row_count(pieces); ++i) {
+        const std::int64_t token = row_position(problem, side, pieces, i);
+        for (std::int64_t n = 0; n < row; ++n, element += size_of(dtype))
+          f(static_cast<std::size_t>((b * problem.seqlen(side) + token) * row + n), element);
+      }
+  }
+  void split(const std::vector<double>& whole) {
+    for_each([&](std::size_t at, std::byte* element) { reference::encode(whole[at], dtype, element); });
+  }
+  void join(std::vector<double>& whole) {
+    for_each([&](std::size_t at, std::byte* element) { whole[at] = reference::decode(element, dtype); });
+  }
+  ra_tensor tensor() { return {bytes.data(), 0, 0, 0}; }
+
+  const Problem& problem;
+  Side side;
+  std::vector<Piece> pieces;
+  std::int64_t row;
+  DType dtype;
+  std::vector<std::byte> bytes;
+};
+
+}  // namespace detail
+
+// Collective: every rank of a group calls it; each writes its part of `results`, whose vectors have their full size.
+inline void run_problem(ra_context* context, int world_size, int rank, const reference::Oracle& oracle,
+                        Results& results) {
+  const Problem& p = oracle.problem;
+  const Description description(p);
+  const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
+    return detail::ShardBuffer(p, side, heads, dim, dtype, world_size, rank);
+  };
+  auto q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype),
+       k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
+       v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype),
+       out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+       dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+       dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
+       dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype),
+       dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
+  q.split(oracle.q);
+  k.split(oracle.k);
+  v.split(oracle.v);
+  dout.split(oracle.dout);
+  const std::int64_t rows = row_count(q.pieces);
+  std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * rows));
+
+  ra_forward_args forward;
+  ra_init_forward_args(&forward, sizeof forward);
+  forward.q = q.tensor();
+  forward.k = k.tensor();
+  forward.v = v.tensor();
+  forward.out = out.tensor();
+  forward.lse = lse.data();
+  Error error;
+  ASSERT_EQ(ra_forward(context, &description.desc, &forward, &error), RA_STATUS_SUCCESS) << error;
+
+  ra_backward_args backward;
+  ra_init_backward_args(&backward, sizeof backward);
+  backward.dout = dout.tensor();
+  backward.q = q.tensor();
+  backward.k = k.tensor();
+  backward.v = v.tensor();
+  backward.out = out.tensor();
+  backward.lse = lse.data();
+  backward.dq = dq.tensor();
+  backward.dk = dk.tensor();
+  backward.dv = dv.tensor();
+  ASSERT_EQ(ra_backward(context, &description.desc, &backward, &error), RA_STATUS_SUCCESS) << error;
+
+  out.join(results.out);
+  dq.join(results.dq);
+  dk.join(results.dk);
+  dv.join(results.dv);
+  std::size_t n = 0;
+  for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
+    for (std::int64_t i = 0; i < rows; ++i, ++n)
+      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, q.pieces, i))] =
+          static_cast<double>(lse[n]);
+}
+
+inline Results run_on(const Ranks& ranks, const reference::Oracle& oracle) {
+  Results results;
+  results.out.resize(oracle.out.exact.size());
+  results.lse.resize(oracle.lse.exact.size());
+  results.dq.resize(oracle.dq.exact.size());
+  results.dk.resize(oracle.dk.exact.size());
+  results.dv.resize(oracle.dv.exact.size());
+  ranks.run(
+      [&](std::int32_t rank, ra_context* context) { run_problem(context, ranks.world_size(), rank, oracle, results); });
+  return results;
+}
+
+// The tolerance rule, for one tensor.
+inline void expect_within(const char* name, const std::vector<double>& ours, const reference::Expected& expected) {
+  double worst = 0;
+  std::size_t where = 0;
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    double error = ours[i] == expected.exact[i] ? 0 : std::abs(ours[i] - expected.exact[i]);
+    if (std::isnan(error)) error = INFINITY;
+    if (error > worst) {
+      worst = error;
+      where = i;
+    }
+  }
+  EXPECT_LE(worst, expected.tolerance) << name << "[" << where << "] is " << (ours.empty() ? 0 : ours[where])
+                                       << ", exactly " << (ours.empty() ? 0 : expected.exact[where]);
+}
+
+inline void expect_within(const Results& ours, const reference::Oracle& oracle) {
+  SCOPED_TRACE(reference::describe(oracle.problem));
+  expect_within("out", ours.out, oracle.out);
+  expect_within("lse", ours.lse, oracle.lse);
+  expect_within("dq", ours.dq, oracle.dq);
+  expect_within("dk", ours.dk, oracle.dk);
+  expect_within("dv", ours.dv, oracle.dv);
+}
+
+}  // namespace ringattn::test
