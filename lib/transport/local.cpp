@@ -127,6 +127,16 @@ struct Rendezvous {
       if (entry != groups.end() && entry->second == group) groups.erase(entry);
     }
   }
+
+  // The same for a rank that could not come; one that is there already, or was, is left alone.
+  void forget_if_absent(const std::string& id, const std::shared_ptr<Group>& group, int rank) noexcept {
+    if (rank >= group->world_size()) return;
+    {
+      const std::lock_guard group_lock(group->mutex);
+      if (group->members[static_cast<std::size_t>(rank)].state != Member::absent) return;
+    }
+    leave(id, group, rank);
+  }
 };
 
 class LocalTransport final : public Transport {
@@ -322,7 +332,7 @@ std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int
                                       std::function<void()> on_failure) {
   const std::shared_ptr<Group> group = Rendezvous::instance().find_or_make(id, world_size);
   std::unique_ptr<LocalTransport> transport;
-  {
+  try {
     const std::lock_guard lock(group->mutex);
     const auto refuse = [&](const std::string& message) {
       const bool forming = std::any_of(group->members.begin(), group->members.end(),
@@ -341,6 +351,9 @@ std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int
     me.state = Member::present;
     group->left = Clock::now();
     group->changed.notify_all();
+  } catch (...) {
+    Rendezvous::instance().forget_if_absent(id, group, rank);
+    throw;
   }
   transport->join();
   return transport;
