@@ -1,6 +1,7 @@
 #include "plan/plan.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 
 namespace ringattn {
@@ -10,13 +11,14 @@ namespace {
 // short enough that what is in flight stays small beside the shards.
 constexpr std::int64_t forward_chunk_rows = 2048;
 constexpr std::int64_t backward_chunk_rows = 1024;
+constexpr std::int64_t most_chosen_chunks = 1024;
 
 std::int64_t choose_num_chunks(const Problem& problem, int world_size, Pass pass, std::int64_t longest_shard) {
   const std::int64_t most = std::max<std::int64_t>(longest_shard, 1);
   if (problem.num_chunks > 0) return std::min(problem.num_chunks, most);
   if (pass == Pass::forward && world_size == 1) return 1;  // nothing travels and nothing is held back
   const std::int64_t rows = pass == Pass::forward ? forward_chunk_rows : backward_chunk_rows;
-  return (most + rows - 1) / rows;
+  return std::min((most + rows - 1) / rows, most_chosen_chunks);
 }
 
 // The pieces of one document among `pieces`, which are ascending in document, from `from` on; advances `from` past them.
@@ -169,19 +171,54 @@ StepItems Plan::items(const Moment& moment, bool all_rows) const {
   return step;
 }
 
+namespace {
+
+// Keys that a query at a position sees: max(0, min(limit, position + upper + 1) - max(0, position + lower)).
+struct VisibleCount {
+  Band band;
+  std::int64_t limit;
+
+  double at(std::int64_t position) const {
+    const std::int64_t lo = std::max<std::int64_t>(0, position + band.lower), hi = std::min(limit, position + band.upper + 1);
+    return static_cast<double>(std::max<std::int64_t>(0, hi - lo));
+  }
+
+  // Sum over the positions first, first + stride, ... of `count` queries: linear between the four places where it bends.
+  double sum(std::int64_t first, std::int64_t stride, std::int64_t count) const {
+    std::array<std::int64_t, 4> bends{-band.upper - 1, -band.lower, limit - band.upper - 1, limit - band.lower};
+    std::sort(bends.begin(), bends.end());
+    double sum = 0;
+    std::int64_t done = 0;
+    const auto add_until = [&](std::int64_t end) {
+      if (end <= done) return;
+      sum += static_cast<double>(end - done) * (at(first + done * stride) + at(first + (end - 1) * stride)) / 2;
+      done = end;
+    };
+    for (const std::int64_t bend : bends)
+      add_until(bend < first ? 0 : std::min(count, (bend - first) / stride + 1));
+    add_until(count);
+    return sum;
+  }
+};
+
+}  // namespace
+
 double count_visible_pairs(const Problem& problem, int world_size, int rank) {
   double pairs = 0;
   for (const Piece& piece : shard_pieces(problem, Side::query, world_size, rank)) {
     const Document& document = problem.documents[static_cast<std::size_t>(piece.document)];
-    const Band band = problem.band(document);
+    const Run& run = piece.run;  // of a whole shard, so the piece is all of it
+    const std::int64_t blocks = (run.length + run.block - 1) / run.block;
     for (std::int64_t b = 0; b < problem.batch; ++b) {
-      const std::int64_t limit = std::min(document.kv_length, problem.kv_length(b) - document.kv_begin);
-      for (std::int64_t i = 0; i < piece.length; ++i) {
-        const std::int64_t position = piece.position(i);
-        const std::int64_t lo = std::max<std::int64_t>(0, position + band.lower);
-        const std::int64_t hi = std::min(limit, position + band.upper + 1);
-        pairs += static_cast<double>(std::max<std::int64_t>(0, hi - lo));
-      }
+      const VisibleCount visible{problem.band(document), std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
+      if (visible.limit <= 0) continue;
+      // Block by block, or place by place of the block over all blocks: whichever is fewer sums.
+      if (blocks <= run.block)
+        for (std::int64_t n = 0; n < run.length; n += run.block)
+          pairs += visible.sum(run.position(n), 1, std::min(run.block, run.length - n));
+      else
+        for (std::int64_t n = 0; n < run.block; ++n)
+          pairs += visible.sum(run.position(n), run.stride, (run.length - n + run.block - 1) / run.block);
     }
   }
   return pairs;

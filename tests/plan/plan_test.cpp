@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 #include <tuple>
 #include <vector>
@@ -58,6 +59,9 @@ TEST(Plan, ComputesEveryVisiblePairExactlyOnce) {
     const int world_size = static_cast<int>(draw(random, 1, 9));
     const Pass pass = draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward;
     const std::vector<int> count = count_pairs(p, plans_of(p, world_size, pass));
+    double closed_form = 0;
+    for (int rank = 0; rank < world_size; ++rank) closed_form += count_visible_pairs(p, world_size, rank);
+    ASSERT_EQ(closed_form, static_cast<double>(std::accumulate(count.begin(), count.end(), 0))) << reference::describe(p);
     for (std::int64_t b = 0; b < p.batch; ++b)
       for (std::int64_t i = 0; i < p.seqlen_q; ++i)
         for (std::int64_t j = 0; j < p.seqlen_kv; ++j)
