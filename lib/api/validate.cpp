@@ -18,13 +18,14 @@ static_assert(static_cast<int>(Sharding::contiguous) == RA_SHARDING_CONTIGUOUS &
               static_cast<int>(Sharding::zigzag) == RA_SHARDING_ZIGZAG && static_cast<int>(Sharding::striped) == RA_SHARDING_STRIPED);
 static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>(Side::key_value) == RA_SIDE_KEY_VALUE);
 
-// A product of non-negative counts, refused beyond 2^62 with the name of what it counts.
+// A product of non-negative counts, refused beyond 2^58 with the name of what it counts: all tensors and buffers of a call
+// together then stay below 2^63 bytes.
 std::int64_t checked_product(const char *what, std::initializer_list<std::int64_t> factors) {
-  constexpr std::int64_t most = std::int64_t{1} << 62;
+  constexpr std::int64_t most = std::int64_t{1} << 58;
   std::int64_t product = 1;
   for (const std::int64_t factor : factors) {
     if (factor == 0) return 0;
-    require(product <= most / factor, what, " has more than 2^62 = ", most, " elements or bytes: a factor is ", factor);
+    require(product <= most / factor, what, " has more than 2^58 = ", most, " elements or bytes: a factor is ", factor);
     product *= factor;
   }
   return product;
@@ -181,9 +182,11 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     tensor.head_stride = t.head_stride;
     last = shape.dim - 1;
     for (const Axis &axis : axes) {
-      const std::int64_t reach = checked_product(name, {axis.stride, axis.extent - 1, size_of(dtype)}) / size_of(dtype);
-      last += reach;
-      require(last <= std::int64_t{1} << 61, name, ".", axis.field, " is ", axis.stride, "; the tensor must end before element 2^61");
+      constexpr std::int64_t farthest = std::int64_t{1} << 56;  // elements: beyond any address
+      const std::int64_t most = farthest / std::max<std::int64_t>(axis.extent - 1, 1);
+      require(axis.stride <= most, name, ".", axis.field, " is ", axis.stride, "; must be at most ", most,
+              ": the tensor must end before element 2^56");
+      last += axis.stride * (axis.extent - 1);
     }
     if (written) {  // from the densest axis outwards, each must step over all that is inside
       std::sort(axes.begin(), axes.end(), [](const Axis &a, const Axis &b) { return a.stride < b.stride; });
