@@ -296,7 +296,8 @@ typedef struct ra_memory_requirements {
   size_t backward_workspace;  /**< the same for ra_backward */
   size_t lse;                 /**< lse alone, part of the tensors */
   size_t context;             /**< what the context holds besides a workspace of its own; measured, not a bound */
-  int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks, or the library's choice */
+  int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks, or the library's choice; 1 if
+                                   world_size is 1, since nothing travels */
   int64_t backward_chunks;    /**< the same for ra_backward */
   int64_t forward_steps;      /**< block computations of this rank that see at least one key */
   int64_t backward_steps;     /**< the same for ra_backward */

@@ -15,8 +15,8 @@ constexpr std::int64_t most_chosen_chunks = 1024;
 
 std::int64_t choose_num_chunks(const Problem& problem, int world_size, Pass pass, std::int64_t longest_shard) {
   const std::int64_t most = std::max<std::int64_t>(longest_shard, 1);
-  if (problem.num_chunks > 0) return std::min(problem.num_chunks, most);
   if (pass == Pass::forward && world_size == 1) return 1;  // nothing travels and nothing is held back
+  if (problem.num_chunks > 0) return std::min(problem.num_chunks, most);
   const std::int64_t rows = pass == Pass::forward ? forward_chunk_rows : backward_chunk_rows;
   return std::min((most + rows - 1) / rows, most_chosen_chunks);
 }

@@ -63,6 +63,7 @@ struct Lane {
   const Tiles& tiles;
   const Problem& problem;
   const BackwardStep& step;
+  const Threads& threads;  // asked between blocks and tiles whether the call is off
   const BackwardScratch& scratch;
   const Cell& cell;
   const Target& target;
@@ -74,7 +75,7 @@ struct Lane {
 
   void run() const {
     for (const Piece& keys : cell.item.keys)
-      for (std::int64_t block = 0; block < keys.length; block += key_block)
+      for (std::int64_t block = 0; block < keys.length && !threads.cancelled(); block += key_block)
         run_block(keys, block, std::min(key_block, keys.length - block));
   }
 
@@ -84,7 +85,7 @@ struct Lane {
     for (const Piece& queries : cell.item.queries)
       for (std::int64_t g = 0; g < problem.group(); ++g)
         for (std::int64_t first = 0; first < queries.length; first += gradient_tile, ++tile) {
-          if (tile % cell.lanes != number) continue;
+          if (tile % cell.lanes != number || threads.cancelled()) continue;
           const std::int64_t rows = std::min(gradient_tile, queries.length - first);
           const Columns columns = find_columns(queries, first, rows, keys, block, count);
           if (columns.count == 0) continue;
@@ -207,7 +208,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       const Target target = target_of(cell, group, number);
       if (cell.lanes > 1) std::fill_n(target.dk, cell.rows * (problem.head_dim + problem.head_dim_v), 0.0F);
       const BackwardScratch scratch = BackwardScratch::of_thread(problem, step.scratch, slot);
-      Lane{tiles_, problem, step, scratch, cell, target, begin, group / problem.num_heads_kv, group % problem.num_heads_kv, number}.run();
+      Lane{tiles_, problem, step, threads, scratch, cell, target, begin, group / problem.num_heads_kv, group % problem.num_heads_kv, number}.run();
     });
 
     for (const Cell& cell : cells) {

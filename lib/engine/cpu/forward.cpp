@@ -42,6 +42,7 @@ struct Attend {
   const Tiles& tiles;
   const Problem& problem;
   const ForwardStep& step;
+  const Threads& threads;  // asked between blocks whether the call is off
   const ForwardScratch& scratch;
   const Unit& unit;
   std::int64_t b;
@@ -110,7 +111,7 @@ struct Attend {
       begin = std::min(begin, seen.lo);
       end = std::max(end, seen.hi);
     }
-    for (std::int64_t block = begin / key_block * key_block; block < end; block += key_block)
+    for (std::int64_t block = begin / key_block * key_block; block < end && !threads.cancelled(); block += key_block)
       attend_block(keys, block, std::min(key_block, keys.length - block));
   }
 
@@ -163,7 +164,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
     const ForwardScratch scratch = ForwardScratch::of_thread(problem, step.scratch, slot);
-    Attend{tiles_, problem, step, scratch, units[static_cast<std::size_t>(index / lanes)], lane / problem.num_heads_kv,
+    Attend{tiles_, problem, step, threads, scratch, units[static_cast<std::size_t>(index / lanes)], lane / problem.num_heads_kv,
            lane % problem.num_heads_kv}
         .run();
   });
