@@ -233,16 +233,17 @@ class LocalTransport final : public Transport {
  private:
   Member& member(int rank) { return group_->members[static_cast<std::size_t>(rank)]; }
 
-  // Waits until blocking_rank() says that no rank is in the way any more (-1).
+  // Waits until blocking_rank() says that no rank is in the way any more (-1). It may leave the lock for a while, so it comes
+  // first: from what is looked at after it until the wait, nothing can change unseen.
   template <class F>
   void wait_until(std::unique_lock<std::mutex>& lock, F&& blocking_rank) {
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms_);
     for (bool late = false;;) {
+      const int blocker = blocking_rank();
       if (group_->failure.status != RA_STATUS_SUCCESS) {
         const Failure seen = group_->failure_for(rank_);
         throw Error(seen.status, seen.message, seen.rank);
       }
-      const int blocker = blocking_rank();
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {
@@ -265,10 +266,16 @@ class LocalTransport final : public Transport {
     return rank;
   }
 
+  // Takes what has been posted to this rank. Every copy leaves the lock for a while in which more may be posted, so the search
+  // begins anew after each.
   void copy_ready(std::unique_lock<std::mutex>& lock) {
-    for (std::size_t i = 0; i < member(rank_).receives.size(); ++i) {
-      Transfer& mine = member(rank_).receives[i];
-      if (mine.state != Transfer::posted || group_->failure.status != RA_STATUS_SUCCESS) continue;
+    while (copy_one(lock)) continue;
+  }
+
+  bool copy_one(std::unique_lock<std::mutex>& lock) {
+    if (group_->failure.status != RA_STATUS_SUCCESS) return false;
+    for (Transfer& mine : member(rank_).receives) {
+      if (mine.state != Transfer::posted) continue;
       std::vector<Transfer>& posts = member(mine.peer).sends;
       const auto post = std::find_if(posts.begin(), posts.end(), [&](const Transfer& t) {
         return t.peer == rank_ && t.tag == mine.tag && t.state == Transfer::posted;
@@ -277,7 +284,7 @@ class LocalTransport final : public Transport {
       if (post->size != mine.size) {
         group_->fail(RA_STATUS_MISMATCH, mine.peer,
                      text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size).c_str());
-        return;
+        return false;
       }
       const std::size_t index = static_cast<std::size_t>(post - posts.begin());
       const std::byte* from = post->data;
@@ -287,7 +294,9 @@ class LocalTransport final : public Transport {
       lock.lock();
       mine.state = member(mine.peer).sends[index].state = Transfer::done;
       group_->changed.notify_all();
+      return true;
     }
+    return false;
   }
 
   std::string id_;

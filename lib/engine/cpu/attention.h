@@ -1,6 +1,8 @@
 // The CPU engines: one tile algorithm over the tiles of an instruction set.
 #pragma once
 
+#include <vector>
+
 #include "engine/cpu/tiles.h"
 #include "engine/engine.h"
 
@@ -26,5 +28,8 @@ class CpuEngine final : public Engine {
  private:
   const Tiles& tiles_;
 };
+
+// Of the engines that this machine can run, in the order of preference.
+std::vector<const Tiles*> cpu_tiles();
 
 }  // namespace ringattn::cpu

@@ -15,8 +15,9 @@ constexpr std::int64_t padding = 32;
 constexpr std::int64_t padded(std::int64_t n) { return (n + padding - 1) / padding * padding; }
 
 // C[m x n] = A[m x k] B[k x n], or C += A B. A is read at a[i * a_row + p * a_col], so it may be a transpose. n is rounded up
-// to a whole register tile: B and C must have padded rows. Every C element is summed over p in ascending order, whatever
-// m and n.
+// to a whole register tile: B and C must have padded rows. Every C element is summed over p in ascending order, in spans of a
+// length that divides `padding`: each span by itself, then added to the sum of those before. So rounding errors grow with the
+// number of spans rather than terms, and the result does not depend on m and n, nor on how k is cut at multiples of `padding`.
 struct Product {
   std::int64_t m, n, k;
   const float* a;
@@ -68,7 +69,7 @@ struct Tiles {
   void (*scale)(float* rows, std::int64_t ld, std::int64_t count, std::int64_t dim, const float* factor);
   // to = from or to += from, one dense row; `to` is rounded to dtype once.
   void (*store)(DType dtype, const float* from, std::int64_t dim, void* to, bool accumulate);
-  // out[r] = dot(a row, b row) summed in ascending order, as multiply sums.
+  // out[r] = dot(a row, b row), summed as multiply sums.
   void (*dot_rows)(const float* a, const float* b, std::int64_t ld, std::int64_t rows, std::int64_t dim, float* out);
 };
 

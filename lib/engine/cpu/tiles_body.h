@@ -19,6 +19,8 @@ constexpr int tile_rows = RA_ROWS;
 constexpr int tile_vectors = RA_VECTORS;
 constexpr int tile_columns = width * tile_vectors;
 static_assert(padding % tile_columns == 0);
+constexpr std::int64_t span = 16;  // terms of a product that are summed by themselves, before they join the sum of all
+static_assert(padding % span == 0);
 
 typedef float Vector __attribute__((vector_size(width * 4), aligned(4), may_alias));
 
@@ -28,25 +30,26 @@ constexpr float infinity = __builtin_huge_valf();
 
 template <int Rows>
 inline void multiply_tile(const Product& p, std::int64_t i, std::int64_t j) {
-  Vector c[Rows][tile_vectors];
   const auto at = [&](int r, int n) { return reinterpret_cast<Vector*>(p.c + (i + r) * p.ldc + j + n * width); };
-  for (int r = 0; r < Rows; ++r)
-    for (int n = 0; n < tile_vectors; ++n) c[r][n] = p.accumulate ? *at(r, n) : Vector{};
   const float* a = p.a + i * p.a_row;
   const float* b = p.b + j;
-  for (std::int64_t k = 0; k < p.k; ++k, a += p.a_col, b += p.ldb) {
-    Vector row[tile_vectors];
+  for (std::int64_t begin = 0; begin == 0 || begin < p.k; begin += span) {
+    Vector c[Rows][tile_vectors] = {};
+    for (std::int64_t k = begin; k < (begin + span < p.k ? begin + span : p.k); ++k, a += p.a_col, b += p.ldb) {
+      Vector row[tile_vectors];
 #pragma GCC unroll 8
-    for (int n = 0; n < tile_vectors; ++n) row[n] = *reinterpret_cast<const Vector*>(b + n * width);
+      for (int n = 0; n < tile_vectors; ++n) row[n] = *reinterpret_cast<const Vector*>(b + n * width);
 #pragma GCC unroll 16
-    for (int r = 0; r < Rows; ++r) {
-      const Vector x = a[r * p.a_row] - Vector{};
+      for (int r = 0; r < Rows; ++r) {
+        const Vector x = a[r * p.a_row] - Vector{};
 #pragma GCC unroll 8
-      for (int n = 0; n < tile_vectors; ++n) c[r][n] += x * row[n];
+        for (int n = 0; n < tile_vectors; ++n) c[r][n] += x * row[n];
+      }
     }
+    const bool add = p.accumulate || begin > 0;
+    for (int r = 0; r < Rows; ++r)
+      for (int n = 0; n < tile_vectors; ++n) *at(r, n) = add ? *at(r, n) + c[r][n] : c[r][n];
   }
-  for (int r = 0; r < Rows; ++r)
-    for (int n = 0; n < tile_vectors; ++n) *at(r, n) = c[r][n];
 }
 
 // Rows that do not fill a tile, by halves.
@@ -81,7 +84,8 @@ inline float exponential(float x) {
   constexpr float lowest = -87.33654F, highest = 88.72283F, magic = 12582912.0F;  // magic: rounds to an integer
   float bounded = x < lowest ? lowest : x;
   bounded = bounded > highest ? highest : bounded;
-  const float n = (bounded * 1.44269504F + magic) - magic;
+  const float shifted = bounded * 1.44269504F + magic;
+  const float n = shifted - magic;
   const float r = bounded - n * 0.693359375F - n * -2.12194440e-4F;
   float series = 1.9875691500e-4F;
   series = series * r + 1.3981999507e-3F;
@@ -89,15 +93,24 @@ inline float exponential(float x) {
   series = series * r + 4.1665795894e-2F;
   series = series * r + 1.6666665459e-1F;
   series = series * r + 5.0000001201e-1F;
-  series = series * r * r + r + 1.0F;
-  // 2^n as 2 * 2^(n - 1): n may be 128.
-  const float power = std::bit_cast<float>((static_cast<std::int32_t>(n) + 126) * (1 << 23));
+  // 1 + r + series r^2, its largest part first and with what that rounds away.
+  const float head = 1.0F + r, tail = r - (head - 1.0F);
+  series = head + (tail + series * r * r);
+  // 2^n as 2 * 2^(n - 1): n may be 128. It is read from the low bits of `shifted`, since NaN converts to no integer; the
+  // power is then anything, and the value NaN.
+  const std::uint32_t exponent = std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(magic) + 126U;
+  const float power = std::bit_cast<float>(exponent << 23);
   const float value = series * power * 2.0F;
   return x < lowest ? 0.0F : x > highest ? infinity : value;
 }
 
-// Cephes tanhf: an odd polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel.
-inline float hyperbolic_tangent(float x) {
+// cap * tanh(product / cap), and the tangent itself. Cephes tanhf: near 0, where 1 - 2 / (exp(2x) + 1) would cancel, tanh(x)
+// is x times one plus a small polynomial, so there the score is the product times that, with no more rounding than it takes.
+struct Capped {
+  float score, tangent;
+};
+inline Capped cap_score(float product, float cap) {
+  const float x = product / cap;
   const float magnitude = x < 0 ? -x : x;
   const float square = x * x;
   float series = -5.70498872745e-3F;
@@ -105,9 +118,11 @@ inline float hyperbolic_tangent(float x) {
   series = series * square - 5.37397155531e-2F;
   series = series * square + 1.33314422036e-1F;
   series = series * square - 3.33332819422e-1F;
-  const float near = series * square * x + x;
+  series = series * square;
   const float far = 1.0F - 2.0F / (exponential(2.0F * magnitude) + 1.0F);
-  return magnitude < 0.625F ? near : x < 0 ? -far : far;
+  const float tangent = x < 0 ? -far : far;
+  const bool near = magnitude < 0.625F;
+  return {near ? series * product + product : cap * tangent, near ? series * x + x : tangent};
 }
 
 // ---- softmax
@@ -119,7 +134,7 @@ inline void score_row(float* s, std::int64_t lo, std::int64_t hi, float scale, f
     for (std::int64_t j = lo; j < hi; ++j) s[j] *= scale;
   } else {
 #pragma omp simd
-    for (std::int64_t j = lo; j < hi; ++j) s[j] = softcap * hyperbolic_tangent(s[j] * scale / softcap);
+    for (std::int64_t j = lo; j < hi; ++j) s[j] = cap_score(s[j] * scale, softcap).score;
   }
 }
 
@@ -177,9 +192,9 @@ void gradient(const GradientTile& t) {
     } else {
 #pragma omp simd
       for (std::int64_t j = lo; j < hi; ++j) {
-        const float tangent = hyperbolic_tangent(s[j] * t.scale / t.softcap);
-        s[j] = exponential(t.softcap * tangent - lse);
-        ds[j] = s[j] * (ds[j] - delta) * t.scale * (1.0F - tangent * tangent);
+        const Capped capped = cap_score(s[j] * t.scale, t.softcap);
+        s[j] = exponential(capped.score - lse);
+        ds[j] = s[j] * (ds[j] - delta) * t.scale * (1.0F - capped.tangent * capped.tangent);
       }
     }
     for (float* row : {s, ds}) {
@@ -295,10 +310,14 @@ void dot_rows(const float* a, const float* b, std::int64_t ld, std::int64_t rows
   constexpr std::int64_t together = 8;  // independent sums hide the latency of one
   for (std::int64_t r = 0; r < rows; r += together) {
     const std::int64_t count = rows - r < together ? rows - r : together;
-    float sum[together] = {};
-    for (std::int64_t d = 0; d < dim; ++d)
-      for (std::int64_t i = 0; i < count; ++i) sum[i] += a[(r + i) * ld + d] * b[(r + i) * ld + d];
-    for (std::int64_t i = 0; i < count; ++i) out[r + i] = sum[i];
+    float total[together] = {};
+    for (std::int64_t begin = 0; begin < dim; begin += span) {
+      float sum[together] = {};
+      for (std::int64_t d = begin; d < (begin + span < dim ? begin + span : dim); ++d)
+        for (std::int64_t i = 0; i < count; ++i) sum[i] += a[(r + i) * ld + d] * b[(r + i) * ld + d];
+      for (std::int64_t i = 0; i < count; ++i) total[i] += sum[i];
+    }
+    for (std::int64_t i = 0; i < count; ++i) out[r + i] = total[i];
   }
 }
 

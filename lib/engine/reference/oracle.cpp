@@ -36,13 +36,18 @@ Format format_of(DType dtype) {
   }
 }
 
-// What the tolerance is at least: twice the rounding errors of arithmetic and of storage, for the largest element.
-Expected expect(std::vector<double> exact, DType dtype) {
-  double largest = 0;
-  for (const double x : exact)
-    if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
+double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (const double x : values)
+    if (std::isfinite(x)) result = std::max(result, std::abs(x));
+  return result;
+}
+
+// What the tolerance is at least: twice the rounding errors of the terms, and of storage. `magnitudes`: sums of the terms'.
+Expected expect(std::vector<double> exact, const std::vector<double>& magnitudes, DType dtype) {
   const auto roundoff = [](DType d) { return std::ldexp(1.0, -format_of(d).significand_bits - 1); };
-  return {std::move(exact), 2 * largest * (roundoff(DType::float32) + roundoff(dtype))};
+  const double least = largest(magnitudes) * roundoff(DType::float32) + largest(exact) * roundoff(dtype);
+  return {std::move(exact), 2 * least};
 }
 
 // Raises the tolerance to twice the error of one plain result.
@@ -185,13 +190,16 @@ Oracle::Oracle(const Problem& problem_, Random& random) : problem(problem_) {
 
   Result<double> exact = forward(p, q, k, v);
   Gradients<double> exact_gradients = backward(p, q, k, v, exact, dout);
-  out = expect(std::move(exact.out), p.out_dtype);
-  lse = expect(std::move(exact.lse), DType::float32);
-  dq = expect(std::move(exact_gradients.dq), p.grad_dtype);
-  dk = expect(std::move(exact_gradients.dk), p.grad_dtype);
-  dv = expect(std::move(exact_gradients.dv), p.grad_dtype);
+  constexpr Summation of_magnitudes{.magnitudes = true};
+  const Result<double> magnitudes = forward(p, q, k, v, of_magnitudes);
+  const Gradients<double> gradient_magnitudes = backward(p, q, k, v, exact, dout, of_magnitudes);
+  lse = expect(exact.lse, exact.lse, DType::float32);
+  out = expect(std::move(exact.out), magnitudes.out, p.out_dtype);
+  dq = expect(std::move(exact_gradients.dq), gradient_magnitudes.dq, p.grad_dtype);
+  dk = expect(std::move(exact_gradients.dk), gradient_magnitudes.dk, p.grad_dtype);
+  dv = expect(std::move(exact_gradients.dv), gradient_magnitudes.dv, p.grad_dtype);
 
-  constexpr std::int64_t enough_products = 1 << 20, least_orders = 4, most_orders = 16;
+  constexpr std::int64_t enough_products = 1 << 22, least_orders = 8, most_orders = 16;
   const std::int64_t products = p.batch * p.num_heads_q * p.seqlen_q * p.seqlen_kv * (p.head_dim + p.head_dim_v);
   const std::int64_t orders = std::clamp(enough_products / std::max<std::int64_t>(products, 1), least_orders, most_orders);
   std::vector<std::size_t> order(static_cast<std::size_t>(p.head_dim)), order_v(static_cast<std::size_t>(p.head_dim_v));
@@ -199,10 +207,10 @@ Oracle::Oracle(const Problem& problem_, Random& random) : problem(problem_) {
   std::iota(order_v.begin(), order_v.end(), 0);
   for (std::int64_t n = 0; n < orders; ++n) {
     const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v), dout_n = reordered(dout, order_v);
-    const std::int64_t first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv));
-    Result<float> plain = forward(p, q_n, k_n, v_n, first);
+    const Summation from{.first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv))};
+    Result<float> plain = forward(p, q_n, k_n, v_n, from);
     for (float& x : plain.out) x = static_cast<float>(rounded(static_cast<double>(x), p.out_dtype));
-    const Gradients<float> gradients = backward(p, q_n, k_n, v_n, plain, dout_n, first);
+    const Gradients<float> gradients = backward(p, q_n, k_n, v_n, plain, dout_n, from);
     allow(out, reordered(plain.out, inverse(order_v)), p.out_dtype);
     allow(lse, plain.lse, DType::float32);
     allow(dq, reordered(gradients.dq, inverse(order)), p.grad_dtype);

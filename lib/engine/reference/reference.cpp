@@ -56,6 +56,11 @@ void for_each_index(std::int64_t count, std::int64_t first, F&& f) {
   for (std::int64_t n = 0; n < count; ++n) f((first + n) % count);
 }
 
+template <class Real>
+Real term(Real x, const Summation& summation) {
+  return summation.magnitudes ? std::abs(x) : x;
+}
+
 template <class F>
 void for_each_row(const Problem& p, std::int64_t first, F&& f) {
   for (std::int64_t b = 0; b < p.batch; ++b)
@@ -84,7 +89,7 @@ bool sees(const Problem& p, std::int64_t b, std::int64_t i, std::int64_t j) {
 
 template <class Real>
 Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::vector<Real>& k,
-                     const std::vector<Real>& v, std::int64_t first) {
+                     const std::vector<Real>& v, const Summation& summation) {
   const Shapes at(p);
   Result<Real> result;
   result.out.assign(count(p, at.out), 0);
@@ -92,10 +97,10 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
                     -std::numeric_limits<Real>::infinity());
   std::vector<Real> scores(static_cast<std::size_t>(p.seqlen_kv));
   std::vector<std::int64_t> keys;
-  for_each_row(p, first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
+  for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
     keys.clear();
     Real max = -std::numeric_limits<Real>::infinity();
-    for_each_index(p.seqlen_kv, first, [&](std::int64_t j) {
+    for_each_index(p.seqlen_kv, summation.first, [&](std::int64_t j) {
       if (!sees(p, b, i, j)) return;
       const Real s = score(p, dot(&q[at.q.at(b, i, h)], &k[at.k.at(b, j, h_kv)], p.head_dim)).value;
       scores[keys.size()] = s;
@@ -108,7 +113,7 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
     Real* out = &result.out[at.out.at(b, i, h)];
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Real* row = &v[at.v.at(b, keys[n], h_kv)];
-      for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] += scores[n] * row[d];
+      for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] += term(scores[n] * row[d], summation);
     }
     for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] /= sum;
     result.lse[at.row(b, i, h)] = max + std::log(sum);
@@ -118,32 +123,33 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
 
 template <class Real>
 Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std::vector<Real>& k,
-                         const std::vector<Real>& v, const Result<Real>& forward, const std::vector<Real>& dout, std::int64_t first) {
+                         const std::vector<Real>& v, const Result<Real>& forward, const std::vector<Real>& dout,
+                         const Summation& summation) {
   const Shapes at(p);
   Gradients<Real> gradients;
   gradients.dq.assign(q.size(), 0);
   gradients.dk.assign(k.size(), 0);
   gradients.dv.assign(v.size(), 0);
-  for_each_row(p, first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
+  for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
     const Real lse = forward.lse[at.row(b, i, h)];
     const Real* query = &q[at.q.at(b, i, h)];
     const Real* grad = &dout[at.out.at(b, i, h)];
     const Real delta = dot(grad, &forward.out[at.out.at(b, i, h)], p.head_dim_v);
     Real* dq = &gradients.dq[at.q.at(b, i, h)];
-    for_each_index(p.seqlen_kv, first, [&](std::int64_t j) {
+    for_each_index(p.seqlen_kv, summation.first, [&](std::int64_t j) {
       if (!sees(p, b, i, j)) return;
       const Real* key = &k[at.k.at(b, j, h_kv)];
       const Score<Real> s = score(p, dot(query, key, p.head_dim));
       const Real weight = std::exp(s.value - lse);
       const Real dp = dot(grad, &v[at.v.at(b, j, h_kv)], p.head_dim_v);
-      const Real ds = weight * (dp - delta) * s.slope;
+      const Real ds = weight * (summation.magnitudes ? std::abs(dp) + std::abs(delta) : dp - delta) * s.slope;
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
       for (std::int64_t d = 0; d < p.head_dim; ++d) {
-        dq[d] += ds * key[d];
-        dk[d] += ds * query[d];
+        dq[d] += term(ds * key[d], summation);
+        dk[d] += term(ds * query[d], summation);
       }
-      for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += weight * grad[d];
+      for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += term(weight * grad[d], summation);
     });
   });
   return gradients;
@@ -151,9 +157,9 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
 
 #define INSTANTIATE(Real)                                                                                              \
   template Result<Real> forward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,                    \
-                                const std::vector<Real>&, std::int64_t);                                               \
+                                const std::vector<Real>&, const Summation&);                                             \
   template Gradients<Real> backward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,                \
-                                    const std::vector<Real>&, const Result<Real>&, const std::vector<Real>&, std::int64_t);
+                                    const std::vector<Real>&, const Result<Real>&, const std::vector<Real>&, const Summation&);
 INSTANTIATE(double)
 INSTANTIATE(float)
 #undef INSTANTIATE

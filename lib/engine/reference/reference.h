@@ -31,15 +31,20 @@ struct Gradients {
 // Whether query i sees key j of batch entry b, by the definition of ra_attention_desc.
 bool sees(const Problem& problem, std::int64_t b, std::int64_t i, std::int64_t j);
 
-// Sums over keys and over query rows begin at index `first` and wrap around: it makes a difference in the last bits only.
+// How a result is summed. Neither changes what is computed but for rounding, and `magnitudes` in the way it says.
+struct Summation {
+  std::int64_t first = 0;   // keys and query rows are taken from this index on, wrapping around
+  bool magnitudes = false;  // out, dq, dk and dv sum the magnitudes of their terms: what rounding errors are relative to
+};
+
 template <class Real>
 Result<Real> forward(const Problem& problem, const std::vector<Real>& q, const std::vector<Real>& k,
-                     const std::vector<Real>& v, std::int64_t first = 0);
+                     const std::vector<Real>& v, const Summation& summation = {});
 
 // `forward` is the result for the same q, k, v; its out and lse may have been rounded.
 template <class Real>
 Gradients<Real> backward(const Problem& problem, const std::vector<Real>& q, const std::vector<Real>& k,
                          const std::vector<Real>& v, const Result<Real>& forward, const std::vector<Real>& dout,
-                         std::int64_t first = 0);
+                         const Summation& summation = {});
 
 }  // namespace ringattn::reference
