@@ -29,7 +29,7 @@ constexpr std::int64_t enough_lanes = 16;  // over all items, batch entries and 
 // Lanes of one item in one group of heads.
 std::int64_t choose_lanes(const Problem& problem, std::int64_t items, std::int64_t tiles) {
   const std::int64_t others = problem.batch * problem.num_heads_kv * std::max<std::int64_t>(items, 1);
-  return std::clamp<std::int64_t>((enough_lanes + others - 1) / others, 1, std::max<std::int64_t>(tiles / 2, 1));
+  return std::clamp<std::int64_t>((enough_lanes + others - 1) / others, 1, std::max<std::int64_t>(tiles / 4, 1));
 }
 
 // One item's part of a stretch.

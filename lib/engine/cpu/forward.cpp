@@ -153,7 +153,7 @@ struct Attend {
 }  // namespace
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
-  const std::int64_t unit_rows = forward_unit_rows(problem, step.query_rows);
+  const std::int64_t unit_rows = forward_unit_rows(problem, step.query_rows, threads.count());
   std::vector<Unit> units;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries)

@@ -16,12 +16,15 @@ constexpr std::int64_t query_tile = 32;    // rows of a forward tile: its scores
 constexpr std::int64_t gradient_tile = 64; // rows of a backward tile
 static_assert(key_block % padding == 0);
 
-// Rows of one head that a forward unit takes: enough that loading K and V is a small part, few enough that there are
-// many units. A function of the problem alone.
-inline std::int64_t forward_unit_rows(const Problem& problem, std::int64_t query_rows) {
-  constexpr std::int64_t units = 64, most = 512, least = 64;
+constexpr std::int64_t most_unit_rows = 512;
+
+// Rows of one head that a forward unit takes: enough that loading K and V is a small part, few enough that every thread gets
+// its share of units. Results do not depend on it.
+inline std::int64_t forward_unit_rows(const Problem& problem, std::int64_t query_rows, int threads) {
+  constexpr std::int64_t units_per_thread = 16, least = 64;
   const std::int64_t all = problem.batch * problem.num_heads_q * query_rows;
-  return std::max<std::int64_t>(1, std::clamp(all / units, least, most) / problem.group());
+  const std::int64_t rows = std::clamp(all / (units_per_thread * threads), least, most_unit_rows);
+  return std::max<std::int64_t>(1, rows / problem.group());
 }
 
 struct ForwardScratch {
@@ -34,7 +37,7 @@ struct ForwardScratch {
   Visible* visible;    // of a tile
 
   static ForwardScratch take(Arena& arena, const Problem& p) {
-    const std::int64_t most = std::max<std::int64_t>(512, p.group());
+    const std::int64_t most = std::max(most_unit_rows, p.group());
     ForwardScratch s;
     s.q = arena.take<float>(most * padded(p.head_dim));
     s.out = arena.take<float>(most * padded(p.head_dim_v));
@@ -45,7 +48,7 @@ struct ForwardScratch {
     s.max = arena.take<float>(most);
     s.sum = arena.take<float>(most);
     s.factor = arena.take<float>(query_tile);
-    s.seen = arena.take<Interval>(512);
+    s.seen = arena.take<Interval>(most_unit_rows);
     s.visible = arena.take<Visible>(query_tile);
     return s;
   }

@@ -175,8 +175,7 @@ double decode(const void* from, DType dtype) {
   return sign * std::ldexp(1024 + significand, exponent - 25);
 }
 
-Oracle::Oracle(const Problem& problem_, Random& random) : problem(problem_) {
-  const Problem& p = problem;
+Inputs::Inputs(const Problem& p, Random& random) : problem(p) {
   std::normal_distribution<double> normal;
   const auto draw_tensor = [&](std::int64_t tokens, std::int64_t heads, std::int64_t dim, DType dtype) {
     std::vector<double> values(static_cast<std::size_t>(p.batch * tokens * heads * dim));
@@ -187,7 +186,9 @@ Oracle::Oracle(const Problem& problem_, Random& random) : problem(problem_) {
   k = draw_tensor(p.seqlen_kv, p.num_heads_kv, p.head_dim, p.dtype);
   v = draw_tensor(p.seqlen_kv, p.num_heads_kv, p.head_dim_v, p.dtype);
   dout = draw_tensor(p.seqlen_q, p.num_heads_q, p.head_dim_v, p.out_dtype);
+}
 
+Oracle::Oracle(const Problem& p, Random& random) : Inputs(p, random) {
   Result<double> exact = forward(p, q, k, v);
   Gradients<double> exact_gradients = backward(p, q, k, v, exact, dout);
   constexpr Summation of_magnitudes{.magnitudes = true};

@@ -48,12 +48,17 @@ struct Expected {
   double tolerance = 0;  // of the largest error
 };
 
-struct Oracle {
-  // Draws q, k, v and dout from a normal distribution, rounded to their dtypes.
-  Oracle(const Problem& problem, Random& random);
+// Drawn from a normal distribution and rounded to their dtypes.
+struct Inputs {
+  Inputs(const Problem& problem, Random& random);
 
   Problem problem;
   std::vector<double> q, k, v, dout;
+};
+
+struct Oracle : Inputs {
+  Oracle(const Problem& problem, Random& random);
+
   Expected out, lse, dq, dk, dv;
 };
 
