@@ -152,7 +152,8 @@ typedef struct ra_context_config {
   int32_t backend;          /**< ra_backend; default RA_BACKEND_CPU */
   int32_t transport;        /**< ra_transport; default RA_TRANSPORT_LOCAL */
   int32_t device;           /**< CUDA device ordinal; must be 0 on the CPU backend */
-  int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; 0: the machine's share of a rank */
+  int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; no more are used than
+                                 oneTBB allows the process. 0: the share of a rank in the machine */
   int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes) */
   const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
   const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL */
@@ -286,19 +287,22 @@ RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_
 
 /**
  * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
- * forward_tensors + forward_workspace + context, and the same with backward_; nothing else is allocated.
+ * forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
+ * threads, and short lists of what is to be computed, some hundred bytes for each document and chunk.
  */
 typedef struct ra_memory_requirements {
   size_t struct_size;
   size_t forward_tensors;     /**< q, k, v, out and lse, packed */
   size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
-  size_t forward_workspace;   /**< chunks in flight, running sums, and tiles of each thread */
-  size_t backward_workspace;  /**< the same for ra_backward */
+  size_t forward_workspace;   /**< two chunks in flight, tiles of each thread and, unless world_size is 1, max and sum of each
+                                   row and the output in fp32 where out_dtype is another */
+  size_t backward_workspace;  /**< two chunks in flight, four of gradients in fp32, tiles of each thread, delta of each row,
+                                   and dq in fp32 where grad_dtype is another */
   size_t lse;                 /**< lse alone, part of the tensors */
-  size_t context;             /**< what the context holds besides a workspace of its own; measured, not a bound */
-  int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks, or the library's choice; 1 if
-                                   world_size is 1, since nothing travels */
-  int64_t backward_chunks;    /**< the same for ra_backward */
+  size_t context;             /**< sizeof the context, without what it points to */
+  int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks or the library's choice, but no more than
+                                   the longest shard has tokens, and 1 if world_size is 1 */
+  int64_t backward_chunks;    /**< the same for ra_backward, also if world_size is 1 */
   int64_t forward_steps;      /**< block computations of this rank that see at least one key */
   int64_t backward_steps;     /**< the same for ra_backward */
   int64_t forward_hops;       /**< messages that this rank sends */
@@ -383,8 +387,9 @@ typedef struct ra_sequence_args {
 RA_API void ra_init_sequence_args(ra_sequence_args *args, size_t struct_size);
 
 /**
- * Copies the tokens that `rank` owns out of `args->whole` into `args->shard`. Local host memory; for lse
- * [batch, head, seq] set dim to 1 and the strides to match. Errors: INVALID_ARGUMENT.
+ * Copies the tokens that `rank` owns out of `args->whole` into `args->shard`. Local host memory. Where the elements are not
+ * desc.dtype, as those of out, lse and gradients may be, set dtype. For lse [batch, head, n] set dtype to RA_DTYPE_FLOAT32,
+ * dim to 1, batch_stride to num_heads * n, seq_stride to 1 and head_stride to n. Errors: INVALID_ARGUMENT.
  */
 RA_API ra_status ra_split_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
                                    const ra_sequence_args *args, ra_error *error);
@@ -419,8 +424,10 @@ RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
  * CPU: returns when `out` and `lse` are complete. CUDA: enqueues on `args->stream`, allocates nothing, may be captured in a
  * graph. Results are bitwise equal from run to run, for any number of threads and any timing.
  *
- * Errors: INVALID_ARGUMENT and NOT_SUPPORTED (found before anything is sent: the context stays usable), OUT_OF_MEMORY,
- * INVALID_STATE, TIMEOUT, PEER_LOST, MISMATCH, ABORTED. Outputs are untouched unless the call got as far as computing.
+ * Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks wait, and the call may be
+ * repeated with better arguments until their time-out, or ra_abort_context lets them go. After OUT_OF_MEMORY, TIMEOUT,
+ * PEER_LOST, MISMATCH and ABORTED the context is of no more use and says INVALID_STATE. Outputs are untouched unless the call
+ * got as far as computing.
  * Method: Liu et al. 2023, "Ring Attention with Blockwise Transformers"; online softmax as in Dao et al. 2022,
  * "FlashAttention", Algorithm 1.
  */
@@ -470,7 +477,7 @@ typedef struct ra_merge_args {
   int32_t reserved;   /**< 0 */
   ra_tensor out_a;    /**< [batch, seqlen, num_heads, head_dim_v] */
   ra_tensor out_b;    /**< the same shape */
-  ra_tensor out;      /**< the same shape; written; may be out_a or out_b itself, else may not overlap them */
+  ra_tensor out;      /**< the same shape; written; may be out_a or out_b with the same strides, else may not overlap them */
   const float *lse_a; /**< [batch, num_heads, seqlen] packed */
   const float *lse_b; /**< the same shape */
   float *lse;         /**< the same shape; written; may be lse_a or lse_b itself */
@@ -493,7 +500,8 @@ RA_API ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error);
  * context, and checks each against fp64 and its gradients against finite differences.
  *
  * Collective: all ranks give the same `num_problems` (1 .. 1000000) and `seed`. Returns SUCCESS, or INTERNAL_ERROR with the
- * first problem whose error exceeds twice that of a plain computation in the same dtype, or any error of ra_forward.
+ * first problem whose error exceeds twice that of a plain computation in fp32 stored in the same dtypes, or any error of
+ * ra_forward.
  */
 RA_API ra_status ra_run_self_test(ra_context *context, int64_t num_problems, int64_t seed, ra_error *error);
 

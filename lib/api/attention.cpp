@@ -1,11 +1,7 @@
-#include <algorithm>
-#include <cmath>
-
 #include "api/barrier.h"
 #include "api/context.h"
 #include "api/structs.h"
 #include "api/validate.h"
-#include "engine/cpu/tiles.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -65,7 +61,7 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(
         ranges, "forward", a.workspace, a.workspace_size,
-        workspace_bytes(Plan(p, c.rank.world_size, c.rank.rank, Pass::forward), *c.engine, c.threads.count()));
+        workspace_bytes(c.plan(p, Pass::forward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
   c.collective([&] {
     c.agree(Operation::forward, p);
@@ -99,7 +95,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(
         ranges, "backward", a.workspace, a.workspace_size,
-        workspace_bytes(Plan(p, c.rank.world_size, c.rank.rank, Pass::backward), *c.engine, c.threads.count()));
+        workspace_bytes(c.plan(p, Pass::backward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
   c.collective([&] {
     c.agree(Operation::backward, p);
@@ -118,7 +114,7 @@ void ra_init_merge_args(ra_merge_args *args, size_t struct_size) { init(args, st
 ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args, ra_error *error) {
   return guard(error, [&] {
     ra_context &c = checked(context);
-    c.or_tell_others([&] { attend(c, desc, args); });
+    c.exclusively([&] { attend(c, desc, args); });
   });
 }
 
@@ -126,7 +122,7 @@ ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const 
                       ra_error *error) {
   return guard(error, [&] {
     ra_context &c = checked(context);
-    c.or_tell_others([&] { differentiate(c, desc, args); });
+    c.exclusively([&] { differentiate(c, desc, args); });
   });
 }
 
@@ -150,32 +146,7 @@ ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error) {
     ranges.output("lse", a.lse, lse_bytes, alignof(float), false);
     ranges.require_disjoint(true);
 
-    const cpu::Tiles &tiles = cpu::portable_tiles();
-    std::vector<float> row_a(static_cast<std::size_t>(a.head_dim_v)), row_b(row_a.size());
-    const auto address = [&](const Tensor &t, std::int64_t b, std::int64_t i, std::int64_t h) {
-      return static_cast<std::byte *>(t.data) + t.offset(b, i, h) * size_of(t.dtype);
-    };
-    for (std::int64_t b = 0; b < a.batch; ++b)
-      for (std::int64_t h = 0; h < a.num_heads; ++h)
-        for (std::int64_t i = 0; i < a.seqlen; ++i) {
-          const std::int64_t row = (b * a.num_heads + h) * a.seqlen + i;
-          const float lse_a = a.lse_a[row], lse_b = a.lse_b[row];
-          const float larger = std::max(lse_a, lse_b);
-          const bool nothing = larger == -INFINITY;
-          const float weight_a = nothing ? 0.0F : std::exp(lse_a - larger),
-                      weight_b = nothing ? 0.0F : std::exp(lse_b - larger);
-          const float sum = weight_a + weight_b;
-          tiles.load(dtype, address(out_a, b, i, h), 0, 1, a.head_dim_v, row_a.data(), a.head_dim_v);
-          tiles.load(dtype, address(out_b, b, i, h), 0, 1, a.head_dim_v, row_b.data(), a.head_dim_v);
-          for (std::size_t n = 0; n < row_a.size(); ++n) {
-            // A part of weight 0 contributes nothing, whatever it holds.
-            const float part_a = weight_a == 0 ? 0.0F : row_a[n] * weight_a,
-                        part_b = weight_b == 0 ? 0.0F : row_b[n] * weight_b;
-            row_a[n] = nothing ? 0.0F : (part_a + part_b) / sum;
-          }
-          tiles.store(dtype, row_a.data(), a.head_dim_v, address(out, b, i, h), false);
-          a.lse[row] = nothing ? -INFINITY : larger + std::log(sum);
-        }
+    merge_attention({a.seqlen, a.num_heads, a.head_dim_v}, a.batch, {out_a, a.lse_a}, {out_b, a.lse_b}, out, a.lse);
   });
 }
 

@@ -1,5 +1,6 @@
 #include "api/context.h"
 
+#include <oneapi/tbb/global_control.h>
 #include <oneapi/tbb/info.h>
 
 #include <algorithm>
@@ -16,13 +17,21 @@ using namespace ringattn::api;
 
 namespace ringattn::api {
 
-Rank to_rank(const ra_context_config &c) {
-  constexpr int most_ranks = 4096, most_threads = 1024;
+static void require_place(const ra_context_config &c) {
+  constexpr int most_ranks = 4096;
   require_range("world_size", c.world_size, 1, most_ranks);
   require_range("rank", c.rank, 0, c.world_size - 1);
+}
+
+Rank to_rank(const ra_context_config &c) {
+  constexpr int most_threads = 1024;
+  require_place(c);
   require_range("num_threads", c.num_threads, 0, most_threads);
+  // More would make oneTBB print a warning and start no more threads than it is allowed.
+  const int allowed = static_cast<int>(std::min<std::size_t>(
+      tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism), most_threads));
   const int share = std::max(1, tbb::info::default_concurrency() / c.world_size);
-  return {c.rank, c.world_size, c.num_threads > 0 ? c.num_threads : std::min(share, most_threads)};
+  return {c.rank, c.world_size, std::min(c.num_threads > 0 ? c.num_threads : share, allowed)};
 }
 
 std::unique_ptr<Engine> to_engine(const ra_context_config &c) {
@@ -68,28 +77,37 @@ void require_local_fields(const ra_context_config &c) {
           "\"; must be NULL with RA_TRANSPORT_LOCAL");
 }
 
+// Everything but joining the others.
 std::unique_ptr<ra_context> make_context(const ra_context_config &c) {
   const Rank rank = to_rank(c);
   std::unique_ptr<Engine> engine = to_engine(c);
-  const std::int64_t timeout_ms = to_timeout(c);
+  to_timeout(c);
   require_local_fields(c);
-  const std::string id = to_group_id(c);
+  to_group_id(c);
   auto context = std::make_unique<ra_context>(rank, std::move(engine));
   log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", context->engine->name(), ", ",
       rank.num_threads, " threads");
-  Threads &threads = context->threads;
-  context->transport = join_local(id, rank.world_size, rank.rank, timeout_ms, [&threads] { threads.cancel(); });
+  if (rank.num_threads < c.num_threads)
+    log(RA_LOG_LEVEL_WARNING, "num_threads is ", c.num_threads, "; ", rank.num_threads, " is all that oneTBB allows this process");
   return context;
 }
 
-// Others may be waiting for a rank that had no memory for a context: they are told, if there is memory for that.
+void join(ra_context &context, const ra_context_config &c) {
+  Threads &threads = context.threads;
+  context.transport = join_local(to_group_id(c), context.rank.world_size, context.rank.rank, to_timeout(c), [&threads] { threads.cancel(); });
+}
+
+// In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are.
 void refuse(const ra_context_config &c) noexcept {
   if (c.world_size == 1) return;
+  ra_error why;
+  clear(&why);
+  const ra_status status = report_exception(&why);
   try {
-    const Rank rank = to_rank(c);
-    refuse_local(to_group_id(c), rank.world_size, rank.rank, RA_STATUS_OUT_OF_MEMORY, "no memory for a context");
+    require_place(c);
+    refuse_local(to_group_id(c), c.world_size, c.rank, status, why.message);
   } catch (...) {
-    // Not even that: they find out by their time-outs.
+    // They find out by their time-outs.
   }
 }
 
@@ -112,10 +130,6 @@ Statistics ra_context::backward(const Problem &problem, BackwardCall call) {
   const Plan &p = plan(problem, Pass::backward);
   if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine, threads.count()));
   return run_backward(p, {*engine, threads, *transport}, call);
-}
-
-void ra_context::begin_collective() {
-  if (busy.exchange(true)) ringattn::fail(RA_STATUS_INVALID_STATE, "the context is in use by another thread");
 }
 
 void ra_context::break_group() noexcept {
@@ -146,12 +160,20 @@ ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *b
 ra_context *ra_create_context(const ra_context_config *config, ra_error *error) {
   return guard_value<ra_context *>(error, nullptr, [&] {
     const ra_context_config c = read(config, "config");
+    std::unique_ptr<ra_context> context;
     try {
-      return make_context(c).release();
+      context = make_context(c);
+    } catch (...) {
+      refuse(c);
+      throw;
+    }
+    try {
+      join(*context, c);  // tells the others of every failure but this one
     } catch (const std::bad_alloc &) {
       refuse(c);
       throw;
     }
+    return context.release();
   });
 }
 

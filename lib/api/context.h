@@ -37,18 +37,14 @@ struct ra_context {
   // The plan of the last call of this kind serves again as long as the problem stays the same.
   const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
 
-  // Runs one collective call: refuses a broken or busy context, then f(); if f throws, the whole group breaks.
+  // Runs what the ranks do together: refuses a broken context, then f(); if f throws, the whole group breaks.
   template <class F>
   void collective(F &&f) {
-    begin_collective();
-    const struct Release {
-      std::atomic<bool> &flag;
-      ~Release() { flag.store(false); }
-    } release{busy};
     const ringattn::Failure failure = transport->failure();
     if (failure.status != RA_STATUS_SUCCESS)
-      ringattn::fail(RA_STATUS_INVALID_STATE, "the context failed earlier with ", ra_get_status_name(failure.status),
-                     ": ", failure.message);
+      throw ringattn::Error(RA_STATUS_INVALID_STATE,
+                            ringattn::text("the context failed earlier with ", ra_get_status_name(failure.status), ": ", failure.message),
+                            failure.rank);
     try {
       f();
     } catch (...) {
@@ -58,10 +54,15 @@ struct ra_context {
     ++calls;
   }
 
-  // Runs f(), the whole body of a collective function: where memory runs out even before the call is agreed on, the other
-  // ranks, who wait for this one, are told.
+  // Runs f(), the whole body of a collective function, for one thread at a time. Where memory runs out even before the call
+  // is agreed on, the other ranks, who wait for this one, are told.
   template <class F>
-  void or_tell_others(F &&f) {
+  void exclusively(F &&f) {
+    if (busy.exchange(true)) ringattn::fail(RA_STATUS_INVALID_STATE, "the context is in use by another thread");
+    const struct Release {
+      std::atomic<bool> &flag;
+      ~Release() { flag.store(false); }
+    } release{busy};
     try {
       f();
     } catch (const std::bad_alloc &) {
@@ -92,6 +93,5 @@ struct ra_context {
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
-  void begin_collective();
   void break_group() noexcept;  // in a catch block
 };

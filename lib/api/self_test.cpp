@@ -131,7 +131,7 @@ extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems,
     ra_context &c = *context;
     std::string wrong;  // on this rank
     int culprit = -1;   // on any
-    c.collective([&] {
+    c.exclusively([&] { c.collective([&] {
       c.agree(Operation::self_test, Problem{}, num_problems, seed);
       Random random(static_cast<std::uint64_t>(seed));
       for (std::int64_t n = 0; n < num_problems && culprit < 0; ++n) {
@@ -147,7 +147,7 @@ extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems,
         const auto first = std::find(verdicts.begin(), verdicts.end(), std::byte{1});
         if (first != verdicts.end()) culprit = static_cast<int>(first - verdicts.begin());
       }
-    });
+    }); });
     if (culprit >= 0)
       throw Error(RA_STATUS_INTERNAL_ERROR, wrong.empty() ? text("rank ", culprit, " found a wrong result") : wrong, culprit);
   });

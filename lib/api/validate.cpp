@@ -200,7 +200,9 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     }
   }
   const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
-  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)), written});
+  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)), written,
+                     {shape.batch > 1 ? tensor.batch_stride : 0, shape.rows > 1 ? tensor.seq_stride : 0,
+                      shape.heads > 1 ? tensor.head_stride : 0}});
   return tensor;
 }
 
@@ -216,7 +218,7 @@ void Ranges::add(const char *name, const void *data, std::int64_t bytes, std::in
   require(data != nullptr, name, " is NULL; must point to ", bytes, " bytes");
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment, " bytes");
-  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>(bytes), written});
+  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>(bytes), written, {-1, -1, -1}});
 }
 
 void Ranges::require_disjoint(bool allow_in_place) const {
@@ -225,7 +227,7 @@ void Ranges::require_disjoint(bool allow_in_place) const {
       const Range &a = ranges_[i], &b = ranges_[j];
       if (!a.written && !b.written) continue;
       if (a.end <= b.begin || b.end <= a.begin) continue;
-      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end) continue;
+      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end && a.strides == b.strides) continue;
       const Range &output = a.written ? a : b, &other = a.written ? b : a;
       fail(RA_STATUS_INVALID_ARGUMENT, output.name, " overlaps ", other.name, ": its ", output.end - output.begin,
            " bytes must be apart from the other's ", other.end - other.begin);

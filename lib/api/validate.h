@@ -1,6 +1,7 @@
 // From what a caller gave to what the library works with; every refusal of a bad argument stands here.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <vector>
@@ -36,7 +37,7 @@ class Ranges {
   // The same for a dense array; null only if `optional` or count is 0.
   void input(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional);
   void output(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional);
-  // Requires that no output overlaps anything else, but for an output that is exactly an input named in `allowed_in_place`.
+  // Requires that no output overlaps anything else, but for an output that is an input to the element, if `allow_in_place`.
   void require_disjoint(bool allow_in_place = false) const;
 
  private:
@@ -44,6 +45,7 @@ class Ranges {
     const char *name;
     std::uintptr_t begin, end;
     bool written;
+    std::array<std::int64_t, 3> strides;  // of batch, sequence and head where they count, else 0; -1 in a dense array
   };
   Tensor add(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape, bool written);
   void add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional, bool written);

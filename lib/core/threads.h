@@ -1,46 +1,110 @@
 // The threads of one context: a oneTBB arena and the flag that calls its work off.
+//
+// oneTBB comes without instrumentation, so ThreadSanitizer would see half of what orders its threads, which is worse than
+// nothing. threads.cpp, the only code that touches it, is compiled without instrumentation too, and Work tells of the order
+// where our code is entered and left.
 #pragma once
 
-#include <oneapi/tbb/parallel_for.h>
 #include <oneapi/tbb/task_arena.h>
 
 #include <atomic>
 #include <cstdint>
 
+#ifdef RINGATTN_THREAD_SANITIZER
+#include <sanitizer/tsan_interface.h>
+#endif
+
 namespace ringattn {
+
+// What precedes leave(place) happens before what follows a later come(place). A place is an address, whatever it holds.
+#ifdef RINGATTN_THREAD_SANITIZER
+inline void leave(const void* place) { __tsan_release(const_cast<void*>(place)); }
+inline void come(const void* place) { __tsan_acquire(const_cast<void*>(place)); }
+#else
+inline void leave(const void*) {}
+inline void come(const void*) {}
+#endif
+
+// From now until its end.
+class Leaving {
+ public:
+  explicit Leaving(const void* place) : place_(place) {}
+  Leaving(const Leaving&) = delete;
+  Leaving& operator=(const Leaving&) = delete;
+  ~Leaving() { leave(place_); }
+
+ private:
+  const void* place_;
+};
+
+// f(index, slot) for other threads to call while this exists: after what precedes it, and before what follows it.
+class Work {
+ public:
+  template <class F>
+  explicit Work(F& f)
+      : function_(&f),
+        call_([](void* function, std::int64_t index, int slot) { (*static_cast<F*>(function))(index, slot); }) {
+    leave(begin());
+  }
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+  ~Work() { come(end()); }
+
+  void operator()(std::int64_t index, int slot) const {
+    come(begin());
+    const Leaving at_return(end());
+    call_(function_, index, slot);
+  }
+
+ private:
+  const void* begin() const { return &function_; }
+  const void* end() const { return &call_; }
+
+  void* function_;
+  void (*call_)(void* function, std::int64_t index, int slot);
+};
 
 class Threads {
  public:
-  explicit Threads(int count) : arena_(count) {}
+  explicit Threads(int count);
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
+  ~Threads();
 
-  int count() const { return arena_.max_concurrency(); }
+  int count() const;
 
   // Calls f(index, slot) for every index < count, in any order, on any thread. `slot` < count() is the thread's own while
   // f runs: it names its scratch memory. Returns early, with work left undone, once cancelled.
   template <class F>
   void for_each(std::int64_t count, F&& f) {
-    arena_.execute([&] {
-      tbb::parallel_for(
-          std::int64_t{0}, count,
-          [&](std::int64_t index) {
-            if (!cancelled()) f(index, tbb::this_task_arena::current_thread_index());
-          },
-          tbb::simple_partitioner());
-    });
+    auto part = [&](std::int64_t index, int slot) {
+      if (cancelled()) return;
+      come(place_of(slot));  // another thread may have had it before
+      const Leaving at_return(place_of(slot));
+      f(index, slot);
+    };
+    run(count, Work(part));
   }
 
-  // Runs f() on these threads; what it starts with for_each meanwhile runs beside it.
-  template <class F>
-  void execute(F&& f) {
-    arena_.execute(f);
+  // Runs f() on these threads, where for_each may be called, and meanwhile beside() on another of them, or afterwards if there
+  // is none.
+  template <class F, class G>
+  void run_both(F&& f, G&& beside) {
+    auto first = [&](std::int64_t, int) { f(); };
+    auto second = [&](std::int64_t, int) { beside(); };
+    run_beside(Work(first), Work(second));
   }
 
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
  private:
+  void run(std::int64_t count, const Work& work);
+  void run_beside(const Work& work, const Work& beside);
+  const void* place_of(int slot) const {
+    return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(this) + static_cast<std::uintptr_t>(slot));
+  }
+
   tbb::task_arena arena_;
   std::atomic<bool> cancelled_{false};
 };

@@ -106,6 +106,15 @@ class Engine {
   virtual void add(const float* from, float* to, std::int64_t count, Threads& threads) = 0;
 };
 
+// Attention over some keys: an output and its log-sum-exp, [batch, heads, rows].
+struct Partial {
+  Tensor out;
+  const float* lse = nullptr;
+};
+
+// Combines two partial results over disjoint keys, on the CPU and the calling thread; `out` and `lse` may be those of a or b.
+void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const Partial& b, const Tensor& out, float* lse);
+
 // Names of the CPU engines that this machine can run, fastest first, comma-separated.
 std::string cpu_engine_names();
 // `name` null: the fastest. Null if there is no such engine here.

@@ -1,8 +1,6 @@
 // What the forward and the backward pass share: chunks on their way, and one moment of sending, computing and waiting.
 #pragma once
 
-#include <oneapi/tbb/task_group.h>
-
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -71,12 +69,11 @@ class Journey {
   template <class F>
   void compute(const Moment& m, F&& f) {
     const auto begin = Clock::now();
-    on_.threads.execute([&] {
-      tbb::task_group beside;
-      if (plan_.travels()) beside.run([&] { on_.transport.progress(); });
+    if (plan_.travels()) {
+      on_.threads.run_both(f, [&] { on_.transport.progress(); });
+    } else {
       f();
-      beside.wait();
-    });
+    }
     statistics_.totals.steps += m.computes ? 1 : 0;
     statistics_.compute_seconds += seconds_since(begin);
   }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ringattn/ringattn.h"
+#include "support/random.h"
 #include "support/ranks.h"
 #include "support/shard.h"
 
@@ -102,6 +103,7 @@ TEST(Arguments, ThatDoNotChangeTheResultDoNotChangeABit) {
       {.name = "five threads", .num_threads = 5},
       {.name = "all of it", .layout = Layout::padded, .callers_workspace = true, .num_threads = 3, .calls = 2},
   };
+  int cases = 0;
   for (const std::int32_t world_size : {1, 2, 3}) {
     for (const std::int32_t dtype : {RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16, RA_DTYPE_FLOAT16}) {
       for (const std::int32_t sharding : {RA_SHARDING_CONTIGUOUS, RA_SHARDING_ZIGZAG, RA_SHARDING_STRIPED}) {
@@ -119,6 +121,7 @@ TEST(Arguments, ThatDoNotChangeTheResultDoNotChangeABit) {
         };
         const auto expected = results(baseline);
         for (const Variant& variant : variants) {
+          if (!sampled(cases++, 3)) continue;
           EXPECT_TRUE(results(variant) == expected)
               << variant.name << ", world_size " << world_size << ", dtype " << dtype << ", sharding " << sharding;
         }

@@ -269,6 +269,24 @@ TEST(Join, WithDifferentWorldSizesIsAMismatch) {
   expect_new_group_works(3);
 }
 
+// A rank whose own arguments are refused will not come, and the others need not wait to find out.
+TEST(Join, WithARefusedConfigIsALostPeerToTheOthers) {
+  const ra_unique_id id = make_unique_id();
+  std::vector<Outcome> outcomes(3);
+  run_threads(3, [&](std::int32_t rank) {
+    ra_context_config config = make_config(3, rank, &id);
+    if (rank == 1) config.num_threads = -1;
+    outcomes[static_cast<std::size_t>(rank)] = create(config);
+  });
+  expect(outcomes[1], RA_STATUS_INVALID_ARGUMENT, {"num_threads", "-1"});
+  for (const std::size_t rank : {0U, 2U}) {
+    expect_names(outcomes[rank], RA_STATUS_PEER_LOST, 1);
+    expect(outcomes[rank], RA_STATUS_PEER_LOST, {"num_threads"});
+    EXPECT_LT(outcomes[rank].duration, kPrompt);
+  }
+  expect_new_group_works(3);
+}
+
 // Several groups form and work at the same time in one process.
 TEST(Join, GroupsAreIndependent) {
   run_threads(3, [](std::int32_t) { expect_new_group_works(2); });

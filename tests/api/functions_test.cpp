@@ -189,6 +189,23 @@ struct Log {
   }
 };
 
+// Also where oneTBB would print a warning: the log callback is the only way out.
+TEST(Library, PrintsNothing) {
+  ::testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStderr();
+  for_each_rank(
+      2, [](std::int32_t, ra_context* context) { EXPECT_NE(context, nullptr); },
+      [](ra_context_config& config) { config.num_threads = 1000; });
+  {
+    const Ranks alone(1, [](ra_context_config& config) { config.num_threads = 1000; });
+    const ra_attention_desc desc = make_desc(500);
+    Error error;
+    EXPECT_EQ(Shard(desc, 1, 0).forward(alone[0], &error), RA_STATUS_SUCCESS) << error;
+  }
+  EXPECT_EQ(::testing::internal::GetCapturedStdout(), "");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+}
+
 TEST(Log, ReachesTheCallbackUntilItIsUnset) {
   Log log;
   ra_set_log_callback(Log::receive, &log, RA_LOG_LEVEL_DEBUG);

@@ -135,6 +135,27 @@ TEST(Merge, IsAttentionOverTheUnion) {
   }
 }
 
+// In place means element by element: the same memory with other strides, or of another tensor, is an overlap.
+TEST(Merge, InPlaceWithOtherStridesIsRefused) {
+  float a[4] = {1, 2, 3, 4}, b[4] = {}, lse_a[4] = {}, lse_b[4] = {}, lse[4] = {};
+  ra_merge_args args;
+  ra_init_merge_args(&args, sizeof args);
+  args.seqlen = args.num_heads = 2;
+  args.head_dim_v = 1;
+  args.out_a = {a, 4, 2, 1};
+  args.out_b = {b, 0, 0, 0};
+  args.out = {a, 4, 1, 2};
+  args.lse_a = lse_a;
+  args.lse_b = lse_b;
+  args.lse = lse;
+  Error error;
+  EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_INVALID_ARGUMENT) << error;
+  EXPECT_NE(error.text().find("out overlaps out_a"), std::string::npos) << error;
+  args.out = {lse_a, 4, 2, 1};
+  EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_INVALID_ARGUMENT) << error;
+  EXPECT_EQ(a[1], 2);
+}
+
 TEST(Merge, OfNoRowsIsNothing) {
   ra_merge_args args;
   ra_init_merge_args(&args, sizeof args);

@@ -17,6 +17,7 @@ namespace ringattn {
 namespace {
 
 using reference::draw;
+using reference::Inputs;
 using reference::Oracle;
 using reference::Random;
 
@@ -50,8 +51,8 @@ class DelayedTransport final : public Transport {
 };
 
 // All bytes that a forward and a backward pass write on all ranks.
-std::vector<std::byte> run_delayed(const Oracle& oracle, int world_size, int num_threads, std::uint64_t seed) {
-  const Problem& p = oracle.problem;
+std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num_threads, std::uint64_t seed) {
+  const Problem& p = inputs.problem;
   std::vector<std::vector<std::byte>> written(static_cast<std::size_t>(world_size));
   const std::string id = make_local_id();
   test::run_threads(world_size, [&](std::int32_t rank) {
@@ -67,10 +68,10 @@ std::vector<std::byte> run_delayed(const Oracle& oracle, int world_size, int num
          v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype), out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
          dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype), dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
          dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype), dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
-    q.split(oracle.q);
-    k.split(oracle.k);
-    v.split(oracle.v);
-    dout.split(oracle.dout);
+    q.split(inputs.q);
+    k.split(inputs.k);
+    v.split(inputs.v);
+    dout.split(inputs.dout);
     const auto tensor = [&](test::detail::ShardBuffer& s, std::int64_t heads, std::int64_t dim) {
       return packed_tensor(s.bytes.data(), s.dtype, row_count(s.pieces), heads, dim);
     };
@@ -128,11 +129,11 @@ TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const std::uint64_t seed = test::seed();
   for (const auto& [heads, dtype] : {std::pair{std::int64_t{1}, DType::float32}, std::pair{std::int64_t{8}, DType::bfloat16}}) {
     Random random(seed);
-    const Oracle oracle(problem_to_repeat(heads, dtype), random);
+    const Inputs inputs(problem_to_repeat(heads, dtype), random);
     for (const int world_size : {1, 4}) {
-      const std::vector<std::byte> first = run_delayed(oracle, world_size, 1, seed);
+      const std::vector<std::byte> first = run_delayed(inputs, world_size, 1, seed);
       for (int n = 1; n < test::sample(100); ++n)
-        ASSERT_EQ(run_delayed(oracle, world_size, 1 + n % 4, seed + static_cast<std::uint64_t>(100 * n)), first)
+        ASSERT_EQ(run_delayed(inputs, world_size, 1 + n % 4, seed + static_cast<std::uint64_t>(100 * n)), first)
             << "repeat " << n << " with " << 1 + n % 4 << " threads on " << world_size << " ranks";
     }
   }

@@ -26,6 +26,9 @@ inline bool full() {
 // Repetitions of a random test: all of them in an ordinary build, a sample under a sanitizer.
 inline int sample(int all) { return sanitized && !full() ? (all + 19) / 20 : all; }
 
+// Whether case n of a table runs: every one in an ordinary build, one in `every` under a sanitizer.
+inline bool sampled(int n, int every) { return !sanitized || full() || n % every == 0; }
+
 inline std::uint64_t seed() {
   const char* const value = std::getenv("RINGATTN_TEST_SEED");
   const std::uint64_t seed = value != nullptr ? std::strtoull(value, nullptr, 10) : 1;

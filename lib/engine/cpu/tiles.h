@@ -1,6 +1,6 @@
 // The innermost tiles: all that differs from one instruction set to another.
 //
-// An instruction set supplies one table of functions; attention.cpp is written once above it. Matrices in scratch memory
+// An instruction set supplies one table of functions; forward.cpp and backward.cpp are written once above it. Matrices in scratch memory
 // are fp32, row major, with rows padded to a multiple of `padding` floats, and what pads them is finite.
 #pragma once
 
