@@ -59,9 +59,8 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   call.lse = a.lse;
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
-    check_workspace(
-        ranges, "forward", a.workspace, a.workspace_size,
-        workspace_bytes(c.plan(p, Pass::forward), *c.engine, c.threads.count()));
+    check_workspace(ranges, "forward", a.workspace, a.workspace_size,
+                    workspace_bytes(c.plan(p, Pass::forward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
   c.collective([&] {
     c.agree(Operation::forward, p);
@@ -93,9 +92,8 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   call.accumulate = a.accumulate != 0;
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
-    check_workspace(
-        ranges, "backward", a.workspace, a.workspace_size,
-        workspace_bytes(c.plan(p, Pass::backward), *c.engine, c.threads.count()));
+    check_workspace(ranges, "backward", a.workspace, a.workspace_size,
+                    workspace_bytes(c.plan(p, Pass::backward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
   c.collective([&] {
     c.agree(Operation::backward, p);

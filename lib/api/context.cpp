@@ -38,7 +38,8 @@ std::unique_ptr<Engine> to_engine(const ra_context_config &c) {
   require_range("backend", c.backend, RA_BACKEND_CPU, RA_BACKEND_CUDA);
   require_range("transport", c.transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
   if (c.backend != RA_BACKEND_CPU)
-    fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); this build has RA_BACKEND_CPU = 0 only");
+    fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend,
+         " (RA_BACKEND_CUDA); this build has RA_BACKEND_CPU = 0 only");
   if (c.transport != RA_TRANSPORT_LOCAL)
     fail(RA_STATUS_NOT_SUPPORTED, "transport is ", c.transport, "; this build has RA_TRANSPORT_LOCAL = 0 only");
   std::unique_ptr<Engine> engine = make_cpu_engine(c.engine);
@@ -61,12 +62,15 @@ std::int64_t to_timeout(const ra_context_config &c) {
 // The id of the group, or one of its own for a group of one.
 std::string to_group_id(const ra_context_config &c) {
   if (c.unique_id == nullptr) {
-    require(c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size, "; must come from ra_create_unique_id");
+    require(c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size,
+            "; must come from ra_create_unique_id");
     return make_local_id();
   }
   const std::string id(c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text)));
-  require(is_local_id(id), "unique_id is \"", id.substr(0, 64), "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_LOCAL");
-  require(is_own_local_id(id), "unique_id is \"", id.substr(0, 64), "\"; must be made in this process, whole and unchanged");
+  require(is_local_id(id), "unique_id is \"", id.substr(0, 64),
+          "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_LOCAL");
+  require(is_own_local_id(id), "unique_id is \"", id.substr(0, 64),
+          "\"; must be made in this process, whole and unchanged");
   return id;
 }
 
@@ -88,13 +92,15 @@ std::unique_ptr<ra_context> make_context(const ra_context_config &c) {
   log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", context->engine->name(), ", ",
       rank.num_threads, " threads");
   if (rank.num_threads < c.num_threads)
-    log(RA_LOG_LEVEL_WARNING, "num_threads is ", c.num_threads, "; ", rank.num_threads, " is all that oneTBB allows this process");
+    log(RA_LOG_LEVEL_WARNING, "num_threads is ", c.num_threads, "; ", rank.num_threads,
+        " is all that oneTBB allows this process");
   return context;
 }
 
 void join(ra_context &context, const ra_context_config &c) {
   Threads &threads = context.threads;
-  context.transport = join_local(to_group_id(c), context.rank.world_size, context.rank.rank, to_timeout(c), [&threads] { threads.cancel(); });
+  context.transport = join_local(to_group_id(c), context.rank.world_size, context.rank.rank, to_timeout(c),
+                                 [&threads] { threads.cancel(); });
 }
 
 // In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are.
@@ -148,7 +154,8 @@ ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *b
     require(id != nullptr, "id is NULL; must point to a ra_unique_id");
     require_range("transport", transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
     if (transport != RA_TRANSPORT_LOCAL)
-      ringattn::fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, "; this build has RA_TRANSPORT_LOCAL = 0 only");
+      ringattn::fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport,
+                     "; this build has RA_TRANSPORT_LOCAL = 0 only");
     require(bind_address == nullptr, "bind_address is \"", bind_address == nullptr ? "" : bind_address,
             "\"; must be NULL with RA_TRANSPORT_LOCAL");
     const std::string text = make_local_id();
@@ -182,7 +189,8 @@ void ra_destroy_context(ra_context *context) { delete context; }
 ra_status ra_abort_context(ra_context *context, ra_error *error) {
   return guard(error, [&] {
     require(context != nullptr, "context is NULL; must come from ra_create_context");
-    context->transport->fail(RA_STATUS_ABORTED, text("ra_abort_context was called on rank ", context->rank.rank).c_str());
+    context->transport->fail(RA_STATUS_ABORTED,
+                             text("ra_abort_context was called on rank ", context->rank.rank).c_str());
   });
 }
 

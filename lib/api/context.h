@@ -42,9 +42,10 @@ struct ra_context {
   void collective(F &&f) {
     const ringattn::Failure failure = transport->failure();
     if (failure.status != RA_STATUS_SUCCESS)
-      throw ringattn::Error(RA_STATUS_INVALID_STATE,
-                            ringattn::text("the context failed earlier with ", ra_get_status_name(failure.status), ": ", failure.message),
-                            failure.rank);
+      throw ringattn::Error(
+          RA_STATUS_INVALID_STATE,
+          ringattn::text("the context failed earlier with ", ra_get_status_name(failure.status), ": ", failure.message),
+          failure.rank);
     try {
       f();
     } catch (...) {

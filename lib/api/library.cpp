@@ -15,10 +15,12 @@ using namespace ringattn::api;
 extern "C" {
 
 const char *ra_get_status_name(int32_t status) {
-  static constexpr std::array names{"SUCCESS",   "INVALID_ARGUMENT", "NOT_SUPPORTED", "OUT_OF_MEMORY", "INVALID_STATE", "TIMEOUT",
-                                    "ABORTED",   "PEER_LOST",        "MISMATCH",      "CUDA_ERROR",    "NCCL_ERROR",    "INTERNAL_ERROR"};
+  static constexpr std::array names{"SUCCESS",       "INVALID_ARGUMENT", "NOT_SUPPORTED", "OUT_OF_MEMORY",
+                                    "INVALID_STATE", "TIMEOUT",          "ABORTED",       "PEER_LOST",
+                                    "MISMATCH",      "CUDA_ERROR",       "NCCL_ERROR",    "INTERNAL_ERROR"};
   static_assert(names.size() == RA_STATUS_INTERNAL_ERROR + 1);
-  return status >= 0 && static_cast<std::size_t>(status) < names.size() ? names[static_cast<std::size_t>(status)] : "UNKNOWN";
+  return status >= 0 && static_cast<std::size_t>(status) < names.size() ? names[static_cast<std::size_t>(status)]
+                                                                        : "UNKNOWN";
 }
 
 int32_t ra_get_version(void) { return RA_VERSION_MAJOR * 10000 + RA_VERSION_MINOR * 100 + RA_VERSION_PATCH; }

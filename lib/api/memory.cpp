@@ -8,8 +8,10 @@ using namespace ringattn::api;
 
 namespace ringattn::api {
 
-ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const Engine &engine, std::size_t context_bytes) {
-  const Plan forward(p, rank.world_size, rank.rank, Pass::forward), backward(p, rank.world_size, rank.rank, Pass::backward);
+ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const Engine &engine,
+                                       std::size_t context_bytes) {
+  const Plan forward(p, rank.world_size, rank.rank, Pass::forward),
+      backward(p, rank.world_size, rank.rank, Pass::backward);
   const std::int64_t rows_q = p.batch * forward.query_rows() * p.num_heads_q;
   const std::int64_t rows_kv = p.batch * forward.key_rows(rank.rank) * p.num_heads_kv;
   const std::int64_t dims = p.head_dim + p.head_dim_v;
@@ -44,7 +46,9 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
 extern "C" {
 
 void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size) { init(desc, struct_size); }
-void ra_init_memory_requirements(ra_memory_requirements *requirements, size_t struct_size) { init(requirements, struct_size); }
+void ra_init_memory_requirements(ra_memory_requirements *requirements, size_t struct_size) {
+  init(requirements, struct_size);
+}
 void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size) { init(statistics, struct_size); }
 
 ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error) {

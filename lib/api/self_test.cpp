@@ -22,7 +22,12 @@ using reference::Random;
 class ShardTensor {
  public:
   ShardTensor(const Problem &p, const Rank &rank, Side side, std::int64_t heads, std::int64_t dim, DType dtype)
-      : p_(p), side_(side), pieces_(shard_pieces(p, side, rank.world_size, rank.rank)), heads_(heads), dim_(dim), dtype_(dtype),
+      : p_(p),
+        side_(side),
+        pieces_(shard_pieces(p, side, rank.world_size, rank.rank)),
+        heads_(heads),
+        dim_(dim),
+        dtype_(dtype),
         bytes_(static_cast<std::size_t>(p.batch * row_count(pieces_) * heads * dim * size_of(dtype)) + 1) {}
 
   void fill(const std::vector<double> &whole) {
@@ -81,7 +86,8 @@ std::string check(ra_context &c, const Oracle &oracle) {
   const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
     return ShardTensor(p, c.rank, side, heads, dim, dtype);
   };
-  ShardTensor q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype), k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
+  ShardTensor q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype),
+              k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
               v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype),
               out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
               dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
@@ -131,24 +137,28 @@ extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems,
     ra_context &c = *context;
     std::string wrong;  // on this rank
     int culprit = -1;   // on any
-    c.exclusively([&] { c.collective([&] {
-      c.agree(Operation::self_test, Problem{}, num_problems, seed);
-      Random random(static_cast<std::uint64_t>(seed));
-      for (std::int64_t n = 0; n < num_problems && culprit < 0; ++n) {
-        const Problem p = reference::draw_problem(random, {});
-        const Oracle oracle(p, random);
-        constexpr double most_difference = 1e-5;
-        if (const double difference = reference::finite_difference_error(oracle, random, 1); difference > most_difference)
-          wrong = text("the oracle differs from finite differences by ", difference, ": ", reference::describe(p));
-        if (const std::string violation = check(c, oracle); wrong.empty() && !violation.empty())
-          wrong = text("problem ", n, " of seed ", seed, ": ", violation);
-        const std::byte verdict{wrong.empty() ? std::uint8_t{0} : std::uint8_t{1}};
-        const auto verdicts = c.transport->all_gather({&verdict, 1});
-        const auto first = std::find(verdicts.begin(), verdicts.end(), std::byte{1});
-        if (first != verdicts.end()) culprit = static_cast<int>(first - verdicts.begin());
-      }
-    }); });
+    c.exclusively([&] {
+      c.collective([&] {
+        c.agree(Operation::self_test, Problem{}, num_problems, seed);
+        Random random(static_cast<std::uint64_t>(seed));
+        for (std::int64_t n = 0; n < num_problems && culprit < 0; ++n) {
+          const Problem p = reference::draw_problem(random, {});
+          const Oracle oracle(p, random);
+          constexpr double most_difference = 1e-5;
+          if (const double difference = reference::finite_difference_error(oracle, random, 1);
+              difference > most_difference)
+            wrong = text("the oracle differs from finite differences by ", difference, ": ", reference::describe(p));
+          if (const std::string violation = check(c, oracle); wrong.empty() && !violation.empty())
+            wrong = text("problem ", n, " of seed ", seed, ": ", violation);
+          const std::byte verdict{wrong.empty() ? std::uint8_t{0} : std::uint8_t{1}};
+          const auto verdicts = c.transport->all_gather({&verdict, 1});
+          const auto first = std::find(verdicts.begin(), verdicts.end(), std::byte{1});
+          if (first != verdicts.end()) culprit = static_cast<int>(first - verdicts.begin());
+        }
+      });
+    });
     if (culprit >= 0)
-      throw Error(RA_STATUS_INTERNAL_ERROR, wrong.empty() ? text("rank ", culprit, " found a wrong result") : wrong, culprit);
+      throw Error(RA_STATUS_INTERNAL_ERROR, wrong.empty() ? text("rank ", culprit, " found a wrong result") : wrong,
+                  culprit);
   });
 }

@@ -25,7 +25,8 @@ Shard to_shard(const ra_attention_desc *desc, int32_t world_size, int32_t rank, 
 }
 
 // Copies every token of a shard between its place in the whole sequence and its place in the shard.
-void copy_shard(const ra_attention_desc *desc, int32_t world_size, int32_t rank, const ra_sequence_args *args, bool split) {
+void copy_shard(const ra_attention_desc *desc, int32_t world_size, int32_t rank, const ra_sequence_args *args,
+                bool split) {
   const ra_sequence_args a = read(args, "args");
   const Shard shard = to_shard(desc, world_size, rank, a.side);
   const Problem &p = shard.problem;
@@ -35,8 +36,10 @@ void copy_shard(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
   const Shape whole_shape{p.batch, p.seqlen(shard.side), a.num_heads, a.dim};
   const Shape shard_shape{p.batch, row_count(shard.pieces), a.num_heads, a.dim};
   Ranges ranges;
-  const Tensor whole = split ? ranges.input("whole", a.whole, dtype, whole_shape) : ranges.output("whole", a.whole, dtype, whole_shape);
-  const Tensor part = split ? ranges.output("shard", a.shard, dtype, shard_shape) : ranges.input("shard", a.shard, dtype, shard_shape);
+  const Tensor whole =
+      split ? ranges.input("whole", a.whole, dtype, whole_shape) : ranges.output("whole", a.whole, dtype, whole_shape);
+  const Tensor part =
+      split ? ranges.output("shard", a.shard, dtype, shard_shape) : ranges.input("shard", a.shard, dtype, shard_shape);
   ranges.require_disjoint();
 
   const auto bytes = static_cast<std::size_t>(a.dim * size_of(dtype));
@@ -61,27 +64,29 @@ extern "C" {
 
 void ra_init_sequence_args(ra_sequence_args *args, size_t struct_size) { init(args, struct_size); }
 
-int64_t ra_get_shard_length(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side, ra_error *error) {
+int64_t ra_get_shard_length(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                            ra_error *error) {
   return guard_value<std::int64_t>(error, -1, [&] { return row_count(to_shard(desc, world_size, rank, side).pieces); });
 }
 
-int64_t ra_get_shard_position(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side, int64_t index,
-                              ra_error *error) {
+int64_t ra_get_shard_position(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                              int64_t index, ra_error *error) {
   return guard_value<std::int64_t>(error, -1, [&] {
     const Shard shard = to_shard(desc, world_size, rank, side);
     const std::int64_t length = row_count(shard.pieces);
-    require(0 <= index && index < length, "index is ", index, "; must be 0 .. ", length - 1, ", below the shard's length ", length);
+    require(0 <= index && index < length, "index is ", index, "; must be 0 .. ", length - 1,
+            ", below the shard's length ", length);
     return row_position(shard.problem, shard.side, shard.pieces, index);
   });
 }
 
-ra_status ra_split_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank, const ra_sequence_args *args,
-                            ra_error *error) {
+ra_status ra_split_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
+                            const ra_sequence_args *args, ra_error *error) {
   return guard(error, [&] { copy_shard(desc, world_size, rank, args, true); });
 }
 
-ra_status ra_join_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank, const ra_sequence_args *args,
-                           ra_error *error) {
+ra_status ra_join_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
+                           const ra_sequence_args *args, ra_error *error) {
   return guard(error, [&] { copy_shard(desc, world_size, rank, args, false); });
 }
 

@@ -36,8 +36,8 @@ std::size_t checked_size(const T *source, const char *name) {
   constexpr std::size_t most = 65536;
   require(source != nullptr, name, " is NULL; must point to a ", StructTraits<T>::name);
   const std::size_t size = source->struct_size;
-  require(size > sizeof size && size <= most, name, "->struct_size is ", size, "; must be sizeof(", StructTraits<T>::name,
-          ") = ", sizeof(T), " (call its ra_init_ function)");
+  require(size > sizeof size && size <= most, name, "->struct_size is ", size, "; must be sizeof(",
+          StructTraits<T>::name, ") = ", sizeof(T), " (call its ra_init_ function)");
   const auto *bytes = reinterpret_cast<const unsigned char *>(source);
   for (std::size_t i = sizeof(T); i < size; ++i)
     require(bytes[i] == 0, name, "->struct_size is ", size, " and byte ", i, " is set; this library knows ", sizeof(T),

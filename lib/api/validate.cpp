@@ -12,10 +12,12 @@ constexpr std::int64_t most_tokens = std::int64_t{1} << 48;
 constexpr std::int64_t most_heads = std::int64_t{1} << 20;
 constexpr std::int64_t most_head_dim = 256;
 
-static_assert(static_cast<int>(DType::float32) == RA_DTYPE_FLOAT32 && static_cast<int>(DType::bfloat16) == RA_DTYPE_BFLOAT16 &&
+static_assert(static_cast<int>(DType::float32) == RA_DTYPE_FLOAT32 &&
+              static_cast<int>(DType::bfloat16) == RA_DTYPE_BFLOAT16 &&
               static_cast<int>(DType::float16) == RA_DTYPE_FLOAT16);
 static_assert(static_cast<int>(Sharding::contiguous) == RA_SHARDING_CONTIGUOUS &&
-              static_cast<int>(Sharding::zigzag) == RA_SHARDING_ZIGZAG && static_cast<int>(Sharding::striped) == RA_SHARDING_STRIPED);
+              static_cast<int>(Sharding::zigzag) == RA_SHARDING_ZIGZAG &&
+              static_cast<int>(Sharding::striped) == RA_SHARDING_STRIPED);
 static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>(Side::key_value) == RA_SIDE_KEY_VALUE);
 
 // A product of non-negative counts, refused beyond 2^58 with the name of what it counts: all tensors and buffers of a call
@@ -31,12 +33,14 @@ std::int64_t checked_product(const char *what, std::initializer_list<std::int64_
   return product;
 }
 
-void require_offsets(const char *field, const std::int64_t *offsets, std::int64_t count, const char *length_field, std::int64_t length) {
+void require_offsets(const char *field, const std::int64_t *offsets, std::int64_t count, const char *length_field,
+                     std::int64_t length) {
   require(offsets[0] == 0, field, "[0] is ", offsets[0], "; must be 0");
   for (std::int64_t d = 1; d <= count; ++d)
-    require(offsets[d] >= offsets[d - 1], field, "[", d, "] is ", offsets[d], "; must be at least ", field, "[", d - 1, "] = ",
-            offsets[d - 1]);
-  require(offsets[count] == length, field, "[", count, "] is ", offsets[count], "; must be ", length_field, " = ", length);
+    require(offsets[d] >= offsets[d - 1], field, "[", d, "] is ", offsets[d], "; must be at least ", field, "[", d - 1,
+            "] = ", offsets[d - 1]);
+  require(offsets[count] == length, field, "[", count, "] is ", offsets[count], "; must be ", length_field, " = ",
+          length);
 }
 
 std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seqlen_kv) {
@@ -49,10 +53,11 @@ std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seql
   require(d.document_offsets_q != nullptr, "document_offsets_q is NULL while num_documents is ", d.num_documents,
           "; must have ", d.num_documents + 1, " entries");
   require_offsets("document_offsets_q", d.document_offsets_q, d.num_documents, "seqlen_q", d.seqlen_q);
-  const std::int64_t *const offsets_kv = d.document_offsets_kv != nullptr ? d.document_offsets_kv : d.document_offsets_q;
+  const std::int64_t *const offsets_kv =
+      d.document_offsets_kv != nullptr ? d.document_offsets_kv : d.document_offsets_q;
   if (d.document_offsets_kv == nullptr)
-    require(seqlen_kv == d.seqlen_q, "document_offsets_kv is NULL while seqlen_kv is ", seqlen_kv, "; seqlen_kv must then be seqlen_q = ",
-            d.seqlen_q);
+    require(seqlen_kv == d.seqlen_q, "document_offsets_kv is NULL while seqlen_kv is ", seqlen_kv,
+            "; seqlen_kv must then be seqlen_q = ", d.seqlen_q);
   else
     require_offsets("document_offsets_kv", offsets_kv, d.num_documents, "seqlen_kv", seqlen_kv);
   std::vector<Document> documents;
@@ -103,8 +108,8 @@ Problem to_problem(const ra_attention_desc &d) {
   p.num_heads_kv = d.num_heads_kv == 0 ? d.num_heads_q : d.num_heads_kv;
   p.head_dim = d.head_dim;
   p.head_dim_v = d.head_dim_v == 0 ? d.head_dim : d.head_dim_v;
-  require(p.num_heads_q % p.num_heads_kv == 0, "num_heads_q is ", p.num_heads_q, "; must be a multiple of num_heads_kv = ",
-          p.num_heads_kv);
+  require(p.num_heads_q % p.num_heads_kv == 0, "num_heads_q is ", p.num_heads_q,
+          "; must be a multiple of num_heads_kv = ", p.num_heads_kv);
   const std::int64_t widest = std::max(p.head_dim, p.head_dim_v) * size_of(DType::float32);
   checked_product("batch * seqlen_q * num_heads_q * head_dim", {p.batch, p.seqlen_q, p.num_heads_q, widest});
   checked_product("batch * seqlen_kv * num_heads_kv * head_dim", {p.batch, p.seqlen_kv, p.num_heads_kv, widest});
@@ -151,14 +156,18 @@ Problem to_problem(const ra_attention_desc &d) {
 
 void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine) {
   if (desc.schedule != RA_SCHEDULE_AUTO && desc.schedule != RA_SCHEDULE_RING)
-    fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule, "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO,
-         " and RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING);
+    fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule,
+         "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, " and RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING);
   const std::string reason = engine.refusal(problem);
   if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
 }
 
-Tensor Ranges::input(const char *name, const ra_tensor &t, DType dtype, const Shape &shape) { return add(name, t, dtype, shape, false); }
-Tensor Ranges::output(const char *name, const ra_tensor &t, DType dtype, const Shape &shape) { return add(name, t, dtype, shape, true); }
+Tensor Ranges::input(const char *name, const ra_tensor &t, DType dtype, const Shape &shape) {
+  return add(name, t, dtype, shape, false);
+}
+Tensor Ranges::output(const char *name, const ra_tensor &t, DType dtype, const Shape &shape) {
+  return add(name, t, dtype, shape, true);
+}
 
 Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shape &shape, bool written) {
   Tensor tensor = packed_tensor(t.data, dtype, shape.rows, shape.heads, shape.dim);
@@ -173,8 +182,8 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     require(axis.stride >= 0, name, ".", axis.field, " is ", axis.stride, "; must be at least 0");
   if (checked_product(name, {shape.batch, shape.rows, shape.heads, shape.dim, size_of(dtype)}) == 0) return tensor;
   require(t.data != nullptr, name, ".data is NULL; must point to ", shape.count(), " elements");
-  require(reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(size_of(dtype)) == 0, name, ".data is ", t.data,
-          "; must be aligned to ", size_of(dtype), " bytes");
+  require(reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(size_of(dtype)) == 0, name,
+          ".data is ", t.data, "; must be aligned to ", size_of(dtype), " bytes");
   std::int64_t last = shape.count() - 1;  // offset of the last element
   if (t.batch_stride != 0 || t.seq_stride != 0 || t.head_stride != 0) {
     tensor.batch_stride = t.batch_stride;
@@ -200,7 +209,10 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     }
   }
   const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
-  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)), written,
+  ranges_.push_back({name,
+                     begin,
+                     begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)),
+                     written,
                      {shape.batch > 1 ? tensor.batch_stride : 0, shape.rows > 1 ? tensor.seq_stride : 0,
                       shape.heads > 1 ? tensor.head_stride : 0}});
   return tensor;
@@ -213,11 +225,13 @@ void Ranges::output(const char *name, const void *data, std::int64_t bytes, std:
   add(name, data, bytes, alignment, optional, true);
 }
 
-void Ranges::add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional, bool written) {
+void Ranges::add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional,
+                 bool written) {
   if (bytes == 0 || (optional && data == nullptr)) return;
   require(data != nullptr, name, " is NULL; must point to ", bytes, " bytes");
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
-  require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment, " bytes");
+  require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment,
+          " bytes");
   ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>(bytes), written, {-1, -1, -1}});
 }
 
@@ -227,7 +241,8 @@ void Ranges::require_disjoint(bool allow_in_place) const {
       const Range &a = ranges_[i], &b = ranges_[j];
       if (!a.written && !b.written) continue;
       if (a.end <= b.begin || b.end <= a.begin) continue;
-      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end && a.strides == b.strides) continue;
+      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end && a.strides == b.strides)
+        continue;
       const Range &output = a.written ? a : b, &other = a.written ? b : a;
       fail(RA_STATUS_INVALID_ARGUMENT, output.name, " overlaps ", other.name, ": its ", output.end - output.begin,
            " bytes must be apart from the other's ", other.end - other.begin);

@@ -16,8 +16,8 @@ namespace ringattn::api {
 void require_range(const char *field, std::int64_t value, std::int64_t low, std::int64_t high);
 
 Problem to_problem(const ra_attention_desc &desc);
-DType to_dtype(const char *field, std::int32_t dtype);                 // RA_DTYPE_SAME is not legal
-DType to_dtype(const char *field, std::int32_t dtype, DType same);     // RA_DTYPE_SAME means `same`
+DType to_dtype(const char *field, std::int32_t dtype);              // RA_DTYPE_SAME is not legal
+DType to_dtype(const char *field, std::int32_t dtype, DType same);  // RA_DTYPE_SAME means `same`
 Side to_side(std::int32_t side);
 
 // Refuses what this build cannot serve, with NOT_SUPPORTED and the reason.

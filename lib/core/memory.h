@@ -41,7 +41,7 @@ class Block {
   void* reserve(std::size_t size) {
     if (size > size_) {
       release();
-      data_ = ::operator new(size, std::align_val_t{memory_alignment});
+      data_ = ::operator new (size, std::align_val_t{memory_alignment});
       size_ = size;
     }
     return data_;
@@ -49,7 +49,7 @@ class Block {
 
  private:
   void release() {
-    ::operator delete(data_, std::align_val_t{memory_alignment});
+    ::operator delete (data_, std::align_val_t{memory_alignment});
     data_ = nullptr;
     size_ = 0;
   }

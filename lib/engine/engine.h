@@ -54,28 +54,28 @@ struct Extent {
 
 struct ForwardStep {
   std::span<const WorkItem> items;
-  Tensor q, k, v;              // k, v: the chunk
+  Tensor q, k, v;  // k, v: the chunk
   std::int64_t query_rows = 0;
-  Tensor running;              // fp32 output between steps; unused if this is the only step
-  float* max = nullptr;        // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
+  Tensor running;        // fp32 output between steps; unused if this is the only step
+  float* max = nullptr;  // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
   float* sum = nullptr;
-  Tensor out;                  // written by the last step
-  float* lse = nullptr;        // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
-  bool first = true;           // no running result yet: the items list every row
-  bool last = true;            // divide, round, and write out and lse: the items list every row
-  void* scratch = nullptr;     // scratch_bytes
+  Tensor out;               // written by the last step
+  float* lse = nullptr;     // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
+  bool first = true;        // no running result yet: the items list every row
+  bool last = true;         // divide, round, and write out and lse: the items list every row
+  void* scratch = nullptr;  // scratch_bytes
 };
 
 struct BackwardStep {
   std::span<const WorkItem> items;
-  Tensor q, k, v, dout;        // k, v: the chunk
+  Tensor q, k, v, dout;  // k, v: the chunk
   std::int64_t query_rows = 0;
-  std::int64_t key_rows = 0;   // of the chunk
+  std::int64_t key_rows = 0;     // of the chunk
   const float* lse = nullptr;    // [batch, num_heads_q, query_rows], as is delta
   const float* delta = nullptr;  // rowsum(dout * out)
-  Tensor dq;                   // fp32, added to
-  Tensor dk, dv;               // fp32, of the chunk, added to
-  void* scratch = nullptr;     // scratch_bytes
+  Tensor dq;                     // fp32, added to
+  Tensor dk, dv;                 // fp32, of the chunk, added to
+  void* scratch = nullptr;       // scratch_bytes
 };
 
 class Engine {
@@ -93,8 +93,8 @@ class Engine {
   virtual void backward(const Problem& problem, const BackwardStep& step, Threads& threads) = 0;
 
   // delta[b, h, i] = dot(dout, out) of each of `rows` rows.
-  virtual void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
-                             Threads& threads) = 0;
+  virtual void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
+                             float* delta, Threads& threads) = 0;
   // to = from, of equal dtype: packs a chunk for its journey.
   virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) = 0;
   // to = round(from), or to = round(to + from); `from` is fp32.
@@ -113,7 +113,8 @@ struct Partial {
 };
 
 // Combines two partial results over disjoint keys, on the CPU and the calling thread; `out` and `lse` may be those of a or b.
-void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const Partial& b, const Tensor& out, float* lse);
+void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const Partial& b, const Tensor& out,
+                     float* lse);
 
 // Names of the CPU engines that this machine can run, fastest first, comma-separated.
 std::string cpu_engine_names();

@@ -65,7 +65,8 @@ Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
 
   std::vector<Reach> reaches(static_cast<std::size_t>(world_size));
   for (std::int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
-    for (int owner = 0; owner < world_size; ++owner) reaches[static_cast<std::size_t>(owner)] = find_reach(owner, chunk);
+    for (int owner = 0; owner < world_size; ++owner)
+      reaches[static_cast<std::size_t>(owner)] = find_reach(owner, chunk);
     add_tour(chunk, +1, reaches);
     if (std::any_of(reaches.begin(), reaches.end(), [](const Reach& r) { return r.upstream > 0; }))
       add_tour(chunk, -1, reaches);
@@ -80,21 +81,25 @@ std::int64_t Plan::longest_chunk() const {
 }
 
 std::int64_t Plan::chunk_bytes(std::int64_t rows) const {
-  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) * size_of(problem_.dtype);
+  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) *
+         size_of(problem_.dtype);
 }
 
 std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
-  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) * size_of(DType::float32);
+  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) *
+         size_of(DType::float32);
 }
 
 bool Plan::sees(int rank, int owner, std::int64_t chunk) const {
-  const auto keys = cut_rows(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, chunk), chunk_begin(owner, chunk + 1));
+  const auto keys =
+      cut_rows(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, chunk), chunk_begin(owner, chunk + 1));
   if (keys.empty()) return false;
-  return for_each_document(all_queries_[static_cast<std::size_t>(rank)], keys, [&](std::int64_t d, auto queries, auto document_keys) {
-    const Document& document = problem_.documents[static_cast<std::size_t>(d)];
-    const WorkItem item{problem_.band(document), document.kv_begin, queries, document_keys};
-    return item_sees(item, problem_.longest_kv());
-  });
+  return for_each_document(all_queries_[static_cast<std::size_t>(rank)], keys,
+                           [&](std::int64_t d, auto queries, auto document_keys) {
+                             const Document& document = problem_.documents[static_cast<std::size_t>(d)];
+                             const WorkItem item{problem_.band(document), document.kv_begin, queries, document_keys};
+                             return item_sees(item, problem_.longest_kv());
+                           });
 }
 
 // Of the ranks at distance 1 .. P - 1 downstream, those that see the chunk; the widest gap between them is left out.
@@ -179,7 +184,8 @@ struct VisibleCount {
   std::int64_t limit;
 
   double at(std::int64_t position) const {
-    const std::int64_t lo = std::max<std::int64_t>(0, position + band.lower), hi = std::min(limit, position + band.upper + 1);
+    const std::int64_t lo = std::max<std::int64_t>(0, position + band.lower),
+                       hi = std::min(limit, position + band.upper + 1);
     return static_cast<double>(std::max<std::int64_t>(0, hi - lo));
   }
 
@@ -194,8 +200,7 @@ struct VisibleCount {
       sum += static_cast<double>(end - done) * (at(first + done * stride) + at(first + (end - 1) * stride)) / 2;
       done = end;
     };
-    for (const std::int64_t bend : bends)
-      add_until(bend < first ? 0 : std::min(count, (bend - first) / stride + 1));
+    for (const std::int64_t bend : bends) add_until(bend < first ? 0 : std::min(count, (bend - first) / stride + 1));
     add_until(count);
     return sum;
   }
@@ -210,7 +215,8 @@ double count_visible_pairs(const Problem& problem, int world_size, int rank) {
     const Run& run = piece.run;  // of a whole shard, so the piece is all of it
     const std::int64_t blocks = (run.length + run.block - 1) / run.block;
     for (std::int64_t b = 0; b < problem.batch; ++b) {
-      const VisibleCount visible{problem.band(document), std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
+      const VisibleCount visible{problem.band(document),
+                                 std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
       if (visible.limit <= 0) continue;
       // Block by block, or place by place of the block over all blocks: whichever is fewer sums.
       if (blocks <= run.block)

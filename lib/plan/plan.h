@@ -72,7 +72,9 @@ class Plan {
   std::int64_t key_rows(int owner) const { return row_count(keys_[static_cast<std::size_t>(owner)]); }
 
   // Rows of an owner's shard that chunk c holds: chunk_begin(c) .. chunk_begin(c + 1) - 1.
-  std::int64_t chunk_begin(int owner, std::int64_t chunk) const { return part_begin(key_rows(owner), num_chunks_, chunk); }
+  std::int64_t chunk_begin(int owner, std::int64_t chunk) const {
+    return part_begin(key_rows(owner), num_chunks_, chunk);
+  }
   std::int64_t chunk_rows(int owner, std::int64_t chunk) const {
     return chunk_begin(owner, chunk + 1) - chunk_begin(owner, chunk);
   }

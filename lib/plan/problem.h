@@ -56,9 +56,9 @@ struct Problem {
   std::int64_t window_right = -1;
   float softmax_scale = 1.0F;
   float softcap = 0.0F;
-  std::int64_t num_chunks = 0;             // 0: the planner chooses
-  std::vector<Document> documents;         // at least one, ascending and contiguous on both sides
-  std::vector<std::int64_t> kv_lengths;    // empty: no padding; else one per batch entry
+  std::int64_t num_chunks = 0;           // 0: the planner chooses
+  std::vector<Document> documents;       // at least one, ascending and contiguous on both sides
+  std::vector<std::int64_t> kv_lengths;  // empty: no padding; else one per batch entry
 
   std::int64_t group() const { return num_heads_q / num_heads_kv; }
   std::int64_t seqlen(Side side) const { return side == Side::query ? seqlen_q : seqlen_kv; }

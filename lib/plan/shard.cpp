@@ -6,7 +6,10 @@ namespace {
 Run contiguous_run(std::int64_t length, std::int64_t parts, std::int64_t part) {
   const std::int64_t begin = part_begin(length, parts, part);
   const std::int64_t count = part_begin(length, parts, part + 1) - begin;
-  return {.start = begin, .block = std::max<std::int64_t>(count, 1), .stride = std::max<std::int64_t>(count, 1), .length = count};
+  return {.start = begin,
+          .block = std::max<std::int64_t>(count, 1),
+          .stride = std::max<std::int64_t>(count, 1),
+          .length = count};
 }
 
 Run striped_run(std::int64_t length, std::int64_t stripe, std::int64_t world_size, std::int64_t rank) {
@@ -23,7 +26,8 @@ std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_siz
   std::int64_t row = 0;
   const auto add = [&](std::size_t document, const Run& run) {
     if (run.length == 0) return;
-    pieces.push_back({.document = static_cast<std::int64_t>(document), .run = run, .first = 0, .length = run.length, .row = row});
+    pieces.push_back(
+        {.document = static_cast<std::int64_t>(document), .run = run, .first = 0, .length = run.length, .row = row});
     row += run.length;
   };
   for (std::size_t d = 0; d < problem.documents.size(); ++d) {
@@ -46,8 +50,8 @@ std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_siz
 
 std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, std::int64_t end) {
   std::vector<Piece> cut;
-  const auto first = std::partition_point(pieces.begin(), pieces.end(),
-                                          [&](const Piece& p) { return p.row + p.length <= begin; });
+  const auto first =
+      std::partition_point(pieces.begin(), pieces.end(), [&](const Piece& p) { return p.row + p.length <= begin; });
   for (auto piece = first; piece != pieces.end() && piece->row < end; ++piece) {
     const std::int64_t from = std::max(begin, piece->row), to = std::min(end, piece->row + piece->length);
     if (from >= to) continue;

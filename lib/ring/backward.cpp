@@ -50,8 +50,10 @@ class Gradients {
     const Problem& p = plan_.problem();
     const std::int64_t rows = plan_.chunk_rows(plan_.rank(), m.chunk), row = plan_.chunk_begin(plan_.rank(), m.chunk);
     const Pair pair = packed_pair(p, memory_.home, DType::float32, rows);
-    on_.engine.round(p, pair.k, call.dk.from_row(row), {rows, p.num_heads_kv, p.head_dim}, call.accumulate, on_.threads);
-    on_.engine.round(p, pair.v, call.dv.from_row(row), {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate, on_.threads);
+    on_.engine.round(p, pair.k, call.dk.from_row(row), {rows, p.num_heads_kv, p.head_dim}, call.accumulate,
+                     on_.threads);
+    on_.engine.round(p, pair.v, call.dv.from_row(row), {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate,
+                     on_.threads);
   }
 
  private:

@@ -51,7 +51,8 @@ class Journey {
     }
     if (m.receive_from != nobody)
       receive(m.receive_from, m, keys_and_values,
-              {buffer(m.time + 1), static_cast<std::size_t>(plan_.chunk_bytes(plan_.chunk_rows(m.receive_owner, m.chunk)))});
+              {buffer(m.time + 1),
+               static_cast<std::size_t>(plan_.chunk_bytes(plan_.chunk_rows(m.receive_owner, m.chunk)))});
   }
 
   enum Kind : std::uint64_t { keys_and_values = 0, gradients = 1, gradients_home = 2 };
@@ -91,7 +92,9 @@ class Journey {
   }
 
  private:
-  static double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+  static double seconds_since(Clock::time_point begin) {
+    return std::chrono::duration<double>(Clock::now() - begin).count();
+  }
 
   std::byte* buffer(int time) const { return buffers_[static_cast<std::size_t>(time % 2)]; }
   Pair travelling(int time, std::int64_t rows) const {

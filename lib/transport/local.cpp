@@ -35,8 +35,8 @@ struct Member {
   enum { absent, present, gone } state = absent;
   std::function<void()> on_failure;
   std::vector<Transfer> sends, receives;
-  int waits_for = -1;                              // the rank whose turn it is, while this one waits
-  std::int64_t gathers = 0;                        // all_gather calls entered
+  int waits_for = -1;                             // the rank whose turn it is, while this one waits
+  std::int64_t gathers = 0;                       // all_gather calls entered
   std::array<std::vector<std::byte>, 2> records;  // of the last two
 };
 
@@ -200,7 +200,8 @@ class LocalTransport final : public Transport {
       for (Transfer& t : me.sends)
         if (t.state == Transfer::posted) t.state = Transfer::done;  // nobody may begin to read it now
       group_->changed.wait(lock, [&] {
-        return std::all_of(me.sends.begin(), me.sends.end(), [](const Transfer& t) { return t.state == Transfer::done; });
+        return std::all_of(me.sends.begin(), me.sends.end(),
+                           [](const Transfer& t) { return t.state == Transfer::done; });
       });
       me.sends.clear();
       me.receives.clear();
@@ -247,13 +248,16 @@ class LocalTransport final : public Transport {
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {
-        group_->fail(RA_STATUS_PEER_LOST, blocker, text("rank ", blocker, " left while rank ", rank_, " waited for it").c_str());
+        group_->fail(RA_STATUS_PEER_LOST, blocker,
+                     text("rank ", blocker, " left while rank ", rank_, " waited for it").c_str());
         continue;
       }
       if (late) {
         const int culprit = first_cause(blocker);
-        group_->fail(RA_STATUS_TIMEOUT, culprit,
-                     text("rank ", culprit, " did not come within timeout_ms = ", timeout_ms_, " (rank ", rank_, " waited)").c_str());
+        group_->fail(
+            RA_STATUS_TIMEOUT, culprit,
+            text("rank ", culprit, " did not come within timeout_ms = ", timeout_ms_, " (rank ", rank_, " waited)")
+                .c_str());
         continue;
       }
       late = group_->changed.wait_until(lock, deadline) == std::cv_status::timeout;
@@ -262,7 +266,8 @@ class LocalTransport final : public Transport {
 
   // The rank that all this waiting is for: the end of the chain of those that wait for each other.
   int first_cause(int rank) {
-    for (int hops = 0; hops < group_->world_size() && member(rank).waits_for >= 0; ++hops) rank = member(rank).waits_for;
+    for (int hops = 0; hops < group_->world_size() && member(rank).waits_for >= 0; ++hops)
+      rank = member(rank).waits_for;
     return rank;
   }
 
@@ -282,8 +287,10 @@ class LocalTransport final : public Transport {
       });
       if (post == posts.end()) continue;
       if (post->size != mine.size) {
-        group_->fail(RA_STATUS_MISMATCH, mine.peer,
-                     text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size).c_str());
+        group_->fail(
+            RA_STATUS_MISMATCH, mine.peer,
+            text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size)
+                .c_str());
         return false;
       }
       const std::size_t index = static_cast<std::size_t>(post - posts.begin());
@@ -350,7 +357,8 @@ std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int
       throw Error(RA_STATUS_MISMATCH, message, rank);
     };
     if (world_size != group->world_size())
-      refuse(text("world_size is ", world_size, " on rank ", rank, " but ", group->world_size(), " on the ranks before it"));
+      refuse(text("world_size is ", world_size, " on rank ", rank, " but ", group->world_size(),
+                  " on the ranks before it"));
     Member& me = group->members[static_cast<std::size_t>(rank)];
     if (me.state != Member::absent) refuse(text("rank is ", rank, " twice in one group; each rank joins once"));
     transport = std::make_unique<LocalTransport>(id, group, rank, timeout_ms);

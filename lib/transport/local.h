@@ -12,8 +12,8 @@ namespace ringattn {
 
 // An id for one group of this process.
 std::string make_local_id();
-bool is_local_id(const std::string& id);         // of any process
-bool is_own_local_id(const std::string& id);     // of this one
+bool is_local_id(const std::string& id);      // of any process
+bool is_own_local_id(const std::string& id);  // of this one
 
 // Joins rank `rank` of the group `id`; returns when all have joined. `on_failure` is called once, from the thread that
 // breaks the group and with locks held, when the group breaks: it must be quick and call nothing here.

@@ -75,9 +75,9 @@ ra_tensor packed(World::Floats& data) { return {data.data(), 0, 0, 0}; }
 // How one struct is made and used.
 struct Row {
   const char* name;
-  std::size_t known;     // sizeof in this header
-  std::size_t oldest;    // a caller that ends here can still make a valid call: all further fields have defaults
-  bool filled;           // by the library, rather than read
+  std::size_t known;   // sizeof in this header
+  std::size_t oldest;  // a caller that ends here can still make a valid call: all further fields have defaults
+  bool filled;         // by the library, rather than read
   void (*init)(void* target, std::size_t size);
   void (*prepare)(World& world, void* target);  // sets fields below `oldest`
   ra_status (*use)(World& world, void* target, ra_error* error);
@@ -287,7 +287,8 @@ TEST_P(StructSize, NewerCallerWithSomethingNewIsRefused) {
 }
 
 TEST_P(StructSize, AbsurdSizeIsRefused) {
-  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, sizeof(std::size_t) - 1, std::size_t{1} << 40, SIZE_MAX}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{1}, sizeof(std::size_t) - 1, std::size_t{1} << 40, SIZE_MAX}) {
     const Block block = prepared(row().known);
     block.set_struct_size(size);
     expect_refused(block);

@@ -1,5 +1,7 @@
 // The planner, by enumeration: whatever the problem, all ranks together compute each visible pair once, every message has
 // one sender and one receiver in the same moment, and gradients come home complete.
+#include "plan/plan.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,7 +12,6 @@
 #include <vector>
 
 #include "engine/reference/oracle.h"
-#include "plan/plan.h"
 #include "support/random.h"
 
 namespace ringattn {
@@ -43,7 +44,8 @@ std::vector<int> count_pairs(const Problem& p, const std::vector<Plan>& plans) {
                 const Interval seen = item.visible(queries, i, keys, p.kv_length(b));
                 const Document& document = p.documents[static_cast<std::size_t>(queries.document)];
                 for (std::int64_t j = seen.lo; j < seen.hi; ++j)
-                  ++count[static_cast<std::size_t>((b * p.seqlen_q + document.q_begin + queries.position(i)) * p.seqlen_kv +
+                  ++count[static_cast<std::size_t>((b * p.seqlen_q + document.q_begin + queries.position(i)) *
+                                                       p.seqlen_kv +
                                                    document.kv_begin + keys.position(j))];
               }
     }
@@ -61,13 +63,15 @@ TEST(Plan, ComputesEveryVisiblePairExactlyOnce) {
     const std::vector<int> count = count_pairs(p, plans_of(p, world_size, pass));
     double closed_form = 0;
     for (int rank = 0; rank < world_size; ++rank) closed_form += count_visible_pairs(p, world_size, rank);
-    ASSERT_EQ(closed_form, static_cast<double>(std::accumulate(count.begin(), count.end(), 0))) << reference::describe(p);
+    ASSERT_EQ(closed_form, static_cast<double>(std::accumulate(count.begin(), count.end(), 0)))
+        << reference::describe(p);
     for (std::int64_t b = 0; b < p.batch; ++b)
       for (std::int64_t i = 0; i < p.seqlen_q; ++i)
         for (std::int64_t j = 0; j < p.seqlen_kv; ++j)
-          ASSERT_EQ(count[static_cast<std::size_t>((b * p.seqlen_q + i) * p.seqlen_kv + j)], reference::sees(p, b, i, j) ? 1 : 0)
-              << "problem " << n << " on " << world_size << " ranks: query " << i << ", key " << j << " of entry " << b << ": "
-              << reference::describe(p);
+          ASSERT_EQ(count[static_cast<std::size_t>((b * p.seqlen_q + i) * p.seqlen_kv + j)],
+                    reference::sees(p, b, i, j) ? 1 : 0)
+              << "problem " << n << " on " << world_size << " ranks: query " << i << ", key " << j << " of entry " << b
+              << ": " << reference::describe(p);
   }
   std::cout << problems << " problems\n";
 }
@@ -79,9 +83,10 @@ TEST(Plan, MessagesMeetAndGradientsComeHome) {
     const Problem p = draw_problem(random, {.batch = 1, .seqlen = draw(random, 1, 60)});
     const int world_size = static_cast<int>(draw(random, 1, 9));
     const std::vector<Plan> plans = plans_of(p, world_size, Pass::backward);
-    SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size << " ranks: " << reference::describe(p));
+    SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size
+                                      << " ranks: " << reference::describe(p));
 
-    using Sum = std::multiset<int>;                        // ranks whose share is in a sum of gradients
+    using Sum = std::multiset<int>;  // ranks whose share is in a sum of gradients
     std::vector<Sum> home(static_cast<std::size_t>(world_size)), moving(home.size());
     std::map<std::pair<int, std::int64_t>, std::set<int>> computed;  // (owner, chunk): by whom
     std::vector<std::int64_t> hops(home.size());
@@ -180,7 +185,8 @@ TEST(Plan, ShardsCoverEveryTokenOnceInAscendingOrder) {
         shortest = std::min(shortest, row_count(pieces));
         longest = std::max(longest, row_count(pieces));
       }
-      ASSERT_TRUE(std::all_of(owners.begin(), owners.end(), [](int owner) { return owner == 1; })) << reference::describe(p);
+      ASSERT_TRUE(std::all_of(owners.begin(), owners.end(), [](int owner) { return owner == 1; }))
+          << reference::describe(p);
       const auto documents = static_cast<std::int64_t>(p.documents.size());
       if (p.sharding == Sharding::contiguous) {
         ASSERT_LE(longest - shortest, documents) << reference::describe(p);
@@ -215,7 +221,8 @@ TEST(Plan, ZigzagAndStripedShareCausalWorkEqually) {
     }
     EXPECT_DOUBLE_EQ(sum, seqlen * (seqlen + 1.0) / 2);
     EXPECT_LE(most / (sum / world_size), 1.02) << (stripe == 0 ? "zigzag" : "striped") << ", stripe " << stripe;
-    std::cout << (stripe == 0 ? "zigzag" : "striped") << " stripe " << p.stripe << ": max / mean = " << most / (sum / world_size) << '\n';
+    std::cout << (stripe == 0 ? "zigzag" : "striped") << " stripe " << p.stripe
+              << ": max / mean = " << most / (sum / world_size) << '\n';
   }
 }
 
@@ -257,10 +264,11 @@ TEST(Plan, WindowsVisitNoMoreChunksThanTheyOverlap) {
           for (int owner = 0; owner < world_size; ++owner)
             for (std::int64_t chunk = 0; chunk < plan.num_chunks(); ++chunk) {
               const auto keys = positions(p, Side::key_value,
-                                          cut_rows(shard_pieces(p, Side::key_value, world_size, owner), plan.chunk_begin(owner, chunk),
-                                                   plan.chunk_begin(owner, chunk + 1)));
+                                          cut_rows(shard_pieces(p, Side::key_value, world_size, owner),
+                                                   plan.chunk_begin(owner, chunk), plan.chunk_begin(owner, chunk + 1)));
               const bool overlaps = std::any_of(queries.begin(), queries.end(), [&](std::int64_t i) {
-                return std::any_of(keys.begin(), keys.end(), [&](std::int64_t j) { return reference::sees(p, 0, i, j); });
+                return std::any_of(keys.begin(), keys.end(),
+                                   [&](std::int64_t j) { return reference::sees(p, 0, i, j); });
               });
               overlapped += overlaps;
               needed += overlaps && owner != plan.rank();

@@ -64,7 +64,8 @@ TEST(Edge, RowsWithoutKeys) {
     const test::Results results = test::run_on(test::Ranks(world_size), oracle);
     test::expect_within(results, oracle);
     for (std::size_t head = 0; head < 4; ++head)
-      for (std::size_t i = 0; i < 28; ++i) EXPECT_EQ(results.lse[head * 40 + i], -std::numeric_limits<double>::infinity());
+      for (std::size_t i = 0; i < 28; ++i)
+        EXPECT_EQ(results.lse[head * 40 + i], -std::numeric_limits<double>::infinity());
     for (std::size_t n = 0; n < 28 * 4 * 24; ++n) {
       EXPECT_EQ(results.out[n], 0.0);
       EXPECT_EQ(results.dq[n], 0.0);
@@ -102,19 +103,22 @@ TEST(Edge, ValuesThatAreNotFiniteReachOnlyWhatSeesThem) {
         // A row of out and dq depends on its own q and dout and on the keys it sees; a row of dk and dv on the queries
         // that see it and, through their out and lse, on all that those see.
         const auto sees = [&](std::int64_t i, std::int64_t j) { return reference::sees(p, 0, i, j); };
-        const auto query_touched = [&](std::int64_t i) { return input == q || input == dout ? i == token : sees(i, token); };
+        const auto query_touched = [&](std::int64_t i) {
+          return input == q || input == dout ? i == token : sees(i, token);
+        };
         const auto key_touched = [&](std::int64_t j) {
           for (std::int64_t i = 0; i < seqlen; ++i)
             if (sees(i, j) && query_touched(i)) return true;
           return false;
         };
-        const auto expect_clean = [&](const char* name, const std::vector<double>& ours, const reference::Expected& expected,
-                                      const auto& touched, std::int64_t width) {
+        const auto expect_clean = [&](const char* name, const std::vector<double>& ours,
+                                      const reference::Expected& expected, const auto& touched, std::int64_t width) {
           for (std::int64_t i = 0; i < seqlen; ++i)
             for (std::int64_t d = 0; d < width; ++d) {
               const auto n = static_cast<std::size_t>(i * width + d);
               if (!touched(i)) {
-                ASSERT_LE(std::abs(ours[n] - expected.exact[n]), expected.tolerance) << name << " row " << i << ", input " << input;
+                ASSERT_LE(std::abs(ours[n] - expected.exact[n]), expected.tolerance)
+                    << name << " row " << i << ", input " << input;
               }
             }
         };

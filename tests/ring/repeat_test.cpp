@@ -25,7 +25,9 @@ using reference::Random;
 class DelayedTransport final : public Transport {
  public:
   DelayedTransport(Transport& transport, std::uint64_t seed) : transport_(transport), random_(seed) {}
-  std::vector<std::byte> all_gather(std::span<const std::byte> record) override { return transport_.all_gather(record); }
+  std::vector<std::byte> all_gather(std::span<const std::byte> record) override {
+    return transport_.all_gather(record);
+  }
   void send(int peer, std::uint64_t tag, std::span<const std::byte> data) override {
     sleep();
     transport_.send(peer, tag, data);
@@ -64,10 +66,14 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
     const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
       return test::detail::ShardBuffer(p, side, heads, dim, dtype, world_size, rank);
     };
-    auto q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype), k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
-         v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype), out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
-         dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype), dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
-         dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype), dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
+    auto q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype),
+         k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
+         v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype),
+         out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+         dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
+         dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
+         dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype),
+         dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
     q.split(inputs.q);
     k.split(inputs.k);
     v.split(inputs.v);
@@ -99,7 +105,8 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
     backward.workspace = workspace.reserve(workspace_bytes(backward_plan, *engine, num_threads));
     run_backward(backward_plan, machinery, backward);
     auto& mine = written[static_cast<std::size_t>(rank)];
-    for (const auto* buffer : {&out, &dq, &dk, &dv}) mine.insert(mine.end(), buffer->bytes.begin(), buffer->bytes.end());
+    for (const auto* buffer : {&out, &dq, &dk, &dv})
+      mine.insert(mine.end(), buffer->bytes.begin(), buffer->bytes.end());
     const auto* lse_bytes = reinterpret_cast<const std::byte*>(lse.data());
     mine.insert(mine.end(), lse_bytes, lse_bytes + lse.size() * sizeof(float));
   });
@@ -127,7 +134,8 @@ Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype) {
 TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
   const std::uint64_t seed = test::seed();
-  for (const auto& [heads, dtype] : {std::pair{std::int64_t{1}, DType::float32}, std::pair{std::int64_t{8}, DType::bfloat16}}) {
+  for (const auto& [heads, dtype] :
+       {std::pair{std::int64_t{1}, DType::float32}, std::pair{std::int64_t{8}, DType::bfloat16}}) {
     Random random(seed);
     const Inputs inputs(problem_to_repeat(heads, dtype), random);
     for (const int world_size : {1, 4}) {

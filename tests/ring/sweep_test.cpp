@@ -19,12 +19,14 @@ constexpr std::array world_sizes{1, 2, 3, 4, 5, 8, 16};
 enum class Mask { full, causal_top_left, causal_bottom_right, window, causal_window, documents, padding, cross };
 constexpr int masks = 8;
 constexpr std::array<std::int64_t, 3> groups{1, 4, 8};
-constexpr std::array<std::array<std::int64_t, 2>, 6> dims{{{1, 1}, {40, 40}, {64, 64}, {128, 128}, {192, 128}, {256, 256}}};
+constexpr std::array<std::array<std::int64_t, 2>, 6> dims{
+    {{1, 1}, {40, 40}, {64, 64}, {128, 128}, {192, 128}, {256, 256}}};
 constexpr int cases = 2'240, parts = 8;
 
 // Indices into the factors: world size, sharding, mask, dtype, group, dims.
 using Choice = std::array<int, 6>;
-constexpr Choice choices{static_cast<int>(world_sizes.size()), 3, masks, 3, static_cast<int>(groups.size()), static_cast<int>(dims.size())};
+constexpr Choice choices{static_cast<int>(world_sizes.size()), 3, masks, 3, static_cast<int>(groups.size()),
+                         static_cast<int>(dims.size())};
 
 Choice draw_choice(Random& random) {
   Choice choice;
@@ -121,7 +123,8 @@ TEST(Sweep, CoversEveryPairOfFactors) {
   for (int n = 0; n < cases; ++n) {
     const Choice choice = draw_choice(random);
     for (int f = 0; f < 6; ++f)
-      for (int g = 0; g < f; ++g) seen.insert({f, choice[static_cast<std::size_t>(f)], g, choice[static_cast<std::size_t>(g)]});
+      for (int g = 0; g < f; ++g)
+        seen.insert({f, choice[static_cast<std::size_t>(f)], g, choice[static_cast<std::size_t>(g)]});
   }
   std::size_t pairs = 0;
   for (std::size_t f = 0; f < choices.size(); ++f)

@@ -79,7 +79,8 @@ TEST(Local, SeesAFailureThatComesWhileItCopies) {
   for (int n = 0; n < test::sample(200); ++n) {
     const std::chrono::microseconds delay(random() % 2000);
     const auto begin = std::chrono::steady_clock::now();
-    std::barrier together(3);  // all have come before one fails, and none leaves, which wakes the others, until it is noticed
+    std::barrier together(
+        3);  // all have come before one fails, and none leaves, which wakes the others, until it is noticed
     run_group(3, [&](int rank, Transport& transport) {
       std::array<std::byte, 8> never{};
       std::vector<std::byte> bulk(rank == 2 ? 0 : large);
@@ -106,7 +107,9 @@ TEST(Local, CarriesManyMessagesBetweenAllPairs) {
   const std::uint64_t seed = test::seed();
   run_group(world_size, [&](int rank, Transport& transport) {
     std::mt19937_64 random(seed + static_cast<std::uint64_t>(rank));
-    const auto size = [](int from, int to, int round) { return static_cast<std::size_t>((from * 7919 + to * 104729 + round * 31) % 5000); };
+    const auto size = [](int from, int to, int round) {
+      return static_cast<std::size_t>((from * 7919 + to * 104729 + round * 31) % 5000);
+    };
     const auto value = [](int from, int to, int round) { return static_cast<std::byte>(from * 50 + to * 10 + round); };
     for (int round = 0; round < rounds; ++round) {
       std::vector<std::vector<std::byte>> sent(world_size), received(world_size);

@@ -34,13 +34,13 @@ std::int64_t choose_lanes(const Problem& problem, std::int64_t items, std::int64
 
 // One item's part of a stretch.
 struct Cell {
-  WorkItem item;               // its keys cut to the stretch, rows counted from there
-  std::int64_t tiles = 0;      // of query rows, over the heads of a group
+  WorkItem item;           // its keys cut to the stretch, rows counted from there
+  std::int64_t tiles = 0;  // of query rows, over the heads of a group
   std::int64_t lanes = 1;
-  std::int64_t first_lane = 0; // of all lanes of the stretch
-  std::int64_t first_row = 0;  // its keys are rows first_row .. first_row + rows - 1 of the stretch
+  std::int64_t first_lane = 0;  // of all lanes of the stretch
+  std::int64_t first_row = 0;   // its keys are rows first_row .. first_row + rows - 1 of the stretch
   std::int64_t rows = 0;
-  float* partial = nullptr;    // [batch, num_heads_kv, lanes] of dk [rows, head_dim] and dv [rows, head_dim_v]
+  float* partial = nullptr;  // [batch, num_heads_kv, lanes] of dk [rows, head_dim] and dv [rows, head_dim_v]
 };
 
 std::int64_t partial_floats(const Problem& p, const Cell& cell) {
@@ -55,7 +55,7 @@ std::int64_t count_tiles(const Problem& problem, const WorkItem& item) {
 
 // Where a lane adds the gradients of the stretch's keys.
 struct Target {
-  float *dk, *dv;            // of row 0 of the cell
+  float *dk, *dv;  // of row 0 of the cell
   std::int64_t dk_stride, dv_stride;
 };
 
@@ -101,8 +101,8 @@ struct Lane {
     }
   }
 
-  Columns find_columns(const Piece& queries, std::int64_t first, std::int64_t rows, const Piece& keys, std::int64_t block,
-                       std::int64_t count) const {
+  Columns find_columns(const Piece& queries, std::int64_t first, std::int64_t rows, const Piece& keys,
+                       std::int64_t block, std::int64_t count) const {
     const auto seen = [&](std::int64_t i) { return cell.item.visible(queries, first + i, keys, problem.kv_length(b)); };
     if (seen(0).lo >= block + count || seen(rows - 1).hi <= block) return {};
     for (std::int64_t i = 0; i < rows; ++i) scratch.seen[i] = seen(i);
@@ -119,30 +119,40 @@ struct Lane {
     return k_finite && v_finite;
   }
 
-  void run_tile(std::int64_t row, std::int64_t rows, std::int64_t head, const Columns& columns, bool keys_finite) const {
+  void run_tile(std::int64_t row, std::int64_t rows, std::int64_t head, const Columns& columns,
+                bool keys_finite) const {
     const bool q_finite = load(step.q, row, head, rows, dim(), scratch.q);
     const bool dout_finite = load(step.dout, row, head, rows, dim_v(), scratch.dout);
     const bool finite = keys_finite && q_finite && dout_finite;
     const std::int64_t state = (b * problem.num_heads_q + head) * step.query_rows + row;
     const std::int64_t width = padded(columns.count), d = padded(dim()), d_v = padded(dim_v());
 
-    tiles.multiply({rows, width, dim(), scratch.q, d, 1, scratch.k_columns + columns.begin, key_block, scratch.scores, key_block, false});
-    tiles.multiply({rows, width, dim_v(), scratch.dout, d_v, 1, scratch.v_columns + columns.begin, key_block, scratch.dscores, key_block, false});
+    tiles.multiply({rows, width, dim(), scratch.q, d, 1, scratch.k_columns + columns.begin, key_block, scratch.scores,
+                    key_block, false});
+    tiles.multiply({rows, width, dim_v(), scratch.dout, d_v, 1, scratch.v_columns + columns.begin, key_block,
+                    scratch.dscores, key_block, false});
     tiles.gradient({rows, width, scratch.scores, scratch.dscores, key_block, scratch.visible, problem.softmax_scale,
                     problem.softcap, step.lse + state, step.delta + state});
-    multiply_transposed_weights(tiles, {columns.count, d_v, rows, scratch.scores, 1, key_block, scratch.dout, d_v,
-                                        scratch.dv + columns.begin * d_v, d_v, true}, scratch.visible, finite);
-    multiply_transposed_weights(tiles, {columns.count, d, rows, scratch.dscores, 1, key_block, scratch.q, d,
-                                        scratch.dk + columns.begin * d, d, true}, scratch.visible, finite);
-    multiply_weights(tiles, {rows, d, columns.count, scratch.dscores, key_block, 1, scratch.k + columns.begin * d, d,
-                             scratch.dq, d, false}, scratch.visible, finite);
+    multiply_transposed_weights(tiles,
+                                {columns.count, d_v, rows, scratch.scores, 1, key_block, scratch.dout, d_v,
+                                 scratch.dv + columns.begin * d_v, d_v, true},
+                                scratch.visible, finite);
+    multiply_transposed_weights(
+        tiles,
+        {columns.count, d, rows, scratch.dscores, 1, key_block, scratch.q, d, scratch.dk + columns.begin * d, d, true},
+        scratch.visible, finite);
+    multiply_weights(
+        tiles,
+        {rows, d, columns.count, scratch.dscores, key_block, 1, scratch.k + columns.begin * d, d, scratch.dq, d, false},
+        scratch.visible, finite);
     for (std::int64_t i = 0; i < rows; ++i)
       tiles.store(DType::float32, scratch.dq + i * d, dim(), step.dq.at<float>(b, row + i, head), true);
   }
 
-  bool load(const Tensor& t, std::int64_t row, std::int64_t head, std::int64_t rows, std::int64_t width, float* to) const {
-    return tiles.load(t.dtype, static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype), t.seq_stride, rows,
-                      width, to, padded(width));
+  bool load(const Tensor& t, std::int64_t row, std::int64_t head, std::int64_t rows, std::int64_t width,
+            float* to) const {
+    return tiles.load(t.dtype, static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype),
+                      t.seq_stride, rows, width, to, padded(width));
   }
 };
 
@@ -155,7 +165,8 @@ static std::int64_t most_partial_floats(const Problem& p) {
 }
 
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
-  const std::size_t per_thread = pass == Pass::forward ? ForwardScratch::bytes(problem) : BackwardScratch::bytes(problem);
+  const std::size_t per_thread =
+      pass == Pass::forward ? ForwardScratch::bytes(problem) : BackwardScratch::bytes(problem);
   Arena shared;
   if (pass == Pass::backward) shared.take<float>(most_partial_floats(problem));
   return per_thread * static_cast<std::size_t>(threads) + shared.size();
@@ -163,8 +174,9 @@ std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int thre
 
 void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threads& threads) {
   const std::int64_t groups = problem.batch * problem.num_heads_kv;
-  auto* const partials = reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) +
-                                                  BackwardScratch::bytes(problem) * static_cast<std::size_t>(threads.count()));
+  auto* const partials =
+      reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) +
+                               BackwardScratch::bytes(problem) * static_cast<std::size_t>(threads.count()));
   for (std::int64_t begin = 0; begin < step.key_rows; begin += stretch) {
     std::vector<Cell> cells;
     std::vector<std::vector<Piece>> keys;
@@ -189,7 +201,8 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
     }
 
     const auto cell_of = [&](std::int64_t lane) -> const Cell& {
-      return *std::prev(std::partition_point(cells.begin(), cells.end(), [&](const Cell& c) { return c.first_lane <= lane; }));
+      return *std::prev(
+          std::partition_point(cells.begin(), cells.end(), [&](const Cell& c) { return c.first_lane <= lane; }));
     };
     // dk and dv of one lane: its own partial sums, or the step's where it is the only lane.
     const auto target_of = [&](const Cell& cell, std::int64_t group, std::int64_t number) -> Target {
@@ -204,11 +217,23 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
 
     threads.for_each(lanes, [&](std::int64_t index, int slot) {
       const Cell& cell = cell_of(index);
-      const std::int64_t group = (index - cell.first_lane) / cell.lanes, number = (index - cell.first_lane) % cell.lanes;
+      const std::int64_t group = (index - cell.first_lane) / cell.lanes,
+                         number = (index - cell.first_lane) % cell.lanes;
       const Target target = target_of(cell, group, number);
       if (cell.lanes > 1) std::fill_n(target.dk, cell.rows * (problem.head_dim + problem.head_dim_v), 0.0F);
       const BackwardScratch scratch = BackwardScratch::of_thread(problem, step.scratch, slot);
-      Lane{tiles_, problem, step, threads, scratch, cell, target, begin, group / problem.num_heads_kv, group % problem.num_heads_kv, number}.run();
+      Lane{tiles_,
+           problem,
+           step,
+           threads,
+           scratch,
+           cell,
+           target,
+           begin,
+           group / problem.num_heads_kv,
+           group % problem.num_heads_kv,
+           number}
+          .run();
     });
 
     for (const Cell& cell : cells) {
@@ -219,8 +244,10 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
         for (std::int64_t number = 0; number < cell.lanes; ++number) {
           const Target from = target_of(cell, group, number);
           const std::int64_t to = begin + cell.first_row + row;
-          tiles_.store(DType::float32, from.dk + row * from.dk_stride, problem.head_dim, step.dk.at<float>(b, to, head), true);
-          tiles_.store(DType::float32, from.dv + row * from.dv_stride, problem.head_dim_v, step.dv.at<float>(b, to, head), true);
+          tiles_.store(DType::float32, from.dk + row * from.dk_stride, problem.head_dim, step.dk.at<float>(b, to, head),
+                       true);
+          tiles_.store(DType::float32, from.dv + row * from.dv_stride, problem.head_dim_v,
+                       step.dv.at<float>(b, to, head), true);
         }
       });
     }

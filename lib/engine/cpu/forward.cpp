@@ -75,7 +75,8 @@ struct Attend {
         scratch.max[r] = -infinity;
         scratch.sum[r] = 0.0F;
       } else {
-        std::memcpy(out, step.running.at<float>(b, stored(i), head(g)), static_cast<std::size_t>(dim_v()) * sizeof(float));
+        std::memcpy(out, step.running.at<float>(b, stored(i), head(g)),
+                    static_cast<std::size_t>(dim_v()) * sizeof(float));
         scratch.max[r] = step.max[state(g, i)];
         scratch.sum[r] = step.sum[state(g, i)];
       }
@@ -117,11 +118,13 @@ struct Attend {
 
   void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
     const std::int64_t row = keys.row + block;
-    tiles.load(problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count, dim(), scratch.rows, padded(dim()));
+    tiles.load(problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count, dim(), scratch.rows,
+               padded(dim()));
     tiles.transpose(scratch.rows, padded(dim()), count, dim(), scratch.k, key_block);
-    const bool finite =
-        tiles.load(problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count, dim_v(), scratch.v, padded(dim_v()));
-    for (std::int64_t r = 0; r < total(); r += query_tile) attend_tile(r, std::min(query_tile, total() - r), block, count, finite);
+    const bool finite = tiles.load(problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count, dim_v(),
+                                   scratch.v, padded(dim_v()));
+    for (std::int64_t r = 0; r < total(); r += query_tile)
+      attend_tile(r, std::min(query_tile, total() - r), block, count, finite);
   }
 
   void attend_tile(std::int64_t r, std::int64_t rows, std::int64_t block, std::int64_t count, bool finite) const {
@@ -134,8 +137,9 @@ struct Attend {
     float* out = scratch.out + r * padded(dim_v());
     const float* v = scratch.v + columns.begin * padded(dim_v());
     tiles.scale(out, padded(dim_v()), rows, dim_v(), scratch.factor);
-    multiply_weights(tiles, {rows, padded(dim_v()), columns.count, scratch.scores, key_block, 1, v, padded(dim_v()), out,
-                             padded(dim_v()), true},
+    multiply_weights(tiles,
+                     {rows, padded(dim_v()), columns.count, scratch.scores, key_block, 1, v, padded(dim_v()), out,
+                      padded(dim_v()), true},
                      scratch.visible, finite);
   }
 
@@ -164,7 +168,13 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
     const ForwardScratch scratch = ForwardScratch::of_thread(problem, step.scratch, slot);
-    Attend{tiles_, problem, step, threads, scratch, units[static_cast<std::size_t>(index / lanes)], lane / problem.num_heads_kv,
+    Attend{tiles_,
+           problem,
+           step,
+           threads,
+           scratch,
+           units[static_cast<std::size_t>(index / lanes)],
+           lane / problem.num_heads_kv,
            lane % problem.num_heads_kv}
         .run();
   });

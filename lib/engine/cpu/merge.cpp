@@ -9,7 +9,8 @@
 
 namespace ringattn {
 
-void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const Partial& b, const Tensor& out, float* lse) {
+void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const Partial& b, const Tensor& out,
+                     float* lse) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const cpu::Tiles& tiles = cpu::portable_tiles();  // memory, not arithmetic, is what takes the time
   const std::int64_t dim = extent.dim;
@@ -23,13 +24,15 @@ void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const 
         const std::int64_t row = (entry * extent.heads + h) * extent.rows + i;
         const float larger = std::max(a.lse[row], b.lse[row]);
         const bool nothing = larger == -infinity;
-        const float weight_a = nothing ? 0.0F : std::exp(a.lse[row] - larger), weight_b = nothing ? 0.0F : std::exp(b.lse[row] - larger);
+        const float weight_a = nothing ? 0.0F : std::exp(a.lse[row] - larger),
+                    weight_b = nothing ? 0.0F : std::exp(b.lse[row] - larger);
         const float sum = weight_a + weight_b;
         tiles.load(a.out.dtype, address(a.out, entry, i, h), 0, 1, dim, row_a.data(), dim);
         tiles.load(b.out.dtype, address(b.out, entry, i, h), 0, 1, dim, row_b.data(), dim);
         for (std::size_t n = 0; n < row_a.size(); ++n) {
           // A part of weight 0 contributes nothing, whatever it holds.
-          const float part_a = weight_a == 0 ? 0.0F : row_a[n] * weight_a, part_b = weight_b == 0 ? 0.0F : row_b[n] * weight_b;
+          const float part_a = weight_a == 0 ? 0.0F : row_a[n] * weight_a,
+                      part_b = weight_b == 0 ? 0.0F : row_b[n] * weight_b;
           row_a[n] = nothing ? 0.0F : (part_a + part_b) / sum;
         }
         tiles.store(out.dtype, row_a.data(), dim, address(out, entry, i, h), false);

@@ -11,9 +11,9 @@
 
 namespace ringattn::cpu {
 
-constexpr std::int64_t key_block = 128;    // keys that are loaded and multiplied at a time
-constexpr std::int64_t query_tile = 32;    // rows of a forward tile: its scores stay in the first cache
-constexpr std::int64_t gradient_tile = 64; // rows of a backward tile
+constexpr std::int64_t key_block = 128;     // keys that are loaded and multiplied at a time
+constexpr std::int64_t query_tile = 32;     // rows of a forward tile: its scores stay in the first cache
+constexpr std::int64_t gradient_tile = 64;  // rows of a backward tile
 static_assert(key_block % padding == 0);
 
 constexpr std::int64_t most_unit_rows = 512;
@@ -28,13 +28,13 @@ inline std::int64_t forward_unit_rows(const Problem& problem, std::int64_t query
 }
 
 struct ForwardScratch {
-  float *q, *out;      // [rows of the unit in all heads, padded dim]
-  float *rows, *k, *v; // keys as loaded, transposed [dim, key_block], and values
-  float* scores;       // [query_tile, key_block]
-  float *max, *sum;    // running, of all rows
-  float* factor;       // of a tile
-  Interval* seen;      // of each row of a head
-  Visible* visible;    // of a tile
+  float *q, *out;       // [rows of the unit in all heads, padded dim]
+  float *rows, *k, *v;  // keys as loaded, transposed [dim, key_block], and values
+  float* scores;        // [query_tile, key_block]
+  float *max, *sum;     // running, of all rows
+  float* factor;        // of a tile
+  Interval* seen;       // of each row of a head
+  Visible* visible;     // of a tile
 
   static ForwardScratch take(Arena& arena, const Problem& p) {
     const std::int64_t most = std::max(most_unit_rows, p.group());
@@ -109,8 +109,8 @@ struct Columns {
 
 // Rows first, first + 1, ... of `seen`, wrapping to 0 at `period`, clipped to keys block .. block + count - 1 and counted
 // from the first column.
-inline Columns clip(const Interval* seen, std::int64_t first, std::int64_t period, std::int64_t rows, std::int64_t block,
-                    std::int64_t count, Visible* visible) {
+inline Columns clip(const Interval* seen, std::int64_t first, std::int64_t period, std::int64_t rows,
+                    std::int64_t block, std::int64_t count, Visible* visible) {
   std::int64_t begin = count, end = 0;
   for (std::int64_t n = 0, i = first; n < rows; ++n, i = i + 1 == period ? 0 : i + 1) {
     const std::int64_t lo = std::clamp<std::int64_t>(seen[i].lo - block, 0, count);
@@ -146,7 +146,8 @@ inline void multiply_weights(const Tiles& tiles, const Product& product, const V
 
 // The same with the weights transposed: row j of the product is key j, and sees the rows i with lo <= j < hi. These are
 // neighbours, since intervals ascend with the rows of one piece.
-inline void multiply_transposed_weights(const Tiles& tiles, const Product& product, const Visible* visible, bool finite) {
+inline void multiply_transposed_weights(const Tiles& tiles, const Product& product, const Visible* visible,
+                                        bool finite) {
   if (finite) return tiles.multiply(product);
   for (std::int64_t j = 0; j < product.m; ++j) {
     std::int64_t first = 0, end = product.k;

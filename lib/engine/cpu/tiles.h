@@ -35,24 +35,24 @@ struct Visible {
 };
 
 struct SoftmaxTile {
-  std::int64_t rows, columns;    // columns: those to fill with weights, a multiple of `padding`
-  float* scores;                 // [rows, ld]: products of q and k on entry, weights on return, 0 where not visible
+  std::int64_t rows, columns;  // columns: those to fill with weights, a multiple of `padding`
+  float* scores;               // [rows, ld]: products of q and k on entry, weights on return, 0 where not visible
   std::int64_t ld;
-  const Visible* visible;        // one per row
+  const Visible* visible;  // one per row
   float scale, softcap;
-  float* max;                    // running, one per row
+  float* max;  // running, one per row
   float* sum;
-  float* factor;                 // by which earlier results of the row shrink; one per row, written
+  float* factor;  // by which earlier results of the row shrink; one per row, written
 };
 
 struct GradientTile {
   std::int64_t rows, columns;
-  float* scores;                 // [rows, ld]: products of q and k on entry, weights on return
-  float* dscores;                // [rows, ld]: products of dout and v on entry, gradients of q.k on return
+  float* scores;   // [rows, ld]: products of q and k on entry, weights on return
+  float* dscores;  // [rows, ld]: products of dout and v on entry, gradients of q.k on return
   std::int64_t ld;
   const Visible* visible;
   float scale, softcap;
-  const float* lse;              // one per row
+  const float* lse;  // one per row
   const float* delta;
 };
 
@@ -62,9 +62,11 @@ struct Tiles {
   void (*softmax)(const SoftmaxTile& tile);
   void (*gradient)(const GradientTile& tile);
   // rows x dim of any dtype, `stride` elements apart, to fp32 rows `ld` apart, padded with zeros. Whether all are finite.
-  bool (*load)(DType dtype, const void* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to, std::int64_t ld);
+  bool (*load)(DType dtype, const void* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to,
+               std::int64_t ld);
   // to[c][r] = from[r][c]; pads rows of `to` with zeros from `rows` to `ld`.
-  void (*transpose)(const float* from, std::int64_t ldf, std::int64_t rows, std::int64_t dim, float* to, std::int64_t ld);
+  void (*transpose)(const float* from, std::int64_t ldf, std::int64_t rows, std::int64_t dim, float* to,
+                    std::int64_t ld);
   // row *= factor, each row with its own.
   void (*scale)(float* rows, std::int64_t ld, std::int64_t count, std::int64_t dim, const float* factor);
   // to = from or to += from, one dense row; `to` is rounded to dtype once.

@@ -164,7 +164,8 @@ void softmax(const SoftmaxTile& t) {
     }
     // One number scales all earlier results of the row, so its error does not average out: it is rounded once. It is seldom
     // anything but 1 after the first blocks.
-    if (t.max[i] != base) t.factor[i] = static_cast<float>(std::exp(static_cast<double>(t.max[i]) - static_cast<double>(base)));
+    if (t.max[i] != base)
+      t.factor[i] = static_cast<float>(std::exp(static_cast<double>(t.max[i]) - static_cast<double>(base)));
     t.sum[i] = t.sum[i] * t.factor[i] + sum;
     t.max[i] = largest;
     fill(s, 0, lo, 0.0F);
@@ -212,7 +213,7 @@ inline float widen_float16(std::uint16_t x) {
   const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x8000U) << 16;
   const std::uint32_t magnitude = x & 0x7fffU;
   const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112F;  // exact, subnormals included
-  const std::uint32_t special = 0x7f800000U | magnitude << 13;           // infinity and NaN keep their significand
+  const std::uint32_t special = 0x7f800000U | magnitude << 13;            // infinity and NaN keep their significand
   const std::uint32_t bits = magnitude >= 0x7c00U ? special : std::bit_cast<std::uint32_t>(scaled);
   return std::bit_cast<float>(bits | sign);
 }
@@ -230,7 +231,8 @@ inline std::uint16_t narrow_float16(float x) {
   const std::uint32_t sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7fffffffU;
   const std::uint32_t normal = (magnitude - (112U << 23) + 0xfffU + (magnitude >> 13 & 1U)) >> 13;
   // Below 2^-14 the spacing is 2^-24: adding 0.5 rounds to it, ties to even.
-  const std::uint32_t small = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F) - std::bit_cast<std::uint32_t>(0.5F);
+  const std::uint32_t small =
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + 0.5F) - std::bit_cast<std::uint32_t>(0.5F);
   std::uint32_t result = magnitude < (113U << 23) ? small : normal;
   result = magnitude >= 0x477ff000U ? 0x7c00U : result;  // rounds to 2^16 or beyond
   result = magnitude > 0x7f800000U ? 0x7e00U : result;
@@ -239,7 +241,8 @@ inline std::uint16_t narrow_float16(float x) {
 
 // A sum over values that is 0 exactly if all are finite: 0 * x is 0, or NaN for infinity and NaN.
 template <class T, class Widen>
-bool load_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to, std::int64_t ld, Widen widen) {
+bool load_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to, std::int64_t ld,
+               Widen widen) {
   float check = 0.0F;
   for (std::int64_t r = 0; r < rows; ++r) {
     const T* source = from + r * stride;
@@ -254,7 +257,8 @@ bool load_rows(const T* from, std::int64_t stride, std::int64_t rows, std::int64
   return check == 0.0F;
 }
 
-bool load(DType dtype, const void* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to, std::int64_t ld) {
+bool load(DType dtype, const void* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to,
+          std::int64_t ld) {
   switch (dtype) {
     case DType::bfloat16:
       return load_rows(static_cast<const std::uint16_t*>(from), stride, rows, dim, to, ld, widen_bfloat16);

@@ -54,7 +54,8 @@ Expected expect(std::vector<double> exact, const std::vector<double>& magnitudes
 void allow(Expected& expected, const std::vector<float>& plain, DType dtype) {
   for (std::size_t i = 0; i < plain.size(); ++i)
     if (std::isfinite(expected.exact[i]))
-      expected.tolerance = std::max(expected.tolerance, 2 * std::abs(rounded(static_cast<double>(plain[i]), dtype) - expected.exact[i]));
+      expected.tolerance =
+          std::max(expected.tolerance, 2 * std::abs(rounded(static_cast<double>(plain[i]), dtype) - expected.exact[i]));
 }
 
 // values[..., order[d]] in place d of every row.
@@ -88,10 +89,14 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
   p.out_dtype = draw(random, 0, 2) == 0 ? draw_dtype() : p.dtype;
   p.grad_dtype = draw(random, 0, 2) == 0 ? draw_dtype() : p.dtype;
   p.sharding = static_cast<Sharding>(draw(random, 0, 2));
-  p.stripe = p.sharding != Sharding::striped ? 1 : draw(random, 0, 2) == 0 ? draw(random, 1, limits.seqlen + 2) : draw(random, 1, 8);
+  p.stripe = p.sharding != Sharding::striped ? 1
+             : draw(random, 0, 2) == 0       ? draw(random, 1, limits.seqlen + 2)
+                                             : draw(random, 1, 8);
   p.causal = draw(random, 0, 1) == 1;
   p.bottom_right = draw(random, 0, 1) == 1;
-  const auto draw_window = [&] { return draw(random, 0, 2) == 0 ? draw(random, 0, limits.seqlen / (draw(random, 0, 1) == 0 ? 8 : 1)) : -1; };
+  const auto draw_window = [&] {
+    return draw(random, 0, 2) == 0 ? draw(random, 0, limits.seqlen / (draw(random, 0, 1) == 0 ? 8 : 1)) : -1;
+  };
   p.window_left = draw_window();
   p.window_right = draw_window();
   p.softmax_scale = 1.0F / std::sqrt(static_cast<float>(p.head_dim));
@@ -100,9 +105,11 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
 
   const std::int64_t documents = draw(random, 0, 2) == 0 ? draw(random, 1, 6) : 1;
   const auto offsets_q = draw_offsets(random, p.seqlen_q, documents);
-  const auto offsets_kv = p.seqlen_kv == p.seqlen_q && draw(random, 0, 1) == 0 ? offsets_q : draw_offsets(random, p.seqlen_kv, documents);
+  const auto offsets_kv =
+      p.seqlen_kv == p.seqlen_q && draw(random, 0, 1) == 0 ? offsets_q : draw_offsets(random, p.seqlen_kv, documents);
   for (std::size_t d = 0; d + 1 < offsets_q.size(); ++d)
-    p.documents.push_back({offsets_q[d], offsets_q[d + 1] - offsets_q[d], offsets_kv[d], offsets_kv[d + 1] - offsets_kv[d]});
+    p.documents.push_back(
+        {offsets_q[d], offsets_q[d + 1] - offsets_q[d], offsets_kv[d], offsets_kv[d + 1] - offsets_kv[d]});
   if (draw(random, 0, 2) == 0)
     for (std::int64_t b = 0; b < p.batch; ++b) p.kv_lengths.push_back(draw(random, 0, p.seqlen_kv));
   return p;
@@ -110,11 +117,12 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
 
 std::string describe(const Problem& p) {
   std::ostringstream s;
-  s << "batch " << p.batch << ", seqlen " << p.seqlen_q << " x " << p.seqlen_kv << ", heads " << p.num_heads_q << ":" << p.num_heads_kv
-    << ", head_dim " << p.head_dim << "/" << p.head_dim_v << ", dtype " << static_cast<int>(p.dtype) << "/"
-    << static_cast<int>(p.out_dtype) << "/" << static_cast<int>(p.grad_dtype) << ", sharding " << static_cast<int>(p.sharding)
-    << " (stripe " << p.stripe << "), causal " << p.causal << ", bottom_right " << p.bottom_right << ", window " << p.window_left
-    << " " << p.window_right << ", softcap " << p.softcap << ", num_chunks " << p.num_chunks << ", documents";
+  s << "batch " << p.batch << ", seqlen " << p.seqlen_q << " x " << p.seqlen_kv << ", heads " << p.num_heads_q << ":"
+    << p.num_heads_kv << ", head_dim " << p.head_dim << "/" << p.head_dim_v << ", dtype " << static_cast<int>(p.dtype)
+    << "/" << static_cast<int>(p.out_dtype) << "/" << static_cast<int>(p.grad_dtype) << ", sharding "
+    << static_cast<int>(p.sharding) << " (stripe " << p.stripe << "), causal " << p.causal << ", bottom_right "
+    << p.bottom_right << ", window " << p.window_left << " " << p.window_right << ", softcap " << p.softcap
+    << ", num_chunks " << p.num_chunks << ", documents";
   for (const Document& d : p.documents) s << " " << d.q_length << "x" << d.kv_length;
   s << ", kv_lengths";
   for (const std::int64_t length : p.kv_lengths) s << " " << length;
@@ -152,7 +160,8 @@ void encode(double x, DType dtype, void* to) {
       bits = static_cast<std::uint16_t>(magnitude / 0x1p-24);
     } else {
       const int exponent = std::ilogb(magnitude);
-      bits = static_cast<std::uint16_t>(((exponent + 15) << 10) + static_cast<int>(std::ldexp(magnitude, 10 - exponent)) - 1024);
+      bits = static_cast<std::uint16_t>(((exponent + 15) << 10) +
+                                        static_cast<int>(std::ldexp(magnitude, 10 - exponent)) - 1024);
     }
     bits = static_cast<std::uint16_t>(bits | sign);
   }
@@ -167,10 +176,12 @@ double decode(const void* from, DType dtype) {
   }
   std::uint16_t bits;
   std::memcpy(&bits, from, sizeof bits);
-  if (dtype == DType::bfloat16) return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16));
+  if (dtype == DType::bfloat16)
+    return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16));
   const int exponent = bits >> 10 & 31, significand = bits & 1023;
   const double sign = bits & 0x8000 ? -1 : 1;
-  if (exponent == 31) return significand ? std::numeric_limits<double>::quiet_NaN() : sign * std::numeric_limits<double>::infinity();
+  if (exponent == 31)
+    return significand ? std::numeric_limits<double>::quiet_NaN() : sign * std::numeric_limits<double>::infinity();
   if (exponent == 0) return sign * significand * 0x1p-24;
   return sign * std::ldexp(1024 + significand, exponent - 25);
 }
@@ -202,12 +213,14 @@ Oracle::Oracle(const Problem& p, Random& random) : Inputs(p, random) {
 
   constexpr std::int64_t enough_products = 1 << 22, least_orders = 8, most_orders = 16;
   const std::int64_t products = p.batch * p.num_heads_q * p.seqlen_q * p.seqlen_kv * (p.head_dim + p.head_dim_v);
-  const std::int64_t orders = std::clamp(enough_products / std::max<std::int64_t>(products, 1), least_orders, most_orders);
+  const std::int64_t orders =
+      std::clamp(enough_products / std::max<std::int64_t>(products, 1), least_orders, most_orders);
   std::vector<std::size_t> order(static_cast<std::size_t>(p.head_dim)), order_v(static_cast<std::size_t>(p.head_dim_v));
   std::iota(order.begin(), order.end(), 0);
   std::iota(order_v.begin(), order_v.end(), 0);
   for (std::int64_t n = 0; n < orders; ++n) {
-    const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v), dout_n = reordered(dout, order_v);
+    const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v),
+               dout_n = reordered(dout, order_v);
     const Summation from{.first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv))};
     Result<float> plain = forward(p, q_n, k_n, v_n, from);
     for (float& x : plain.out) x = static_cast<float>(rounded(static_cast<double>(x), p.out_dtype));

@@ -28,7 +28,9 @@ struct Shapes {
   }
 };
 
-std::size_t count(const Problem& p, const Shape& s) { return static_cast<std::size_t>(p.batch * s.seq * s.heads * s.dim); }
+std::size_t count(const Problem& p, const Shape& s) {
+  return static_cast<std::size_t>(p.batch * s.seq * s.heads * s.dim);
+}
 
 template <class Real>
 Real dot(const Real* a, const Real* b, std::int64_t n) {
@@ -155,11 +157,12 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
   return gradients;
 }
 
-#define INSTANTIATE(Real)                                                                                              \
-  template Result<Real> forward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,                    \
-                                const std::vector<Real>&, const Summation&);                                             \
-  template Gradients<Real> backward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,                \
-                                    const std::vector<Real>&, const Result<Real>&, const std::vector<Real>&, const Summation&);
+#define INSTANTIATE(Real)                                                                                    \
+  template Result<Real> forward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,          \
+                                const std::vector<Real>&, const Summation&);                                 \
+  template Gradients<Real> backward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,      \
+                                    const std::vector<Real>&, const Result<Real>&, const std::vector<Real>&, \
+                                    const Summation&);
 INSTANTIATE(double)
 INSTANTIATE(float)
 #undef INSTANTIATE

@@ -33,8 +33,9 @@ bool sees(const Problem& problem, std::int64_t b, std::int64_t i, std::int64_t j
 
 // How a result is summed. Neither changes what is computed but for rounding, and `magnitudes` in the way it says.
 struct Summation {
-  std::int64_t first = 0;   // keys and query rows are taken from this index on, wrapping around
-  bool magnitudes = false;  // out, dq, dk and dv sum the magnitudes of their terms: what rounding errors are relative to
+  std::int64_t first = 0;  // keys and query rows are taken from this index on, wrapping around
+  bool magnitudes =
+      false;  // out, dq, dk and dv sum the magnitudes of their terms: what rounding errors are relative to
 };
 
 template <class Real>
