@@ -4,23 +4,23 @@
  *
  * Three steps, in the order in which a program meets them:
  *
- *   1. every rank makes a context           ra_create_unique_id, ra_create_context
- *   2. a description says which attention   ra_init_attention_desc, ra_get_shard_length, ra_split_sequence
- *   3. all ranks call it together           ra_forward, ra_backward
+ *     1. every rank makes a context           ra_create_unique_id, ra_create_context
+ *     2. a description says which attention   ra_init_attention_desc, ra_get_shard_length, ra_split_sequence
+ *     3. all ranks call it together           ra_forward, ra_backward
  *
  * Conventions, for every function below:
  *
- *   errors       The last parameter `error` is owned by the caller and may be NULL. It is cleared on entry and says which
- *                field was wrong, its value and the limit. Functions that return a value instead of a status document
- *                the value that means failure. Every pointer is checked: NULL gives RA_STATUS_INVALID_ARGUMENT, not a crash.
- *   structs      Begin with `struct_size`. Call ra_init_<struct>(&s, sizeof s), then set what differs from the default;
- *                a program built against an older or newer header than the library keeps working.
- *   ownership    The library keeps no pointer of the caller beyond the call, except where a comment says "borrowed".
- *   threads      One thread at a time per context, except ra_abort_context and ra_get_async_error, callable from any.
- *                Functions without a context, or with a const one, may run concurrently. Contexts are independent.
- *   collective   Means: every rank of the context makes the same calls in the same order. All other functions are local
- *                and do not block.
- *   sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds.
+ *     errors       The last parameter `error` is owned by the caller and may be NULL. It is cleared on entry and says which
+ *                  field was wrong, its value and the limit. Functions that return a value instead of a status document
+ *                  the value that means failure. Every pointer is checked: NULL gives RA_STATUS_INVALID_ARGUMENT, not a crash.
+ *     structs      Begin with `struct_size`. Call ra_init_<struct>(&s, sizeof s), then set what differs from the default;
+ *                  a program built against an older or newer header than the library keeps working.
+ *     ownership    The library keeps no pointer of the caller beyond the call, except where a comment says "borrowed".
+ *     threads      One thread at a time per context, except ra_abort_context and ra_get_async_error, callable from any.
+ *                  Functions without a context, or with a const one, may run concurrently. Contexts are independent.
+ *     collective   Means: every rank of the context makes the same calls in the same order. All other functions are local
+ *                  and do not block.
+ *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds.
  */
 #ifndef RINGATTN_RINGATTN_H
 #define RINGATTN_RINGATTN_H
@@ -231,10 +231,10 @@ RA_API ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *er
  *
  * Query i of one batch entry sees key j of the same entry iff all of these hold:
  *
- *   mask           RA_MASK_FULL: always. RA_MASK_CAUSAL: j <= i + shift
- *   window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
- *   documents      i and j lie in documents of the same number
- *   kv_lengths     j < kv_lengths[batch entry]
+ *     mask           RA_MASK_FULL: always. RA_MASK_CAUSAL: j <= i + shift
+ *     window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
+ *     documents      i and j lie in documents of the same number
+ *     kv_lengths     j < kv_lengths[batch entry]
  *
  * where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right). With documents, i, j and
  * shift count inside the document, but kv_lengths counts from the start of the sequence and never moves the diagonal.

@@ -18,7 +18,6 @@ using namespace ringattn::api;
 namespace ringattn::api {
 
 static void require_place(const ra_context_config &c) {
-  constexpr int most_ranks = 4096;
   require_range("world_size", c.world_size, 1, most_ranks);
   require_range("rank", c.rank, 0, c.world_size - 1);
 }

@@ -32,7 +32,7 @@ ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *error) {
     ra_capabilities c = defaults<ra_capabilities>();
     c.version = ra_get_version();
     c.hardware_threads = tbb::info::default_concurrency();
-    c.max_head_dim = 256;
+    c.max_head_dim = most_head_dim;
     std::snprintf(c.engines, sizeof c.engines, "%s", cpu_engine_names().c_str());
     write(capabilities, "capabilities", c);
   });

@@ -18,7 +18,7 @@ struct Shard {
 
 Shard to_shard(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side) {
   Shard shard{to_problem(read(desc, "desc")), to_side(side), {}};
-  require_range("world_size", world_size, 1, 4096);
+  require_range("world_size", world_size, 1, most_ranks);
   require_range("rank", rank, 0, world_size - 1);
   shard.pieces = shard_pieces(shard.problem, shard.side, world_size, rank);
   return shard;

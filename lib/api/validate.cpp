@@ -10,7 +10,6 @@ namespace {
 // The planner's arithmetic on positions, and world_size times any length, stay below 2^63.
 constexpr std::int64_t most_tokens = std::int64_t{1} << 48;
 constexpr std::int64_t most_heads = std::int64_t{1} << 20;
-constexpr std::int64_t most_head_dim = 256;
 
 static_assert(static_cast<int>(DType::float32) == RA_DTYPE_FLOAT32 &&
               static_cast<int>(DType::bfloat16) == RA_DTYPE_BFLOAT16 &&

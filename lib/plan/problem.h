@@ -16,6 +16,10 @@ enum class DType : std::int32_t { float32 = 1, bfloat16 = 2, float16 = 3 };
 enum class Sharding : std::int32_t { contiguous = 0, zigzag = 1, striped = 2 };
 enum class Side : std::int32_t { query = 0, key_value = 1 };
 
+// The largest problems that anything here is made for.
+constexpr std::int64_t most_head_dim = 256;  // also of head_dim_v
+constexpr int most_ranks = 4096;
+
 constexpr std::int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 // Tokens of the whole sequences that attend to each other.

@@ -30,7 +30,7 @@ std::string CpuEngine::refusal(const Problem&) const { return {}; }
 
 void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                               float* delta, Threads& threads) {
-  constexpr std::int64_t widest = padded(256), rows_at_once = 16;
+  constexpr std::int64_t widest = padded(most_head_dim), rows_at_once = 16;
   const std::int64_t dim = problem.head_dim_v, stretches = (rows + rows_at_once - 1) / rows_at_once;
   threads.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
     float a[rows_at_once * widest], b[rows_at_once * widest];
