@@ -52,8 +52,12 @@ class Arena {
 
   std::byte* region(std::size_t index) const { return bytes_.get() + index * kRegion; }
   std::byte* workspace() const { return region(kRegions); }
-  std::vector<std::byte> copy() const { return {bytes_.get(), bytes_.get() + kSize}; }
-  bool equals(const std::vector<std::byte>& copy) const { return std::memcmp(bytes_.get(), copy.data(), kSize) == 0; }
+  // Whether nothing has changed since `copy` was taken of the regions; nothing but the library writes to the workspace.
+  std::vector<std::byte> copy() const { return {bytes_.get(), workspace()}; }
+  bool equals(const std::vector<std::byte>& copy) const {
+    return std::memcmp(bytes_.get(), copy.data(), copy.size()) == 0 && workspace()[0] == kPoison &&
+           std::memcmp(workspace(), workspace() + 1, kWorkspaceLimit - 1) == 0;
+  }
 
  private:
   static constexpr std::size_t kSize = kRegions * kRegion + static_cast<std::size_t>(kWorkspaceLimit);

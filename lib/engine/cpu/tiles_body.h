@@ -79,7 +79,7 @@ void multiply(const Product& p) {
 
 // ---- elementary functions, written so that loops over them vectorise
 
-// Cephes expf: exp(x) = 2^n exp(r), |r| <= ln 2 / 2; about 1 ulp; 0 below -87.3, infinity above 88.7.
+// Cephes expf: exp(x) = 2^n exp(r), |r| <= ln 2 / 2; about 1 ulp; 0 below -87, infinity above 88.7.
 inline float exponential(float x) {
   constexpr float lowest = -87.33654F, highest = 88.72283F, magic = 12582912.0F;  // magic: rounds to an integer
   float bounded = x < lowest ? lowest : x;
