@@ -165,7 +165,7 @@ class Ranks:
 
     def destroy(self):
         for context in self.contexts:
-            self.api.library.ra_destroy_context(context)
+            self.api.functions.ra_destroy_context(context)
 
     def run(self, desc, q, k, v, dout):
         """out, lse [batch, seq, head], dq, dk, dv of the whole sequence as float64."""
@@ -333,7 +333,7 @@ def run_case(api, ranks, problem, dtype_name, sharding, num_chunks, random):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", required=True, help="path of libringattn.so")
+    parser.add_argument("--library", dest="so", required=True, help="path of libringattn.so")
     parser.add_argument("--header", required=True, help="path of ringattn.h")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("RINGATTN_TEST_SEED", 1)),
                         help="default: RINGATTN_TEST_SEED, or 1")
@@ -341,7 +341,7 @@ def main():
     print(f"jax {jax.__version__}, seed {options.seed}", flush=True)
     check_that_exact_is_exact()
 
-    api = ringattn_ctypes.load(options.library, options.header)
+    api = ringattn_ctypes.load(options.so, options.header)
     all_ranks = [Ranks(api, world_size) for world_size in (1, 2, 3, 4)]
     random = np.random.default_rng(options.seed)
     groups = problems(api)

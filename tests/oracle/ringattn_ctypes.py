@@ -3,7 +3,7 @@
     api = ringattn_ctypes.load("libringattn.so", "ringattn.h")
     desc = api.make("ra_attention_desc", seqlen_q=1024, head_dim=64)    initialised by ra_init_attention_desc
     api.call("ra_forward", context, desc, args)                        raises api.Error unless it succeeds
-    api.RA_DTYPE_BFLOAT16, api.ra_tensor, api.library.ra_get_version   constants, structs, plain functions
+    api.RA_DTYPE_BFLOAT16, api.ra_tensor, api.functions.ra_get_version   constants, structs, plain functions
 
 Nothing of the header is repeated here, so nothing can differ from it.
 """
@@ -27,7 +27,7 @@ class Api:
         with open(header_path, encoding="utf-8") as file:
             text = re.sub(r"/\*.*?\*/", " ", file.read(), flags=re.DOTALL)
         text = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
-        self.library = ctypes.CDLL(library_path)
+        self.functions = ctypes.CDLL(library_path)
         self._read_enums(text)
         self._read_structs(text)
         self._read_functions(text)
@@ -50,7 +50,7 @@ class Api:
 
     def _read_functions(self, text):
         for result, name, arguments in re.findall(r"RA_API\s+([\w\s*]+?)(\w+)\s*\(([^)]*)\)\s*;", text):
-            function = getattr(self.library, name)
+            function = getattr(self.functions, name)
             function.restype = self._type(result)
             parts = [part.strip() for part in arguments.split(",")]
             function.argtypes = [self._type(re.match(r"(.*?)\w+$", part, re.DOTALL)[1]) for part in parts if part != "void"]
@@ -75,7 +75,7 @@ class Api:
 
     def make(self, name, **fields):
         struct = getattr(self, name)()
-        initialise = getattr(self.library, name.replace("ra_", "ra_init_", 1))
+        initialise = getattr(self.functions, name.replace("ra_", "ra_init_", 1))
         initialise(ctypes.byref(struct), ctypes.sizeof(struct))
         for field, value in fields.items():
             if field not in {known for known, _ in struct._fields_}:
@@ -87,9 +87,9 @@ class Api:
         """Calls a function whose last parameter is ra_error *; structs are passed by their address."""
         error = self.ra_error()
         passed = [ctypes.byref(a) if isinstance(a, ctypes.Structure) else a for a in arguments]
-        result = getattr(self.library, name)(*passed, ctypes.byref(error))
+        result = getattr(self.functions, name)(*passed, ctypes.byref(error))
         if error.status != self.RA_STATUS_SUCCESS:
-            raise Api.Error(self.library.ra_get_status_name(error.status).decode(), error)
+            raise Api.Error(self.functions.ra_get_status_name(error.status).decode(), error)
         return result
 
 
