@@ -63,49 +63,35 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
     const auto local = join_local(id, world_size, rank, 60'000, [] {});
     DelayedTransport transport(*local, seed + static_cast<std::uint64_t>(rank));
     const Machinery machinery{*engine, threads, transport};
-    const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
-      return test::detail::ShardBuffer(p, side, heads, dim, dtype, world_size, rank);
-    };
-    auto q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype),
-         k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
-         v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype),
-         out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
-         dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
-         dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
-         dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype),
-         dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
-    q.split(inputs.q);
-    k.split(inputs.k);
-    v.split(inputs.v);
-    dout.split(inputs.dout);
+    test::detail::Shards shards(inputs, world_size, rank);
     const auto tensor = [&](test::detail::ShardBuffer& s, std::int64_t heads, std::int64_t dim) {
       return packed_tensor(s.bytes.data(), s.dtype, row_count(s.pieces), heads, dim);
     };
-    std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * row_count(q.pieces)));
+    std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * row_count(shards.q.pieces)));
     const Plan forward_plan(p, world_size, rank, Pass::forward), backward_plan(p, world_size, rank, Pass::backward);
     Block workspace;
     ForwardCall forward;
-    forward.q = tensor(q, p.num_heads_q, p.head_dim);
-    forward.k = tensor(k, p.num_heads_kv, p.head_dim);
-    forward.v = tensor(v, p.num_heads_kv, p.head_dim_v);
-    forward.out = tensor(out, p.num_heads_q, p.head_dim_v);
+    forward.q = tensor(shards.q, p.num_heads_q, p.head_dim);
+    forward.k = tensor(shards.k, p.num_heads_kv, p.head_dim);
+    forward.v = tensor(shards.v, p.num_heads_kv, p.head_dim_v);
+    forward.out = tensor(shards.out, p.num_heads_q, p.head_dim_v);
     forward.lse = lse.data();
     forward.workspace = workspace.reserve(workspace_bytes(forward_plan, *engine, num_threads));
     run_forward(forward_plan, machinery, forward);
     BackwardCall backward;
-    backward.dout = tensor(dout, p.num_heads_q, p.head_dim_v);
+    backward.dout = tensor(shards.dout, p.num_heads_q, p.head_dim_v);
     backward.q = forward.q;
     backward.k = forward.k;
     backward.v = forward.v;
     backward.out = forward.out;
     backward.lse = lse.data();
-    backward.dq = tensor(dq, p.num_heads_q, p.head_dim);
-    backward.dk = tensor(dk, p.num_heads_kv, p.head_dim);
-    backward.dv = tensor(dv, p.num_heads_kv, p.head_dim_v);
+    backward.dq = tensor(shards.dq, p.num_heads_q, p.head_dim);
+    backward.dk = tensor(shards.dk, p.num_heads_kv, p.head_dim);
+    backward.dv = tensor(shards.dv, p.num_heads_kv, p.head_dim_v);
     backward.workspace = workspace.reserve(workspace_bytes(backward_plan, *engine, num_threads));
     run_backward(backward_plan, machinery, backward);
     auto& mine = written[static_cast<std::size_t>(rank)];
-    for (const auto* buffer : {&out, &dq, &dk, &dv})
+    for (const auto* buffer : {&shards.out, &shards.dq, &shards.dk, &shards.dv})
       mine.insert(mine.end(), buffer->bytes.begin(), buffer->bytes.end());
     const auto* lse_bytes = reinterpret_cast<const std::byte*>(lse.data());
     mine.insert(mine.end(), lse_bytes, lse_bytes + lse.size() * sizeof(float));

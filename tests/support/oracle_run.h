@@ -101,6 +101,31 @@ struct ShardBuffer {
   std::vector<std::byte> bytes;
 };
 
+// One rank's shard of every tensor of a problem; those of the results hold a pattern until they are written.
+struct Shards {
+  Shards(const reference::Inputs& inputs, int world_size, int rank)
+      : problem(inputs.problem), world_size(world_size), rank(rank) {
+    q.split(inputs.q);
+    k.split(inputs.k);
+    v.split(inputs.v);
+    dout.split(inputs.dout);
+  }
+  ShardBuffer shard(Side side, std::int64_t heads, std::int64_t dim, DType dtype) const {
+    return {problem, side, heads, dim, dtype, world_size, rank};
+  }
+
+  const Problem& problem;
+  int world_size, rank;
+  ShardBuffer q = shard(Side::query, problem.num_heads_q, problem.head_dim, problem.dtype),
+              k = shard(Side::key_value, problem.num_heads_kv, problem.head_dim, problem.dtype),
+              v = shard(Side::key_value, problem.num_heads_kv, problem.head_dim_v, problem.dtype),
+              out = shard(Side::query, problem.num_heads_q, problem.head_dim_v, problem.out_dtype),
+              dout = shard(Side::query, problem.num_heads_q, problem.head_dim_v, problem.out_dtype),
+              dq = shard(Side::query, problem.num_heads_q, problem.head_dim, problem.grad_dtype),
+              dk = shard(Side::key_value, problem.num_heads_kv, problem.head_dim, problem.grad_dtype),
+              dv = shard(Side::key_value, problem.num_heads_kv, problem.head_dim_v, problem.grad_dtype);
+};
+
 }  // namespace detail
 
 // Collective: every rank of a group calls it; each writes its part of `results`, whose vectors have their full size.
@@ -108,55 +133,41 @@ inline void run_problem(ra_context* context, int world_size, int rank, const ref
                         Results& results) {
   const Problem& p = oracle.problem;
   const Description description(p);
-  const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
-    return detail::ShardBuffer(p, side, heads, dim, dtype, world_size, rank);
-  };
-  auto q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype),
-       k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
-       v = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.dtype),
-       out = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
-       dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
-       dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
-       dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype),
-       dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
-  q.split(oracle.q);
-  k.split(oracle.k);
-  v.split(oracle.v);
-  dout.split(oracle.dout);
-  const std::int64_t rows = row_count(q.pieces);
+  detail::Shards shards(oracle, world_size, rank);
+  const std::int64_t rows = row_count(shards.q.pieces);
   std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * rows));
 
   ra_forward_args forward;
   ra_init_forward_args(&forward, sizeof forward);
-  forward.q = q.tensor();
-  forward.k = k.tensor();
-  forward.v = v.tensor();
-  forward.out = out.tensor();
+  forward.q = shards.q.tensor();
+  forward.k = shards.k.tensor();
+  forward.v = shards.v.tensor();
+  forward.out = shards.out.tensor();
   forward.lse = lse.data();
   Error error;
   ASSERT_EQ(ra_forward(context, &description.desc, &forward, &error), RA_STATUS_SUCCESS) << error;
 
   ra_backward_args backward;
   ra_init_backward_args(&backward, sizeof backward);
-  backward.dout = dout.tensor();
-  backward.q = q.tensor();
-  backward.k = k.tensor();
-  backward.v = v.tensor();
-  backward.out = out.tensor();
+  backward.dout = shards.dout.tensor();
+  backward.q = shards.q.tensor();
+  backward.k = shards.k.tensor();
+  backward.v = shards.v.tensor();
+  backward.out = shards.out.tensor();
   backward.lse = lse.data();
-  backward.dq = dq.tensor();
-  backward.dk = dk.tensor();
-  backward.dv = dv.tensor();
+  backward.dq = shards.dq.tensor();
+  backward.dk = shards.dk.tensor();
+  backward.dv = shards.dv.tensor();
   ASSERT_EQ(ra_backward(context, &description.desc, &backward, &error), RA_STATUS_SUCCESS) << error;
 
-  out.join(results.out);
-  dq.join(results.dq);
-  dk.join(results.dk);
-  dv.join(results.dv);
+  shards.out.join(results.out);
+  shards.dq.join(results.dq);
+  shards.dk.join(results.dk);
+  shards.dv.join(results.dv);
   std::size_t n = 0;
   for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
     for (std::int64_t i = 0; i < rows; ++i, ++n)
-      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, q.pieces, i))] =
+      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, shards.q.pieces, i))] =
           static_cast<double>(lse[n]);
 }
 
