@@ -80,25 +80,32 @@ void require_local_fields(const ra_context_config &c) {
           "\"; must be NULL with RA_TRANSPORT_LOCAL");
 }
 
-// Everything but joining the others.
-std::unique_ptr<ra_context> make_context(const ra_context_config &c) {
+// A context that has yet to join its group, and what it needs for that.
+struct Candidate {
+  std::unique_ptr<ra_context> context;
+  std::string id;
+  std::int64_t timeout_ms = 0;
+};
+
+Candidate make_context(const ra_context_config &c) {
   const Rank rank = to_rank(c);
   std::unique_ptr<Engine> engine = to_engine(c);
-  to_timeout(c);
+  const std::int64_t timeout_ms = to_timeout(c);
   require_local_fields(c);
-  to_group_id(c);
+  std::string id = to_group_id(c);
   auto context = std::make_unique<ra_context>(rank, std::move(engine));
   log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", context->engine->name(), ", ",
       rank.num_threads, " threads");
   if (rank.num_threads < c.num_threads)
     log(RA_LOG_LEVEL_WARNING, "num_threads is ", c.num_threads, "; ", rank.num_threads,
         " is all that oneTBB allows this process");
-  return context;
+  return {std::move(context), std::move(id), timeout_ms};
 }
 
-void join(ra_context &context, const ra_context_config &c) {
+void join(Candidate &candidate) {
+  ra_context &context = *candidate.context;
   Threads &threads = context.threads;
-  context.transport = join_local(to_group_id(c), context.rank.world_size, context.rank.rank, to_timeout(c),
+  context.transport = join_local(candidate.id, context.rank.world_size, context.rank.rank, candidate.timeout_ms,
                                  [&threads] { threads.cancel(); });
 }
 
@@ -166,20 +173,20 @@ ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *b
 ra_context *ra_create_context(const ra_context_config *config, ra_error *error) {
   return guard_value<ra_context *>(error, nullptr, [&] {
     const ra_context_config c = read(config, "config");
-    std::unique_ptr<ra_context> context;
+    Candidate candidate;
     try {
-      context = make_context(c);
+      candidate = make_context(c);
     } catch (...) {
       refuse(c);
       throw;
     }
     try {
-      join(*context, c);  // tells the others of every failure but this one
+      join(candidate);  // tells the others of every failure but this one
     } catch (const std::bad_alloc &) {
       refuse(c);
       throw;
     }
-    return context.release();
+    return candidate.context.release();
   });
 }
 

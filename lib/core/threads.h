@@ -1,7 +1,7 @@
 // The threads of one context: a oneTBB arena and the flag that calls its work off.
 //
 // oneTBB comes without instrumentation, so ThreadSanitizer would see half of what orders its threads, which is worse than
-// nothing. threads.cpp, the only code that touches it, is compiled without instrumentation too, and Work tells of the order
+// nothing. threads.cpp, the only code that runs anything on it, is compiled without instrumentation too, and Work tells of the order
 // where our code is entered and left.
 #pragma once
 
