@@ -294,10 +294,10 @@ typedef struct ra_memory_requirements {
   size_t struct_size;
   size_t forward_tensors;     /**< q, k, v, out and lse, packed */
   size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
-  size_t forward_workspace;   /**< two chunks in flight, tiles of each thread and, unless world_size is 1, max and sum of each
-                                   row and the output in fp32 where out_dtype is another */
-  size_t backward_workspace;  /**< two chunks in flight, four of gradients in fp32, tiles of each thread, delta of each row,
-                                   and dq in fp32 where grad_dtype is another */
+  size_t forward_workspace;   /**< tiles of each thread and, unless world_size is 1, two chunks in flight, max and sum of each
+                                   row, and the output in fp32 where out_dtype is another */
+  size_t backward_workspace;  /**< tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
+                                   flight and four of gradients in fp32; if world_size is 1, one and one */
   size_t lse;                 /**< lse alone, part of the tensors */
   size_t context;             /**< sizeof the context, without what it points to */
   int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks or the library's choice, but no more than

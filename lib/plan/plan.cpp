@@ -80,6 +80,17 @@ std::int64_t Plan::longest_chunk() const {
   return longest;
 }
 
+std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const {
+  std::vector<Stretch> stretches;
+  for (const Piece& piece : chunk_keys(owner, chunk)) {
+    if (!stretches.empty() && stretches.back().row + stretches.back().length == piece.row)
+      stretches.back().length += piece.length;
+    else
+      stretches.push_back({piece.row, piece.length});
+  }
+  return stretches;
+}
+
 std::int64_t Plan::chunk_bytes(std::int64_t rows) const {
   return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) *
          size_of(problem_.dtype);
@@ -91,8 +102,7 @@ std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
 }
 
 bool Plan::sees(int rank, int owner, std::int64_t chunk) const {
-  const auto keys =
-      cut_rows(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, chunk), chunk_begin(owner, chunk + 1));
+  const std::vector<Piece> keys = chunk_keys(owner, chunk);
   if (keys.empty()) return false;
   return for_each_document(all_queries_[static_cast<std::size_t>(rank)], keys,
                            [&](std::int64_t d, auto queries, auto document_keys) {
@@ -162,9 +172,7 @@ void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>&
 
 StepItems Plan::items(const Moment& moment, bool all_rows) const {
   StepItems step;
-  const int owner = moment.holds;
-  step.keys = cut_rows(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, moment.chunk),
-                       chunk_begin(owner, moment.chunk + 1));
+  step.keys = packed(chunk_keys(moment.holds, moment.chunk));
   for_each_document(queries_, step.keys, [&](std::int64_t d, auto queries, auto keys) {
     const Document& document = problem_.documents[static_cast<std::size_t>(d)];
     WorkItem item{problem_.band(document), document.kv_begin, queries, keys};

@@ -10,6 +10,9 @@
 // behind it: what was added at time t travels at time t + 1, and from the last rank straight home to the owner. Every
 // transfer begins and ends within one moment that both ranks reach whatever the others do, so the ring cannot deadlock.
 //
+// A chunk holds as many tokens of a document's front piece as of its back piece (shard.h), because under a causal mask the two
+// are seen by different numbers of queries: at every moment the ranks of a zigzag ring have equal work.
+//
 // Pure: no threads, no memory, no device. Every rank computes the same reaches from the same problem.
 #pragma once
 
@@ -52,6 +55,12 @@ struct Totals {
   friend bool operator==(const Totals&, const Totals&) = default;
 };
 
+// Rows of a shard that are stored one after the other.
+struct Stretch {
+  std::int64_t row = 0;
+  std::int64_t length = 0;
+};
+
 // The work items of one step, with the storage that they refer to.
 struct StepItems {
   std::vector<Piece> keys;
@@ -71,14 +80,17 @@ class Plan {
   std::int64_t query_rows() const { return row_count(queries_); }
   std::int64_t key_rows(int owner) const { return row_count(keys_[static_cast<std::size_t>(owner)]); }
 
-  // Rows of an owner's shard that chunk c holds: chunk_begin(c) .. chunk_begin(c + 1) - 1.
-  std::int64_t chunk_begin(int owner, std::int64_t chunk) const {
-    return part_begin(key_rows(owner), num_chunks_, chunk);
-  }
   std::int64_t chunk_rows(int owner, std::int64_t chunk) const {
     return chunk_begin(owner, chunk + 1) - chunk_begin(owner, chunk);
   }
   std::int64_t longest_chunk() const;  // rows, over all owners
+
+  // The keys of a chunk. Rows are those of the owner's shard.
+  std::vector<Piece> chunk_keys(int owner, std::int64_t chunk) const {
+    return deal(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, chunk), chunk_begin(owner, chunk + 1));
+  }
+  // The same as stretches of storage that do not touch: three at most, since whole documents follow one another.
+  std::vector<Stretch> chunk_stretches(int owner, std::int64_t chunk) const;
 
   // K and V of one chunk as they travel: packed [batch, rows, num_heads_kv, head_dim] and then the same with head_dim_v.
   std::int64_t chunk_bytes(std::int64_t rows) const;
@@ -88,8 +100,10 @@ class Plan {
   const std::vector<Moment>& moments() const { return moments_; }
   const Totals& totals() const { return totals_; }
   bool travels() const { return world_size_ > 1; }
+  // False where the only chunk is the whole shard and stays at home: nothing has to be packed.
+  bool packs() const { return travels() || num_chunks_ > 1; }
 
-  // Work of a step. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
+  // Work of a step; its keys are packed. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
   StepItems items(const Moment& moment, bool all_rows) const;
 
   // Whether any query of `rank` sees a key of that chunk.
@@ -101,6 +115,9 @@ class Plan {
     int upstream = 0;
     int in(int direction) const { return direction > 0 ? downstream : upstream; }
   };
+  std::int64_t chunk_begin(int owner, std::int64_t chunk) const {  // in the order of dealing
+    return part_begin(key_rows(owner), num_chunks_, chunk);
+  }
   Reach find_reach(int owner, std::int64_t chunk) const;
   void add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches);
   int at_distance(int steps) const { return ((rank_ + steps) % world_size_ + world_size_) % world_size_; }

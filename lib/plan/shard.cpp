@@ -63,6 +63,39 @@ std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, s
   return cut;
 }
 
+// The pieces of a document differ by at most one in length, longer ones first; so of its first m tokens in the order of
+// dealing, piece i of k has (m + k - 1 - i) / k, rounded down.
+std::vector<Piece> deal(std::span<const Piece> shard, std::int64_t begin, std::int64_t end) {
+  std::vector<Piece> dealt;
+  auto piece =
+      std::partition_point(shard.begin(), shard.end(), [&](const Piece& p) { return p.row + p.length <= begin; });
+  while (piece != shard.begin() && piece != shard.end() && (piece - 1)->document == piece->document) --piece;
+  while (piece != shard.end() && piece->row < end) {
+    const auto next = std::find_if(piece, shard.end(), [&](const Piece& p) { return p.document != piece->document; });
+    const std::int64_t pieces = next - piece, length = (next - 1)->row + (next - 1)->length - piece->row;
+    const std::int64_t from = std::clamp<std::int64_t>(begin - piece->row, 0, length),
+                       to = std::clamp<std::int64_t>(end - piece->row, 0, length);
+    for (std::int64_t turn = pieces - 1; piece != next; ++piece, --turn) {
+      const std::int64_t first = (from + turn) / pieces, last = (to + turn) / pieces;
+      if (first == last) continue;
+      dealt.push_back(*piece);
+      dealt.back().first += first;
+      dealt.back().length = last - first;
+      dealt.back().row += first;
+    }
+  }
+  return dealt;
+}
+
+std::vector<Piece> packed(std::vector<Piece> pieces) {
+  std::int64_t row = 0;
+  for (Piece& piece : pieces) {
+    piece.row = row;
+    row += piece.length;
+  }
+  return pieces;
+}
+
 std::int64_t row_position(const Problem& problem, Side side, const std::vector<Piece>& pieces, std::int64_t row) {
   const auto piece =
       std::partition_point(pieces.begin(), pieces.end(), [&](const Piece& p) { return p.row + p.length <= row; });

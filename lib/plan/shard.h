@@ -60,6 +60,14 @@ std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_siz
 // The parts of `pieces` that are stored in rows begin .. end - 1, with rows counted from `begin`.
 std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, std::int64_t end);
 
+// Tokens begin .. end - 1 of a whole shard in the order of dealing: one document after the other, and of a document's pieces
+// one token each in turn. So a cut of a zigzag shard takes as much of the front piece of a long document as of its back piece,
+// and short documents stay whole. Rows are those of the shard.
+std::vector<Piece> deal(std::span<const Piece> shard, std::int64_t begin, std::int64_t end);
+
+// The same pieces stored densely, one behind the other, from row 0.
+std::vector<Piece> packed(std::vector<Piece> pieces);
+
 inline std::int64_t row_count(const std::vector<Piece>& pieces) {
   return pieces.empty() ? 0 : pieces.back().row + pieces.back().length;
 }

@@ -48,12 +48,13 @@ class Gradients {
   // Rounds the finished chunk into the caller's gradients.
   void finish_chunk(const Moment& m, const BackwardCall& call) {
     const Problem& p = plan_.problem();
-    const std::int64_t rows = plan_.chunk_rows(plan_.rank(), m.chunk), row = plan_.chunk_begin(plan_.rank(), m.chunk);
-    const Pair pair = packed_pair(p, memory_.home, DType::float32, rows);
-    on_.engine.round(p, pair.k, call.dk.from_row(row), {rows, p.num_heads_kv, p.head_dim}, call.accumulate,
-                     on_.threads);
-    on_.engine.round(p, pair.v, call.dv.from_row(row), {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate,
-                     on_.threads);
+    const Pair home = packed_pair(p, memory_.home, DType::float32, plan_.chunk_rows(plan_.rank(), m.chunk));
+    for_each_stretch(
+        plan_, m.chunk, {call.dk, call.dv}, home, [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
+          on_.engine.round(p, in_chunk.k, in_shard.k, {rows, p.num_heads_kv, p.head_dim}, call.accumulate, on_.threads);
+          on_.engine.round(p, in_chunk.v, in_shard.v, {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate,
+                           on_.threads);
+        });
   }
 
  private:

@@ -1,4 +1,7 @@
 // What the forward and the backward pass share: chunks on their way, and one moment of sending, computing and waiting.
+//
+// Every chunk is computed from where it lies packed: the own one from a copy, made when its moment begins, the others from the
+// buffer that they arrived in. Only where one rank has one chunk is there no copy, and the caller's shard is the chunk.
 #pragma once
 
 #include <array>
@@ -22,33 +25,44 @@ inline Pair packed_pair(const Problem& p, void* data, DType dtype, std::int64_t 
           packed_tensor(static_cast<std::byte*>(data) + k_bytes, dtype, rows, p.num_heads_kv, p.head_dim_v)};
 }
 
+// Calls f(in_shard, in_chunk, rows) for each stretch of the rank's own shard that a chunk of it is packed from.
+template <class F>
+void for_each_stretch(const Plan& plan, std::int64_t chunk, const Pair& shard, const Pair& packed, F&& f) {
+  std::int64_t row = 0;
+  for (const Stretch& stretch : plan.chunk_stretches(plan.rank(), chunk)) {
+    f(Pair{shard.k.from_row(stretch.row), shard.v.from_row(stretch.row)},
+      Pair{packed.k.from_row(row), packed.v.from_row(row)}, stretch.length);
+    row += stretch.length;
+  }
+}
+
 class Journey {
  public:
   using Clock = std::chrono::steady_clock;
 
   Journey(const Plan& plan, const Machinery& on, Pair shard, Arena& arena) : plan_(plan), on_(on), shard_(shard) {
-    for (std::byte*& buffer : buffers_) buffer = take_buffer(arena, plan);
+    buffers_ = take_buffers(arena, plan);
   }
-  static std::byte* take_buffer(Arena& arena, const Plan& plan) {
-    return arena.take<std::byte>(plan.travels() ? plan.chunk_bytes(plan.longest_chunk()) : 0);
+  using Buffers = std::array<std::byte*, 2>;
+  static Buffers take_buffers(Arena& arena, const Plan& plan) {
+    const std::int64_t bytes = plan.chunk_bytes(plan.longest_chunk());
+    std::byte* const held = arena.take<std::byte>(plan.packs() ? bytes : 0);
+    std::byte* const next = arena.take<std::byte>(plan.travels() ? bytes : 0);
+    return {held, next};
   }
 
-  // The chunk that this moment holds: the caller's own memory, or the buffer that it arrived in.
+  // The chunk that this moment holds.
   Pair held(const Moment& m) const {
-    if (m.holds == plan_.rank()) {
-      const std::int64_t row = plan_.chunk_begin(m.holds, m.chunk);
-      return {shard_.k.from_row(row), shard_.v.from_row(row)};
-    }
-    return travelling(m.time, plan_.chunk_rows(m.holds, m.chunk));
+    if (!plan_.packs()) return shard_;
+    return packed_pair(plan_.problem(), buffer(m.time), plan_.problem().dtype, plan_.chunk_rows(m.holds, m.chunk));
   }
 
-  // Hands on what is held and opens the other buffer for what comes next. The own chunk is packed first.
+  // Hands on what is held and opens the other buffer for what comes next.
   void begin_transfers(const Moment& m) {
-    if (m.send_to != nobody) {
-      const std::int64_t rows = plan_.chunk_rows(m.holds, m.chunk);
-      if (m.time == 0) pack(held(m), travelling(0, rows), rows);
-      send(m.send_to, m, keys_and_values, {buffer(m.time), static_cast<std::size_t>(plan_.chunk_bytes(rows))});
-    }
+    if (m.time == 0 && plan_.packs() && (m.computes || m.send_to != nobody)) pack(m);
+    if (m.send_to != nobody)
+      send(m.send_to, m, keys_and_values,
+           {buffer(m.time), static_cast<std::size_t>(plan_.chunk_bytes(plan_.chunk_rows(m.holds, m.chunk)))});
     if (m.receive_from != nobody)
       receive(m.receive_from, m, keys_and_values,
               {buffer(m.time + 1),
@@ -97,13 +111,13 @@ class Journey {
   }
 
   std::byte* buffer(int time) const { return buffers_[static_cast<std::size_t>(time % 2)]; }
-  Pair travelling(int time, std::int64_t rows) const {
-    return packed_pair(plan_.problem(), buffer(time), plan_.problem().dtype, rows);
-  }
-  void pack(const Pair& from, const Pair& to, std::int64_t rows) {
+  void pack(const Moment& m) {
     const Problem& p = plan_.problem();
-    on_.engine.copy(p, from.k, to.k, {rows, p.num_heads_kv, p.head_dim}, on_.threads);
-    on_.engine.copy(p, from.v, to.v, {rows, p.num_heads_kv, p.head_dim_v}, on_.threads);
+    for_each_stretch(plan_, m.chunk, shard_, held(m),
+                     [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
+                       on_.engine.copy(p, in_shard.k, in_chunk.k, {rows, p.num_heads_kv, p.head_dim}, on_.threads);
+                       on_.engine.copy(p, in_shard.v, in_chunk.v, {rows, p.num_heads_kv, p.head_dim_v}, on_.threads);
+                     });
   }
   // Distinct within a call; both ends compute it from the moment they share.
   std::uint64_t tag(const Moment& m, Kind kind) const {
@@ -114,7 +128,7 @@ class Journey {
   const Plan& plan_;
   const Machinery& on_;
   Pair shard_;
-  std::array<std::byte*, 2> buffers_{};
+  Buffers buffers_{};
   Statistics statistics_;
   Clock::time_point begin_ = Clock::now();
 };

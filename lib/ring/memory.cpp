@@ -6,8 +6,7 @@ namespace ringattn {
 
 std::size_t workspace_bytes(const Plan& plan, const Engine& engine, int num_threads) {
   Arena arena;
-  Journey::take_buffer(arena, plan);
-  Journey::take_buffer(arena, plan);
+  Journey::take_buffers(arena, plan);
   if (plan.pass() == Pass::forward)
     ForwardMemory::take(arena, plan, engine, num_threads);
   else

@@ -226,6 +226,70 @@ TEST(Plan, ZigzagAndStripedShareCausalWorkEqually) {
   }
 }
 
+// Equal work over the whole pass is not enough: ranks wait for each other at every moment.
+TEST(Plan, ZigzagSharesCausalWorkEquallyAtEveryMoment) {
+  for (const int world_size : {2, 3, 8})
+    for (const std::int64_t num_chunks : {1, 2, 5, 32})
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        Problem p = whole_sequence(16384, Sharding::zigzag);
+        p.causal = true;
+        p.num_chunks = num_chunks;
+        const std::vector<Plan> plans = plans_of(p, world_size, pass);
+        double slowest = 0, sum = 0;
+        for (std::size_t t = 0; t < plans[0].moments().size(); ++t) {
+          double most = 0;
+          for (const Plan& plan : plans) {
+            const Moment& moment = plan.moments()[t];
+            if (!moment.computes) continue;
+            const StepItems step = plan.items(moment, false);
+            double pairs = 0;
+            for (const WorkItem& item : step.items)
+              for (const Piece& queries : item.queries)
+                for (const Piece& keys : item.keys)
+                  for (std::int64_t i = 0; i < queries.length; ++i) {
+                    const Interval seen = item.visible(queries, i, keys, p.seqlen_kv);
+                    pairs += static_cast<double>(seen.hi - seen.lo);
+                  }
+            sum += pairs;
+            most = std::max(most, pairs);
+          }
+          slowest += most;
+        }
+        EXPECT_DOUBLE_EQ(sum, 16384 * 16385.0 / 2);
+        EXPECT_LE(slowest / (sum / world_size), 1.02) << world_size << " ranks, " << num_chunks << " chunks";
+      }
+}
+
+TEST(Plan, ChunksHoldEveryRowOfAShardOnceInThreeStretchesAtMost) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(5'000); ++n) {
+    const Problem p = draw_problem(random, {.batch = 1, .seqlen = 200});
+    const int world_size = static_cast<int>(draw(random, 1, 9));
+    const Plan plan(p, world_size, 0, draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward);
+    SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size
+                                      << " ranks: " << reference::describe(p));
+    for (int owner = 0; owner < world_size; ++owner) {
+      std::vector<int> holders(static_cast<std::size_t>(plan.key_rows(owner)));
+      for (std::int64_t chunk = 0; chunk < plan.num_chunks(); ++chunk) {
+        const std::vector<Stretch> stretches = plan.chunk_stretches(owner, chunk);
+        EXPECT_LE(stretches.size(), 3U);
+        std::int64_t rows = 0, end = -1;
+        for (const Stretch& stretch : stretches) {
+          EXPECT_GT(stretch.row, end) << "stretches ascend and do not touch";
+          end = stretch.row + stretch.length;
+          rows += stretch.length;
+          for (std::int64_t row = stretch.row; row < end; ++row) ++holders[static_cast<std::size_t>(row)];
+        }
+        EXPECT_EQ(rows, plan.chunk_rows(owner, chunk));
+        EXPECT_EQ(rows, row_count(packed(plan.chunk_keys(owner, chunk))));
+        EXPECT_LE(rows, plan.longest_chunk());
+      }
+      EXPECT_TRUE(std::all_of(holders.begin(), holders.end(), [](int count) { return count == 1; }));
+    }
+    if (HasFailure()) return;
+  }
+}
+
 TEST(Plan, CausalContiguousDoesHalfTheStepsAndHops) {
   constexpr int world_size = 8;
   Problem p = whole_sequence(1024, Sharding::contiguous);
@@ -263,9 +327,7 @@ TEST(Plan, WindowsVisitNoMoreChunksThanTheyOverlap) {
           const auto queries = positions(p, Side::query, shard_pieces(p, Side::query, world_size, plan.rank()));
           for (int owner = 0; owner < world_size; ++owner)
             for (std::int64_t chunk = 0; chunk < plan.num_chunks(); ++chunk) {
-              const auto keys = positions(p, Side::key_value,
-                                          cut_rows(shard_pieces(p, Side::key_value, world_size, owner),
-                                                   plan.chunk_begin(owner, chunk), plan.chunk_begin(owner, chunk + 1)));
+              const auto keys = positions(p, Side::key_value, packed(plan.chunk_keys(owner, chunk)));
               const bool overlaps = std::any_of(queries.begin(), queries.end(), [&](std::int64_t i) {
                 return std::any_of(keys.begin(), keys.end(),
                                    [&](std::int64_t j) { return reference::sees(p, 0, i, j); });
