@@ -121,13 +121,24 @@ class Group {
 struct Options {
   std::int64_t tokens = 0;  // 0: 16,384, or 4,096 with --quick
   std::int64_t heads = 1;
-  int pairs = 0;  // 0: 5, or 3 with --quick
+  int pairs = 0;     // 0: 5, or 3 with --quick
+  std::string only;  // rows whose name contains this
 };
 
-void measure_row(Report& report, Progress& progress, const std::string& mask, Group& one, Group& ring,
-                 std::int32_t world_size, Pass last, int pairs) {
-  const std::string pass = last == Pass::forward ? "forward" : "forward + backward";
-  const std::string name = fmt::format("{} ranks, {}, {}", world_size, mask, pass);
+struct Row {
+  std::int32_t world_size;
+  ra_mask mask_kind;
+  Pass last;
+
+  std::string mask() const { return mask_kind == RA_MASK_CAUSAL ? "causal" : "full"; }
+  std::string pass() const { return last == Pass::forward ? "forward" : "forward + backward"; }
+  std::string name() const { return fmt::format("{} ranks, {}, {}", world_size, mask(), pass()); }
+};
+
+void measure_row(Report& report, Progress& progress, const Row& row, const ra_attention_desc& desc, int pairs) {
+  const std::string name = row.name();
+  const Pass last = row.last;
+  Group one(desc, 1, row.world_size), ring(desc, row.world_size, 1);
   std::vector<double> one_seconds, ring_seconds, ratios, cpu_ratios, waiting;
   for (int pair = 0; pair <= pairs; ++pair) {
     progress.begin_step(fmt::format("{}, pair {} of {}", name, pair, pairs));
@@ -142,7 +153,7 @@ void measure_row(Report& report, Progress& progress, const std::string& mask, Gr
   }
   const double gigaflops = ring.flops(last) / 1e9;
   const auto [least, most] = std::minmax_element(ratios.begin(), ratios.end());
-  report.add_row({double(world_size), mask, pass, median(one_seconds), median(ring_seconds),
+  report.add_row({double(row.world_size), row.mask(), row.pass(), median(one_seconds), median(ring_seconds),
                   gigaflops / median(one_seconds), gigaflops / median(ring_seconds), median(waiting), median(ratios),
                   *least, *most, median(cpu_ratios)});
   report.add_bar(name, median(ratios), ">=", 0.95);
@@ -174,15 +185,14 @@ void run(Report& report, const Options& options) {
                                                   {"least_ratio", "least", "", "{:.3f}"},
                                                   {"most_ratio", "most", "", "{:.3f}"},
                                                   {"cpu_ratio", "CPU ratio", "", "{:.3f}"}});
-  Progress progress(static_cast<int>(world_sizes.size()) * 4 * (pairs + 1));
-  for (const std::int32_t world_size : world_sizes) {
-    for (const ra_mask mask : {RA_MASK_CAUSAL, RA_MASK_FULL}) {
-      const ra_attention_desc desc = make_desc(tokens, options.heads, mask);
-      Group one(desc, 1, world_size), ring(desc, world_size, 1);
-      for (const Pass last : {Pass::forward, Pass::backward})
-        measure_row(report, progress, mask == RA_MASK_CAUSAL ? "causal" : "full", one, ring, world_size, last, pairs);
-    }
-  }
+  std::vector<Row> rows;
+  for (const std::int32_t world_size : world_sizes)
+    for (const ra_mask mask : {RA_MASK_CAUSAL, RA_MASK_FULL})
+      for (const Pass last : {Pass::forward, Pass::backward}) rows.push_back({world_size, mask, last});
+  std::erase_if(rows, [&](const Row& row) { return row.name().find(options.only) == std::string::npos; });
+  Progress progress(static_cast<int>(rows.size()) * (pairs + 1));
+  for (const Row& row : rows)
+    measure_row(report, progress, row, make_desc(tokens, options.heads, row.mask_kind), pairs);
 }
 
 }  // namespace
@@ -196,6 +206,7 @@ int main(int argc, char** argv) {
         app.add_option("--tokens", options.tokens, "length of the sequence (default 16384, with --quick 4096)");
         app.add_option("--heads", options.heads, "heads of 64")->capture_default_str();
         app.add_option("--pairs", options.pairs, "pairs that count (default 5, with --quick 3)");
+        app.add_option("--only", options.only, "rows whose name contains this, such as '2 ranks, full'");
       },
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });
 }
