@@ -58,7 +58,7 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
   std::vector<std::vector<std::byte>> written(static_cast<std::size_t>(world_size));
   const std::string id = make_local_id();
   test::run_threads(world_size, [&](std::int32_t rank) {
-    const auto engine = make_cpu_engine(nullptr);
+    const auto engine = make_cpu_engine(test::engine());
     Threads threads(num_threads);
     const auto local = join_local(id, world_size, rank, 60'000, [] {});
     DelayedTransport transport(*local, seed + static_cast<std::uint64_t>(rank));

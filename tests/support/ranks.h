@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "ringattn/ringattn.h"
+#include "support/engine.h"
 
 namespace ringattn::test {
 
@@ -69,6 +70,7 @@ inline ra_context_config make_config(std::int32_t world_size, std::int32_t rank,
   ra_init_context_config(&config, sizeof config);
   config.world_size = world_size;
   config.rank = rank;
+  config.engine = engine();
   config.num_threads = 1;
   config.timeout_ms = 60'000;
   config.unique_id = unique_id == nullptr ? nullptr : unique_id->text;

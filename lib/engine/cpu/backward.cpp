@@ -1,17 +1,17 @@
 // Backward on a CPU, recomputed from lse (Dao et al. 2022, "FlashAttention", Algorithm 4) with five products:
 //
-//   for each stretch of 512 keys of the chunk:
-//     for each lane in parallel:  every G-th tile of 64 query rows of one item, in one group of heads
-//       for each block of 128 keys:
-//         for each tile of the lane that sees some of it:
-//           P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'
-//           dV += P^T dout    dK += dS^T Q    dQ += dS K
+//   for each stretch of two blocks of keys of the chunk:
+//     for each lane in parallel:  every G-th tile of query rows of one item, in one group of heads
+//       for each tile of the lane, and each block of which it sees some:  pack Q, dout, K and V where they are not yet
+//         P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'       the instruction set's own loop (tiles.h)
+//         dV += P^T dout    dK += dS^T Q    dQ += dS K
 //     add up the dK and dV of an item's lanes, in the order of lanes
 //
 // Deterministic without locks: a tile of dQ belongs to one lane, which meets the keys in ascending order; dK and dV of an
 // item belong to its lanes, whose number G is a function of the problem alone, never of the threads. With G = 1, the rule
 // when there are many heads or documents, there is nothing to add up. Items of one stretch share neither queries nor keys.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -23,13 +23,16 @@
 namespace ringattn::cpu {
 namespace {
 
-constexpr std::int64_t stretch = 512;      // keys whose partial gradients are in memory at a time
 constexpr std::int64_t enough_lanes = 16;  // over all items, batch entries and heads
 
-// Lanes of one item in one group of heads.
+// Lanes of one item in one group of heads: a power of two, so that few threads share them evenly, and each with tiles enough
+// that packing the keys is a small part of its work.
 std::int64_t choose_lanes(const Problem& problem, std::int64_t items, std::int64_t tiles) {
+  constexpr std::int64_t tiles_of_a_lane = 8;
   const std::int64_t others = problem.batch * problem.num_heads_kv * std::max<std::int64_t>(items, 1);
-  return std::clamp<std::int64_t>((enough_lanes + others - 1) / others, 1, std::max<std::int64_t>(tiles / 4, 1));
+  const std::int64_t wanted = (enough_lanes + others - 1) / others,
+                     worthwhile = std::max<std::int64_t>(tiles / tiles_of_a_lane, 1);
+  return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::min(wanted, worthwhile))));
 }
 
 // One item's part of a stretch.
@@ -47,9 +50,9 @@ std::int64_t partial_floats(const Problem& p, const Cell& cell) {
   return cell.lanes == 1 ? 0 : p.batch * p.num_heads_kv * cell.lanes * cell.rows * (p.head_dim + p.head_dim_v);
 }
 
-std::int64_t count_tiles(const Problem& problem, const WorkItem& item) {
+std::int64_t count_tiles(const Tiles& set, const Problem& problem, const WorkItem& item) {
   std::int64_t tiles = 0;
-  for (const Piece& queries : item.queries) tiles += (queries.length + gradient_tile - 1) / gradient_tile;
+  for (const Piece& queries : item.queries) tiles += (queries.length + set.gradient_rows - 1) / set.gradient_rows;
   return tiles * problem.group();
 }
 
@@ -73,110 +76,134 @@ struct Lane {
   std::int64_t dim() const { return problem.head_dim; }
   std::int64_t dim_v() const { return problem.head_dim_v; }
 
-  void run() const {
-    for (const Piece& keys : cell.item.keys)
-      for (std::int64_t block = 0; block < keys.length && !threads.cancelled(); block += key_block)
-        run_block(keys, block, std::min(key_block, keys.length - block));
-  }
+  // Keys first .. first + count - 1 of a piece, packed when the first tile sees some of them.
+  struct Block {
+    const Piece* keys;
+    std::int64_t first, count;
+    std::int64_t room;  // rows of scratch before it
+    bool packed = false, finite = true;
+  };
 
-  void run_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
-    bool loaded = false, finite = true;
-    std::int64_t tile = 0;
+  // Query rows first .. first + count - 1 of a piece, in one head.
+  struct Tile {
+    const Piece* queries;
+    std::int64_t first, count, head;
+    bool packed = false, finite = true;
+
+    std::int64_t row() const { return queries->row + first; }
+  };
+
+  void run() const {
+    std::vector<Block> blocks;
+    std::int64_t room = 0;
+    for (const Piece& keys : cell.item.keys)
+      for (std::int64_t first = 0; first < keys.length; first += tiles.key_block) {
+        blocks.push_back({&keys, first, std::min(tiles.key_block, keys.length - first), room});
+        room += padded(blocks.back().count);
+      }
+    std::int64_t number_of_tile = 0;
     for (const Piece& queries : cell.item.queries)
       for (std::int64_t g = 0; g < problem.group(); ++g)
-        for (std::int64_t first = 0; first < queries.length; first += gradient_tile, ++tile) {
-          if (tile % cell.lanes != number || threads.cancelled()) continue;
-          const std::int64_t rows = std::min(gradient_tile, queries.length - first);
-          const Columns columns = find_columns(queries, first, rows, keys, block, count);
-          if (columns.count == 0) continue;
-          if (!loaded) finite = load_keys(keys.row + block, count);
-          loaded = true;
-          run_tile(queries.row + first, rows, head_kv * problem.group() + g, columns, finite);
-        }
-    if (!loaded) return;
-    for (std::int64_t j = 0; j < count; ++j) {
-      const std::int64_t row = keys.row + block + j - cell.first_row;
-      tiles.store(DType::float32, scratch.dk + j * padded(dim()), dim(), target.dk + row * target.dk_stride, true);
-      tiles.store(DType::float32, scratch.dv + j * padded(dim_v()), dim_v(), target.dv + row * target.dv_stride, true);
+        for (std::int64_t first = 0; first < queries.length; first += tiles.gradient_rows)
+          if (number_of_tile++ % cell.lanes == number && !threads.cancelled())
+            run_tile(blocks, {&queries, first, std::min(tiles.gradient_rows, queries.length - first),
+                              head_kv * problem.group() + g});
+    for (const Block& block : blocks)
+      if (block.packed) add_gradients(block);
+  }
+
+  void run_tile(std::vector<Block>& blocks, Tile tile) const {
+    for (Block& block : blocks) {
+      if (threads.cancelled()) return;
+      if (!find_visible(tile, block)) continue;
+      if (!block.packed) pack_keys(block);
+      if (!tile.packed) pack_rows(tile);
+      const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
+      const std::int64_t room = block.room;
+      tiles.differentiate({tile.count, block.count, dim(), dim_v(), scratch.q, scratch.dout,
+                           scratch.k + room * padded(dim()), scratch.k_columns + room * dim(),
+                           scratch.v_columns + room * dim_v(), block.finite && tile.finite, scratch.visible,
+                           problem.softmax_scale, problem.softcap, step.lse + state, step.delta + state, scratch.scores,
+                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq});
     }
+    if (tile.packed)
+      tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
+                         step.dq.at<float>(b, tile.row(), tile.head), step.dq.seq_stride, true});
   }
 
-  Columns find_columns(const Piece& queries, std::int64_t first, std::int64_t rows, const Piece& keys,
-                       std::int64_t block, std::int64_t count) const {
-    const auto seen = [&](std::int64_t i) { return cell.item.visible(queries, first + i, keys, problem.kv_length(b)); };
-    if (seen(0).lo >= block + count || seen(rows - 1).hi <= block) return {};
-    for (std::int64_t i = 0; i < rows; ++i) scratch.seen[i] = seen(i);
-    return clip(scratch.seen, 0, rows, rows, block, count, scratch.visible);
+  bool find_visible(const Tile& tile, const Block& block) const {
+    const auto seen = [&](std::int64_t i) {
+      return cell.item.visible(*tile.queries, tile.first + i, *block.keys, problem.kv_length(b));
+    };
+    if (seen(0).lo >= block.first + block.count || seen(tile.count - 1).hi <= block.first) return false;
+    for (std::int64_t i = 0; i < tile.count; ++i) scratch.seen[i] = seen(i);
+    return clip(scratch.seen, tile.count, block.first, block.count, scratch.visible);
   }
 
-  bool load_keys(std::int64_t row, std::int64_t count) const {
-    const bool k_finite = load(step.k, stretch_begin + row, head_kv, count, dim(), scratch.k);
-    const bool v_finite = load(step.v, stretch_begin + row, head_kv, count, dim_v(), scratch.v);
-    tiles.transpose(scratch.k, padded(dim()), count, dim(), scratch.k_columns, key_block);
-    tiles.transpose(scratch.v, padded(dim_v()), count, dim_v(), scratch.v_columns, key_block);
-    std::fill_n(scratch.dk, count * padded(dim()), 0.0F);
-    std::fill_n(scratch.dv, count * padded(dim_v()), 0.0F);
-    return k_finite && v_finite;
+  void pack_keys(Block& block) const {
+    const std::int64_t row = stretch_begin + block.keys->row + block.first, count = block.count, room = block.room;
+    const bool k_finite = tiles.pack_rows(
+        rows_of(step.k, row, head_kv, count, dim(), scratch.k + room * padded(dim()), count * tiles.columns));
+    tiles.pack_columns(
+        rows_of(step.k, row, head_kv, count, dim(), scratch.k_columns + room * dim(), dim() * tiles.columns));
+    const bool v_finite = tiles.pack_columns(
+        rows_of(step.v, row, head_kv, count, dim_v(), scratch.v_columns + room * dim_v(), dim_v() * tiles.columns));
+    std::fill_n(scratch.dk + room * padded(dim()), count * padded(dim()), 0.0F);
+    std::fill_n(scratch.dv + room * padded(dim_v()), count * padded(dim_v()), 0.0F);
+    block.packed = true;
+    block.finite = k_finite && v_finite;
   }
 
-  void run_tile(std::int64_t row, std::int64_t rows, std::int64_t head, const Columns& columns,
-                bool keys_finite) const {
-    const bool q_finite = load(step.q, row, head, rows, dim(), scratch.q);
-    const bool dout_finite = load(step.dout, row, head, rows, dim_v(), scratch.dout);
-    const bool finite = keys_finite && q_finite && dout_finite;
-    const std::int64_t state = (b * problem.num_heads_q + head) * step.query_rows + row;
-    const std::int64_t width = padded(columns.count), d = padded(dim()), d_v = padded(dim_v());
-
-    tiles.multiply({rows, width, dim(), scratch.q, d, 1, scratch.k_columns + columns.begin, key_block, scratch.scores,
-                    key_block, false});
-    tiles.multiply({rows, width, dim_v(), scratch.dout, d_v, 1, scratch.v_columns + columns.begin, key_block,
-                    scratch.dscores, key_block, false});
-    tiles.gradient({rows, width, scratch.scores, scratch.dscores, key_block, scratch.visible, problem.softmax_scale,
-                    problem.softcap, step.lse + state, step.delta + state});
-    multiply_transposed_weights(tiles,
-                                {columns.count, d_v, rows, scratch.scores, 1, key_block, scratch.dout, d_v,
-                                 scratch.dv + columns.begin * d_v, d_v, true},
-                                scratch.visible, finite);
-    multiply_transposed_weights(
-        tiles,
-        {columns.count, d, rows, scratch.dscores, 1, key_block, scratch.q, d, scratch.dk + columns.begin * d, d, true},
-        scratch.visible, finite);
-    multiply_weights(
-        tiles,
-        {rows, d, columns.count, scratch.dscores, key_block, 1, scratch.k + columns.begin * d, d, scratch.dq, d, false},
-        scratch.visible, finite);
-    for (std::int64_t i = 0; i < rows; ++i)
-      tiles.store(DType::float32, scratch.dq + i * d, dim(), step.dq.at<float>(b, row + i, head), true);
+  void pack_rows(Tile& tile) const {
+    const std::int64_t panel = tile.count * tiles.columns;
+    const bool q_finite = tiles.pack_rows(rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel));
+    const bool dout_finite =
+        tiles.pack_rows(rows_of(step.dout, tile.row(), tile.head, tile.count, dim_v(), scratch.dout, panel));
+    std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
+    tile.packed = true;
+    tile.finite = q_finite && dout_finite;
   }
 
-  bool load(const Tensor& t, std::int64_t row, std::int64_t head, std::int64_t rows, std::int64_t width,
-            float* to) const {
-    return tiles.load(t.dtype, static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype),
-                      t.seq_stride, rows, width, to, padded(width));
+  void add_gradients(const Block& block) const {
+    const std::int64_t row = block.keys->row + block.first - cell.first_row, panel = block.count * tiles.columns;
+    tiles.unpack_rows({scratch.dk + block.room * padded(dim()), panel, block.count, dim(),
+                       target.dk + row * target.dk_stride, target.dk_stride, true});
+    tiles.unpack_rows({scratch.dv + block.room * padded(dim_v()), panel, block.count, dim_v(),
+                       target.dv + row * target.dv_stride, target.dv_stride, true});
+  }
+
+  PackedRows rows_of(const Tensor& t, std::int64_t row, std::int64_t head, std::int64_t rows, std::int64_t width,
+                     float* to, std::int64_t panel) const {
+    return {t.dtype,      static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype),
+            t.seq_stride, rows,
+            width,        to,
+            panel};
   }
 };
 
 }  // namespace
 
 // Room for the partial gradients of the worst step: one item, since every further item or head needs fewer lanes of each.
-static std::int64_t most_partial_floats(const Problem& p) {
+static std::int64_t most_partial_floats(const Tiles& tiles, const Problem& p) {
   const std::int64_t lanes = choose_lanes(p, 1, std::numeric_limits<std::int64_t>::max());
-  return lanes == 1 ? 0 : p.batch * p.num_heads_kv * lanes * stretch * (p.head_dim + p.head_dim_v);
+  return lanes == 1 ? 0
+                    : p.batch * p.num_heads_kv * lanes * stretch_blocks * tiles.key_block * (p.head_dim + p.head_dim_v);
 }
 
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
-  const std::size_t per_thread =
-      pass == Pass::forward ? ForwardScratch::bytes(problem) : BackwardScratch::bytes(problem);
+  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles_, problem)
+                                                       : thread_bytes<BackwardScratch>(tiles_, problem);
   Arena shared;
-  if (pass == Pass::backward) shared.take<float>(most_partial_floats(problem));
+  if (pass == Pass::backward) shared.take<float>(most_partial_floats(tiles_, problem));
   return per_thread * static_cast<std::size_t>(threads) + shared.size();
 }
 
 void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threads& threads) {
   const std::int64_t groups = problem.batch * problem.num_heads_kv;
   auto* const partials =
-      reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) +
-                               BackwardScratch::bytes(problem) * static_cast<std::size_t>(threads.count()));
+      reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) + thread_bytes<BackwardScratch>(tiles_, problem) *
+                                                                           static_cast<std::size_t>(threads.count()));
+  const std::int64_t stretch = stretch_blocks * tiles_.key_block;
   for (std::int64_t begin = 0; begin < step.key_rows; begin += stretch) {
     std::vector<Cell> cells;
     std::vector<std::vector<Piece>> keys;
@@ -186,7 +213,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       Cell cell{.item = item};
       cell.first_row = cut.front().row;
       cell.rows = cut.back().row + cut.back().length - cell.first_row;
-      cell.tiles = count_tiles(problem, item);
+      cell.tiles = count_tiles(tiles_, problem, item);
       keys.push_back(std::move(cut));
       cell.item.keys = keys.back();  // the pieces stay where they are when `keys` grows
       cells.push_back(cell);
@@ -221,7 +248,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
                          number = (index - cell.first_lane) % cell.lanes;
       const Target target = target_of(cell, group, number);
       if (cell.lanes > 1) std::fill_n(target.dk, cell.rows * (problem.head_dim + problem.head_dim_v), 0.0F);
-      const BackwardScratch scratch = BackwardScratch::of_thread(problem, step.scratch, slot);
+      const auto scratch = of_thread<BackwardScratch>(tiles_, problem, step.scratch, slot);
       Lane{tiles_,
            problem,
            step,

@@ -30,15 +30,16 @@ std::string CpuEngine::refusal(const Problem&) const { return {}; }
 
 void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                               float* delta, Threads& threads) {
-  constexpr std::int64_t widest = padded(most_head_dim), rows_at_once = 16;
-  const std::int64_t dim = problem.head_dim_v, stretches = (rows + rows_at_once - 1) / rows_at_once;
+  constexpr std::int64_t rows_at_once = 64;
+  const std::int64_t stretches = (rows + rows_at_once - 1) / rows_at_once;
   threads.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
-    float a[rows_at_once * widest], b[rows_at_once * widest];
     const std::int64_t first = index % stretches * rows_at_once, count = std::min(rows_at_once, rows - first);
     const std::int64_t head = index / stretches % problem.num_heads_q, entry = index / stretches / problem.num_heads_q;
-    tiles_.load(dout.dtype, address(dout, entry, first, head), dout.seq_stride, count, dim, a, widest);
-    tiles_.load(out.dtype, address(out, entry, first, head), out.seq_stride, count, dim, b, widest);
-    tiles_.dot_rows(a, b, widest, count, dim, delta + (entry * problem.num_heads_q + head) * rows + first);
+    tiles_.dot_rows({{dout.dtype, address(dout, entry, first, head), dout.seq_stride},
+                     {out.dtype, address(out, entry, first, head), out.seq_stride},
+                     count,
+                     problem.head_dim_v,
+                     delta + (entry * problem.num_heads_q + head) * rows + first});
   });
 }
 

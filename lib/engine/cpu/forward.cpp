@@ -1,15 +1,14 @@
 // Forward on a CPU: online softmax over tiles (Dao et al. 2022, "FlashAttention", Algorithm 1).
 //
 //   for each unit in parallel:  the query rows of one stretch of one piece, in all heads of a group
-//     load Q, and the running (O, max, sum) or their beginning
-//     for each block of 128 keys that any row sees:
-//       load K (transposed) and V once for all rows and heads of the unit
-//       for each tile of 32 rows that sees some of it:   S = Q K^T;  P = softmax(S), running;  O = O * factor + P V
-//     store the running (O, max, sum), or divide, round and write out and lse
+//     pack Q, and the running (O, max, sum) or their beginning
+//     for each block of keys that any row sees:
+//       pack K (as columns) and V once for all rows and heads of the unit
+//       S = Q K^T;  P = softmax(S), running;  O = O * factor + P V         the instruction set's own loop (tiles.h)
+//     unpack the running (O, max, sum), or divide, round and write out and lse
 //
 // A row's arithmetic does not depend on which rows share its tile or unit: hidden keys add zeros, sums run over keys in
 // ascending order, and blocks begin at fixed places of a piece. So results do not depend on threads or on how units are cut.
-// 0 * infinity is not 0: a block whose V is not finite is multiplied row by row, over the visible keys only.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -36,7 +35,18 @@ struct Unit {
   const Piece* queries;
   std::int64_t first;  // within the piece
   std::int64_t rows;
+  std::int64_t cost;  // (query, key) pairs, roughly
 };
+
+// Keys between the first and the last that rows of a stretch see, times the rows.
+std::int64_t estimate_cost(const Problem& problem, const WorkItem& item, const Piece& queries, std::int64_t first,
+                           std::int64_t rows) {
+  std::int64_t keys = 0;
+  for (const Piece& piece : item.keys)
+    keys += item.visible(queries, first + rows - 1, piece, problem.longest_kv()).hi -
+            item.visible(queries, first, piece, problem.longest_kv()).lo;
+  return keys * rows;
+}
 
 struct Attend {
   const Tiles& tiles;
@@ -52,11 +62,9 @@ struct Attend {
   std::int64_t dim_v() const { return problem.head_dim_v; }
   std::int64_t total() const { return unit.rows * problem.group(); }  // rows of all heads, head by head
   std::int64_t head(std::int64_t g) const { return head_kv * problem.group() + g; }
-  std::int64_t stored(std::int64_t i) const { return unit.queries->row + unit.first + i; }
-  // Where row i of head g stands in lse, max and sum.
-  std::int64_t state(std::int64_t g, std::int64_t i) const {
-    return (b * problem.num_heads_q + head(g)) * step.query_rows + stored(i);
-  }
+  std::int64_t stored() const { return unit.queries->row + unit.first; }
+  // Where the first row of head g stands in lse, max and sum.
+  std::int64_t state(std::int64_t g) const { return (b * problem.num_heads_q + head(g)) * step.query_rows + stored(); }
 
   void run() const {
     begin();
@@ -64,43 +72,40 @@ struct Attend {
     step.last ? finish() : keep();
   }
 
+  // Rows of the q and the out of this unit lie in panels of all its rows, head by head.
   void begin() const {
-    for (std::int64_t g = 0; g < problem.group(); ++g)
-      tiles.load(problem.dtype, address(step.q, stored(0), head(g)), step.q.seq_stride, unit.rows, dim(),
-                 scratch.q + g * unit.rows * padded(dim()), padded(dim()));
-    for_each_row([&](std::int64_t g, std::int64_t i, std::int64_t r) {
-      float* out = scratch.out + r * padded(dim_v());
-      if (step.first) {
-        std::fill_n(out, padded(dim_v()), 0.0F);
-        scratch.max[r] = -infinity;
-        scratch.sum[r] = 0.0F;
-      } else {
-        std::memcpy(out, step.running.at<float>(b, stored(i), head(g)),
-                    static_cast<std::size_t>(dim_v()) * sizeof(float));
-        scratch.max[r] = step.max[state(g, i)];
-        scratch.sum[r] = step.sum[state(g, i)];
-      }
-    });
+    for (std::int64_t g = 0; g < problem.group(); ++g) pack_head(step.q, g, dim(), scratch.q);
+    if (step.first) {
+      std::fill_n(scratch.out, total() * padded(dim_v()), 0.0F);
+      std::fill_n(scratch.max, total(), -infinity);
+      std::fill_n(scratch.sum, total(), 0.0F);
+      return;
+    }
+    for (std::int64_t g = 0; g < problem.group(); ++g) {
+      pack_head(step.running, g, dim_v(), scratch.out);
+      std::copy_n(step.max + state(g), unit.rows, scratch.max + g * unit.rows);
+      std::copy_n(step.sum + state(g), unit.rows, scratch.sum + g * unit.rows);
+    }
   }
 
   void keep() const {
-    for_each_row([&](std::int64_t g, std::int64_t i, std::int64_t r) {
-      std::memcpy(step.running.at<float>(b, stored(i), head(g)), scratch.out + r * padded(dim_v()),
-                  static_cast<std::size_t>(dim_v()) * sizeof(float));
-      step.max[state(g, i)] = scratch.max[r];
-      step.sum[state(g, i)] = scratch.sum[r];
-    });
+    for (std::int64_t g = 0; g < problem.group(); ++g) {
+      tiles.unpack_rows({row_of(scratch.out, g), panel(), unit.rows, dim_v(),
+                         step.running.at<float>(b, stored(), head(g)), step.running.seq_stride, false});
+      std::copy_n(scratch.max + g * unit.rows, unit.rows, step.max + state(g));
+      std::copy_n(scratch.sum + g * unit.rows, unit.rows, step.sum + state(g));
+    }
   }
 
   void finish() const {
-    for_each_row([&](std::int64_t g, std::int64_t i, std::int64_t r) {
-      const float sum = scratch.sum[r];
-      const bool nothing = sum == 0.0F;
-      float* out = scratch.out + r * padded(dim_v());
-      for (std::int64_t d = 0; d < dim_v(); ++d) out[d] = nothing ? 0.0F : out[d] / sum;
-      tiles.store(step.out.dtype, out, dim_v(), address(step.out, stored(i), head(g)), false);
-      if (step.lse != nullptr) step.lse[state(g, i)] = nothing ? -infinity : log_sum_exp(scratch.max[r], sum);
-    });
+    for (std::int64_t g = 0; g < problem.group(); ++g) {
+      const float* const sum = scratch.sum + g * unit.rows;
+      tiles.finish({row_of(scratch.out, g), panel(), unit.rows, dim_v(), sum, step.out.dtype,
+                    address(step.out, stored(), head(g)), step.out.seq_stride});
+      if (step.lse == nullptr) continue;
+      for (std::int64_t i = 0; i < unit.rows; ++i)
+        step.lse[state(g) + i] = sum[i] == 0.0F ? -infinity : log_sum_exp(scratch.max[g * unit.rows + i], sum[i]);
+    }
   }
 
   void attend_piece(const Piece& keys) const {
@@ -112,62 +117,64 @@ struct Attend {
       begin = std::min(begin, seen.lo);
       end = std::max(end, seen.hi);
     }
-    for (std::int64_t block = begin / key_block * key_block; block < end && !threads.cancelled(); block += key_block)
-      attend_block(keys, block, std::min(key_block, keys.length - block));
+    for (std::int64_t block = begin / tiles.key_block * tiles.key_block; block < end && !threads.cancelled();
+         block += tiles.key_block)
+      attend_block(keys, block, std::min(tiles.key_block, keys.length - block));
   }
 
   void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
+    if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) return;
+    for (std::int64_t g = 1; g < problem.group(); ++g)
+      std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
     const std::int64_t row = keys.row + block;
-    tiles.load(problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count, dim(), scratch.rows,
-               padded(dim()));
-    tiles.transpose(scratch.rows, padded(dim()), count, dim(), scratch.k, key_block);
-    const bool finite = tiles.load(problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count, dim_v(),
-                                   scratch.v, padded(dim_v()));
-    for (std::int64_t r = 0; r < total(); r += query_tile)
-      attend_tile(r, std::min(query_tile, total() - r), block, count, finite);
+    tiles.pack_columns({problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count, dim(), scratch.k,
+                        dim() * tiles.columns});
+    const bool finite = tiles.pack_rows({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
+                                         dim_v(), scratch.v, count * tiles.columns});
+    tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
+                  problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum});
   }
 
-  void attend_tile(std::int64_t r, std::int64_t rows, std::int64_t block, std::int64_t count, bool finite) const {
-    const Columns columns = clip(scratch.seen, r % unit.rows, unit.rows, rows, block, count, scratch.visible);
-    if (columns.count == 0) return;
-    tiles.multiply({rows, padded(columns.count), dim(), scratch.q + r * padded(dim()), padded(dim()), 1,
-                    scratch.k + columns.begin, key_block, scratch.scores, key_block, false});
-    tiles.softmax({rows, padded(columns.count), scratch.scores, key_block, scratch.visible, problem.softmax_scale,
-                   problem.softcap, scratch.max + r, scratch.sum + r, scratch.factor});
-    float* out = scratch.out + r * padded(dim_v());
-    const float* v = scratch.v + columns.begin * padded(dim_v());
-    tiles.scale(out, padded(dim_v()), rows, dim_v(), scratch.factor);
-    multiply_weights(tiles,
-                     {rows, padded(dim_v()), columns.count, scratch.scores, key_block, 1, v, padded(dim_v()), out,
-                      padded(dim_v()), true},
-                     scratch.visible, finite);
+  std::int64_t panel() const { return total() * tiles.columns; }
+  float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
+  void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
+    tiles.pack_rows({t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()});
   }
 
   std::byte* address(const Tensor& t, std::int64_t row, std::int64_t h) const {
     return static_cast<std::byte*>(t.data) + t.offset(b, row, h) * size_of(t.dtype);
   }
-
-  template <class F>
-  void for_each_row(F&& f) const {
-    for (std::int64_t g = 0; g < problem.group(); ++g)
-      for (std::int64_t i = 0; i < unit.rows; ++i) f(g, i, g * unit.rows + i);
-  }
 };
 
 }  // namespace
 
+// Query rows of a unit: as many as share a packed block well, but equal parts for all threads, several each where that leaves
+// parts worth packing for. Results do not depend on it.
+static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows, int threads) {
+  constexpr std::int64_t units_per_thread = 4, least = 112;
+  const std::int64_t all = problem.batch * problem.num_heads_q * query_rows;
+  const std::int64_t needed = all / (threads * tiles.unit_rows) + 1;
+  const std::int64_t wanted = std::min(units_per_thread, all / (threads * least));
+  const std::int64_t rows = all / (threads * std::max(needed, wanted)) + 1;
+  return std::max<std::int64_t>(1, std::min(rows, tiles.unit_rows) / problem.group());
+}
+
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
-  const std::int64_t unit_rows = forward_unit_rows(problem, step.query_rows, threads.count());
+  const std::int64_t unit_rows = choose_unit_rows(tiles_, problem, step.query_rows, threads.count());
   std::vector<Unit> units;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries)
-      for (std::int64_t first = 0; first < queries.length; first += unit_rows)
-        units.push_back({&item, &queries, first, std::min(unit_rows, queries.length - first)});
+      for (std::int64_t first = 0; first < queries.length; first += unit_rows) {
+        const std::int64_t rows = std::min(unit_rows, queries.length - first);
+        units.push_back({&item, &queries, first, rows, estimate_cost(problem, item, queries, first, rows)});
+      }
+  // The longest first, so that the threads end together.
+  std::stable_sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
 
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
-    const ForwardScratch scratch = ForwardScratch::of_thread(problem, step.scratch, slot);
+    const auto scratch = of_thread<ForwardScratch>(tiles_, problem, step.scratch, slot);
     Attend{tiles_,
            problem,
            step,

@@ -27,8 +27,8 @@ void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const 
         const float weight_a = nothing ? 0.0F : std::exp(a.lse[row] - larger),
                     weight_b = nothing ? 0.0F : std::exp(b.lse[row] - larger);
         const float sum = weight_a + weight_b;
-        tiles.load(a.out.dtype, address(a.out, entry, i, h), 0, 1, dim, row_a.data(), dim);
-        tiles.load(b.out.dtype, address(b.out, entry, i, h), 0, 1, dim, row_b.data(), dim);
+        tiles.load(a.out.dtype, address(a.out, entry, i, h), dim, row_a.data());
+        tiles.load(b.out.dtype, address(b.out, entry, i, h), dim, row_b.data());
         for (std::size_t n = 0; n < row_a.size(); ++n) {
           // A part of weight 0 contributes nothing, whatever it holds.
           const float part_a = weight_a == 0 ? 0.0F : row_a[n] * weight_a,

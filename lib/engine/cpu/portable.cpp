@@ -1,13 +1,15 @@
-// The portable engine's tiles: whatever the compiler's baseline for the target offers.
+// The portable engine: whatever the compiler's baseline for the target offers.
 #define RA_WIDTH 4
 #define RA_ROWS 6
 #define RA_VECTORS 2
-#include "engine/cpu/tiles_body.h"
+#define RA_KEY_BLOCK 192
+#define RA_GRADIENT_ROWS 96
+#include "engine/cpu/fma/table.h"
 
 namespace ringattn::cpu {
 
 const Tiles& portable_tiles() {
-  static constexpr Tiles tiles{"portable", multiply, softmax, gradient, load, transpose, scale, store, dot_rows};
+  static constexpr Tiles tiles = make_tiles("portable", 768);
   return tiles;
 }
 

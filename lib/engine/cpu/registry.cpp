@@ -5,7 +5,19 @@
 
 namespace ringattn {
 
-std::vector<const cpu::Tiles*> cpu::cpu_tiles() { return {&portable_tiles()}; }
+std::vector<const cpu::Tiles*> cpu::cpu_tiles() {
+  std::vector<const Tiles*> tiles;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+    tiles.push_back(&avx512_tiles());
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    tiles.push_back(&avx2_tiles());
+#endif
+  tiles.push_back(&portable_tiles());
+  return tiles;
+}
 
 std::string cpu_engine_names() {
   std::string names;

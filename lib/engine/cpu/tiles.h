@@ -1,7 +1,9 @@
 // The innermost tiles: all that differs from one instruction set to another.
 //
-// An instruction set supplies one table of functions; forward.cpp and backward.cpp are written once above it. Matrices in scratch memory
-// are fp32, row major, with rows padded to a multiple of `padding` floats, and what pads them is finite.
+// An instruction set supplies one table of functions; forward.cpp and backward.cpp are written once above it. What lies between
+// them is packed in panels: of a matrix [rows, dim], panel p holds columns p * w .. p * w + w - 1 of every row, row after row,
+// where w, the columns of a register tile, is the instruction set's own affair. Panels are filled up with zeros, so that a
+// packed matrix takes rows * padded(dim) floats. K and V^T stand with keys as columns, [dim, keys], where a product sums over dim.
 #pragma once
 
 #include <cstdint>
@@ -10,71 +12,107 @@
 
 namespace ringattn::cpu {
 
-// Floats that a padded row is a multiple of: the widest register tile of any instruction set.
-constexpr std::int64_t padding = 32;
+// What a packed row is a multiple of: the columns of the widest register tile, in floats.
+constexpr std::int64_t padding = 64;
 constexpr std::int64_t padded(std::int64_t n) { return (n + padding - 1) / padding * padding; }
 
-// C[m x n] = A[m x k] B[k x n], or C += A B. A is read at a[i * a_row + p * a_col], so it may be a transpose. n is rounded up
-// to a whole register tile: B and C must have padded rows. Every C element is summed over p in ascending order, in spans of a
-// length that divides `padding`: each span by itself, then added to the sum of those before. So rounding errors grow with the
-// number of spans rather than terms, and the result does not depend on m and n, nor on how k is cut at multiples of `padding`.
-struct Product {
-  std::int64_t m, n, k;
-  const float* a;
-  std::int64_t a_row, a_col;
-  const float* b;
-  std::int64_t ldb;
-  float* c;
-  std::int64_t ldc;
-  bool accumulate;
-};
-
-// Keys of a tile that one row sees: lo <= j < hi.
+// Keys of a block that one row sees: lo <= j < hi.
 struct Visible {
   std::int32_t lo, hi;
 };
 
-struct SoftmaxTile {
-  std::int64_t rows, columns;  // columns: those to fill with weights, a multiple of `padding`
-  float* scores;               // [rows, ld]: products of q and k on entry, weights on return, 0 where not visible
-  std::int64_t ld;
-  const Visible* visible;  // one per row
-  float scale, softcap;
-  float* max;  // running, one per row
-  float* sum;
-  float* factor;  // by which earlier results of the row shrink; one per row, written
+// Rows of a tensor, `stride` elements apart, and where they are packed: `panel` floats from one panel to the next.
+struct PackedRows {
+  DType dtype;
+  const void* from;
+  std::int64_t stride, rows, dim;
+  float* to;
+  std::int64_t panel;
 };
 
-struct GradientTile {
-  std::int64_t rows, columns;
-  float* scores;   // [rows, ld]: products of q and k on entry, weights on return
-  float* dscores;  // [rows, ld]: products of dout and v on entry, gradients of q.k on return
-  std::int64_t ld;
-  const Visible* visible;
-  float scale, softcap;
-  const float* lse;  // one per row
-  const float* delta;
+// Back from panels to fp32 rows, `stride` floats apart: to = from, or to += from.
+struct UnpackedRows {
+  const float* from;
+  std::int64_t panel, rows, dim;
+  float* to;
+  std::int64_t stride;
+  bool accumulate;
 };
+
+// The results of packed rows: out = running / sum, or 0 where the sum is, rounded once to rows `stride` elements apart.
+struct FinishedRows {
+  const float* running;
+  std::int64_t panel, rows, dim;
+  const float* sum;  // [rows]
+  DType dtype;
+  void* out;
+  std::int64_t stride;
+};
+
+// Rows of queries attend to a block of keys. [rows]: one per row.
+struct AttendTile {
+  std::int64_t rows, keys, dim, dim_v;
+  const float *q, *k, *v;  // packed [rows, dim], [dim, keys], [keys, dim_v]
+  bool finite;             // all of v
+  const Visible* visible;  // [rows]
+  float scale, softcap;
+  float* out;        // packed [rows, dim_v], running
+  float *max, *sum;  // [rows], running
+};
+
+// Gradients of a tile of query rows and a block of keys.
+struct GradientTile {
+  std::int64_t rows, keys, dim, dim_v;
+  const float *q, *dout;                   // packed [rows, dim], [rows, dim_v]
+  const float *k, *k_columns, *v_columns;  // packed [keys, dim], [dim, keys], [dim_v, keys]
+  bool finite;                             // all of q, dout, k and v
+  const Visible* visible;                  // [rows]
+  float scale, softcap;
+  const float *lse, *delta;  // [rows]
+  float* scores;             // room for 2 * rows * key_block floats
+  float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to
+};
+
+// delta[r] = dot(a row, b row).
+struct DotRows {
+  struct Rows {
+    DType dtype;
+    const void* data;
+    std::int64_t stride;
+  } a, b;
+  std::int64_t rows, dim;
+  float* out;
+};
+
+struct Parts;  // fma/parts.h
 
 struct Tiles {
   const char* name;
-  void (*multiply)(const Product& product);
-  void (*softmax)(const SoftmaxTile& tile);
-  void (*gradient)(const GradientTile& tile);
-  // rows x dim of any dtype, `stride` elements apart, to fp32 rows `ld` apart, padded with zeros. Whether all are finite.
-  bool (*load)(DType dtype, const void* from, std::int64_t stride, std::int64_t rows, std::int64_t dim, float* to,
-               std::int64_t ld);
-  // to[c][r] = from[r][c]; pads rows of `to` with zeros from `rows` to `ld`.
-  void (*transpose)(const float* from, std::int64_t ldf, std::int64_t rows, std::int64_t dim, float* to,
-                    std::int64_t ld);
-  // row *= factor, each row with its own.
-  void (*scale)(float* rows, std::int64_t ld, std::int64_t count, std::int64_t dim, const float* factor);
-  // to = from or to += from, one dense row; `to` is rounded to dtype once.
-  void (*store)(DType dtype, const float* from, std::int64_t dim, void* to, bool accumulate);
-  // out[r] = dot(a row, b row), summed as multiply sums.
-  void (*dot_rows)(const float* a, const float* b, std::int64_t ld, std::int64_t rows, std::int64_t dim, float* out);
+  std::int64_t columns;        // of a panel
+  std::int64_t key_block;      // keys that are packed and attended at a time
+  std::int64_t unit_rows;      // query rows that share a packed block forward: whole register tiles
+  std::int64_t gradient_rows;  // and backward
+
+  // Whether all values are finite.
+  bool (*pack_rows)(const PackedRows& rows);
+  bool (*pack_columns)(const PackedRows& rows);
+  void (*unpack_rows)(const UnpackedRows& rows);
+  void (*attend)(const AttendTile& tile);
+  void (*finish)(const FinishedRows& rows);
+  void (*differentiate)(const GradientTile& tile);
+
+  // to = from, dense, from any dtype.
+  void (*load)(DType dtype, const void* from, std::int64_t count, float* to);
+  // to = from or to += from, dense; `to` is rounded to dtype once.
+  void (*store)(DType dtype, const float* from, std::int64_t count, void* to, bool accumulate);
+  void (*dot_rows)(const DotRows& rows);
+
+  const Parts* parts = nullptr;  // what the functions above are made of, where they are made of products
 };
 
+// Of every instruction set that the library is built with; registry.cpp knows which of them run here.
 const Tiles& portable_tiles();
+const Tiles& avx2_tiles();
+const Tiles& avx512_tiles();
 
 }  // namespace ringattn::cpu

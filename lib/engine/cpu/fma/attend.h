@@ -1,0 +1,92 @@
+// Rows of queries and a block of keys, a strip of one register tile's rows at a time:
+//
+//   S = Q K^T            a strip's scores stay in the first cache
+//   S -> P, max, sum     softmax.h
+//   O = factor O + P V
+//
+// 0 * infinity is not 0: where V is not finite each row is multiplied by itself, over the keys that it sees.
+#pragma once
+
+#include "engine/cpu/fma/pack.h"
+#include "engine/cpu/fma/softmax.h"
+
+namespace ringattn::cpu {
+namespace {
+
+// The keys that some of the rows see, from a multiple of `padding` on, so that sums over them do not depend on who shares a tile.
+struct Stretch {
+  std::int64_t begin, end;
+  std::int64_t count() const { return end - begin; }
+};
+inline Stretch seen_by(const Visible* visible, std::int64_t rows) {
+  std::int64_t begin = key_block, end = 0;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    if (visible[r].lo >= visible[r].hi) continue;
+    begin = least(begin, visible[r].lo);
+    end = end > visible[r].hi ? end : visible[r].hi;
+  }
+  return {begin < end ? begin / padding * padding : end, end};
+}
+inline Visible clipped(Visible seen, Stretch s) {
+  if (seen.lo >= seen.hi) return {0, 0};
+  return {seen.lo - static_cast<std::int32_t>(s.begin), seen.hi - static_cast<std::int32_t>(s.begin)};
+}
+constexpr std::int64_t whole_vectors(std::int64_t n) { return (n + width - 1) / width * width; }
+
+// Rows of `a` hold weights, 0 where hidden.
+void multiply_weights(const Product& p, const Visible* visible, bool finite) {
+  if (finite) return multiply<Left::weights>(p);
+  for (std::int64_t i = 0; i < p.m; ++i) {
+    Product row = p;
+    row.m = 1;
+    row.k = visible[i].hi - visible[i].lo;
+    row.a += i * score_stride + visible[i].lo;
+    row.b += visible[i].lo * columns;
+    row.c += i * p.c_row;
+    if (p.factor != nullptr) row.factor += i;
+    multiply<Left::weights>(row);
+  }
+}
+
+void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
+  const Stretch seen = seen_by(t.visible + first, rows);
+  if (seen.count() <= 0) return;
+  alignas(64) float scores[tile_rows * score_stride];
+  float factor[tile_rows];
+  Visible visible[tile_rows];
+  for (std::int64_t r = 0; r < rows; ++r) visible[r] = clipped(t.visible[first + r], seen);
+  Product product;
+  product.m = rows;
+  product.n = whole_vectors(seen.count());
+  product.k = t.dim;
+  product.a = t.q + first * columns;
+  product.a_panel = t.rows * columns;
+  product.b = t.k + seen.begin * t.dim;
+  product.b_panel = t.dim * columns;
+  product.c = scores;
+  product.c_row = score_stride;
+  product.c_panel = columns;
+  multiply<Left::packed>(product);
+
+  softmax({rows, product.n, scores, visible, t.scale, t.softcap, t.max + first, t.sum + first, factor});
+
+  product.n = t.dim_v;
+  product.k = seen.count();
+  product.a = scores;
+  product.b = t.v + seen.begin * columns;
+  product.b_panel = t.keys * columns;
+  product.c = t.out + first * columns;
+  product.c_row = columns;
+  product.c_panel = t.rows * columns;
+  product.accumulate = true;
+  product.factor = factor;
+  multiply_weights(product, visible, t.finite);
+}
+
+void attend(const AttendTile& t) {
+  for (std::int64_t first = 0; first < t.rows; first += tile_rows)
+    attend_strip(t, first, least(tile_rows, t.rows - first));
+}
+
+}  // namespace
+}  // namespace ringattn::cpu

@@ -1,0 +1,100 @@
+// The five products of the backward pass for a tile of query rows and a block of keys:
+//
+//   S = Q K^T    dP = dout V^T    S -> P, dP -> dS     strip by strip, in the first cache as they are made
+//   dV += P^T dout    dK += dS^T Q    dQ += dS K       over all rows, and all keys, of the tile
+//
+// Where anything is not finite, a row is multiplied only by the keys that it sees, and a key by the rows that see it.
+#pragma once
+
+#include "engine/cpu/fma/attend.h"
+
+namespace ringattn::cpu {
+namespace {
+
+// Rows first .. end - 1 see key j: neighbours, since the intervals of a tile's rows ascend.
+inline Stretch rows_that_see(const Visible* visible, std::int64_t rows, std::int64_t j) {
+  std::int64_t first = 0, end = rows;
+  while (first < end && !(visible[first].lo <= j && j < visible[first].hi)) ++first;
+  while (end > first && !(visible[end - 1].lo <= j && j < visible[end - 1].hi)) --end;
+  return {first, end};
+}
+
+// Columns of `a` hold weights, 0 where hidden: product row j is key j.
+void multiply_transposed(const Product& p, const Visible* visible, bool finite) {
+  if (finite) return multiply<Left::transposed>(p);
+  for (std::int64_t j = 0; j < p.m; ++j) {
+    const Stretch rows = rows_that_see(visible, p.k, j);
+    Product key = p;
+    key.m = 1;
+    key.k = rows.count();
+    key.a += j + rows.begin * score_stride;
+    key.b += rows.begin * columns;
+    key.c += j * p.c_row;
+    multiply<Left::transposed>(key);
+  }
+}
+
+void differentiate(const GradientTile& t) {
+  const Stretch seen = seen_by(t.visible, t.rows);
+  const std::int64_t count = seen.count(), wide = whole_vectors(count);
+  const std::int64_t row_panel = t.rows * columns, key_panel = t.keys * columns;
+  float* const weights = t.scores;
+  float* const dscores = t.scores + t.rows * score_stride;
+  Visible visible[gradient_rows];
+  for (std::int64_t r = 0; r < t.rows; ++r) visible[r] = clipped(t.visible[r], seen);
+
+  for (std::int64_t first = 0; first < t.rows; first += tile_rows) {
+    const std::int64_t rows = least(tile_rows, t.rows - first), strip = first * score_stride;
+    const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float* to) {
+      Product product;
+      product.m = rows;
+      product.n = wide;
+      product.k = dim;
+      product.a = a + first * columns;
+      product.a_panel = row_panel;
+      product.b = b + seen.begin * dim;
+      product.b_panel = dim * columns;
+      product.c = to;
+      product.c_row = score_stride;
+      product.c_panel = columns;
+      multiply<Left::packed>(product);
+    };
+    multiply_strip(t.q, t.k_columns, t.dim, weights + strip);
+    multiply_strip(t.dout, t.v_columns, t.dim_v, dscores + strip);
+    differentiate_scores({rows, wide, weights + strip, dscores + strip, visible + first, t.scale, t.softcap,
+                          t.lse + first, t.delta + first});
+  }
+
+  const auto add_to_keys = [&](const float* scores, const float* b, std::int64_t dim, float* to) {
+    Product product;
+    product.m = count;
+    product.n = dim;
+    product.k = t.rows;
+    product.a = scores;
+    product.b = b;
+    product.b_panel = row_panel;
+    product.c = to + seen.begin * columns;
+    product.c_row = columns;
+    product.c_panel = key_panel;
+    product.accumulate = true;
+    multiply_transposed(product, visible, t.finite);
+  };
+  add_to_keys(weights, t.dout, t.dim_v, t.dv);
+  add_to_keys(dscores, t.q, t.dim, t.dk);
+
+  Product product;
+  product.m = t.rows;
+  product.n = t.dim;
+  product.k = count;
+  product.a = dscores;
+  product.b = t.k + seen.begin * columns;
+  product.b_panel = key_panel;
+  product.c = t.dq;
+  product.c_row = columns;
+  product.c_panel = row_panel;
+  product.accumulate = true;
+  multiply_weights(product, visible, t.finite);
+}
+
+}  // namespace
+}  // namespace ringattn::cpu

@@ -1,0 +1,155 @@
+// Between rows of tensors and panels (tiles.h).
+#pragma once
+
+#include <cstddef>
+#include <utility>
+
+#include "engine/cpu/fma/product.h"
+
+namespace ringattn::cpu {
+namespace {
+
+// Swaps the off-diagonal blocks of `step` x `step` elements: rows i and i + step exchange what the other should hold.
+template <int step, int... lane>
+inline void exchange(Vector& a, Vector& b) {
+  constexpr Lanes low = {((lane & step) == 0 ? lane : lane - step + width)...};
+  constexpr Lanes high = {((lane & step) == 0 ? lane + step : lane + width)...};
+  const Vector x = __builtin_shuffle(a, b, low), y = __builtin_shuffle(a, b, high);
+  a = x;
+  b = y;
+}
+template <int step, int... lane>
+inline void transpose_from(Vector (&rows)[width], std::integer_sequence<int, lane...> lanes) {
+#pragma GCC unroll 16
+  for (int i = 0; i < width; ++i)
+    if ((i & step) == 0) exchange<step, lane...>(rows[i], rows[i + step]);
+  if constexpr (step > 1) transpose_from<step / 2>(rows, lanes);
+}
+inline void transpose(Vector (&rows)[width]) {
+  transpose_from<width / 2>(rows, std::make_integer_sequence<int, width>());
+}
+
+constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// The check is 0 exactly if all values were finite: 0 * x is 0, or NaN for infinity and NaN.
+inline bool is_zero(Vector check) { return sum_of(check) == 0.0F; }
+
+bool pack_rows(const PackedRows& p) {
+  return with_dtype(p.dtype, [&](auto row_of) {
+    Vector check = {};
+    for (std::int64_t r = 0; r < p.rows; ++r) {
+      const void* const row = static_cast<const std::byte*>(p.from) + r * p.stride * size_of(p.dtype);
+      for (std::int64_t d = 0; d < p.dim; d += columns)
+        for (int n = 0; n < tile_vectors; ++n) {
+          const std::int64_t at = d + n * width;
+          const Vector v = at < p.dim ? row_of.read(row, at, p.dim - at) : Vector{};
+          check += v * 0.0F;
+          write(p.to + d / columns * p.panel + r * columns + n * width, v);
+        }
+    }
+    return is_zero(check);
+  });
+}
+
+bool pack_columns(const PackedRows& p) {
+  return with_dtype(p.dtype, [&](auto row_of) {
+    Vector check = {};
+    for (std::int64_t first = 0; first < p.rows; first += width) {
+      float* const panel = p.to + first / columns * p.panel + first % columns;
+      for (std::int64_t d = 0; d < p.dim; d += width) {
+        Vector block[width];
+        for (std::int64_t r = 0; r < width; ++r) {
+          const void* const row = static_cast<const std::byte*>(p.from) + (first + r) * p.stride * size_of(p.dtype);
+          block[r] = first + r < p.rows ? row_of.read(row, d, p.dim - d) : Vector{};
+          check += block[r] * 0.0F;
+        }
+        transpose(block);
+        for (std::int64_t c = 0; c < least(width, p.dim - d); ++c) write(panel + (d + c) * columns, block[c]);
+      }
+    }
+    // Vectors of the last panel that no row reached.
+    for (std::int64_t r = (p.rows + width - 1) / width * width; r % columns != 0; r += width)
+      for (std::int64_t d = 0; d < p.dim; ++d)
+        write(p.to + r / columns * p.panel + d * columns + r % columns, Vector{});
+    return is_zero(check);
+  });
+}
+
+void unpack_rows(const UnpackedRows& u) {
+  for (std::int64_t r = 0; r < u.rows; ++r)
+    for (std::int64_t d = 0; d < u.dim; d += width) {
+      const float* const from = u.from + d / columns * u.panel + r * columns + d % columns;
+      float* const row = u.to + r * u.stride;
+      using Float = Row<DType::float32>;
+      Vector v = read(from);
+      if (u.accumulate) v += Float::read(row, d, u.dim - d);
+      Float::write(row, d, u.dim - d, v);
+    }
+}
+
+void finish(const FinishedRows& f) {
+  with_dtype(f.dtype, [&](auto row_of) {
+    for (std::int64_t r = 0; r < f.rows; ++r) {
+      void* const row = static_cast<std::byte*>(f.out) + r * f.stride * size_of(f.dtype);
+      for (std::int64_t d = 0; d < f.dim; d += width) {
+        const Vector running = read(f.running + d / columns * f.panel + r * columns + d % columns);
+        row_of.write(row, d, f.dim - d, f.sum[r] == 0.0F ? Vector{} : running / f.sum[r]);
+      }
+    }
+  });
+}
+
+// ---- whole buffers
+
+void load(DType dtype, const void* from, std::int64_t count, float* to) {
+  with_dtype(dtype, [&](auto row) {
+    for (std::int64_t d = 0; d < count; d += width)
+      Row<DType::float32>::write(to, d, count - d, row.read(from, d, count - d));
+  });
+}
+
+void store(DType dtype, const float* from, std::int64_t dim, void* to, bool accumulate) {
+  with_dtype(dtype, [&](auto row) {
+    for (std::int64_t d = 0; d < dim; d += width) {
+      Vector v = Row<DType::float32>::read(from, d, dim - d);
+      if (accumulate) v = row.read(to, d, dim - d) + v;
+      row.write(to, d, dim - d, v);
+    }
+  });
+}
+
+// `width` rows at a time, in the order in which multiply sums: where P is 1, dout.v and delta are equal and dS is 0.
+void dot_rows(const DotRows& t) {
+  with_dtype(t.a.dtype, [&](auto a) {
+    with_dtype(t.b.dtype, [&](auto b) {
+      const auto columns_of = [&](auto row_of, const DotRows::Rows& rows, std::int64_t first, std::int64_t d,
+                                  Vector(&block)[width]) {
+        for (std::int64_t r = 0; r < width; ++r)
+          block[r] = first + r < t.rows ? row_of.read(static_cast<const std::byte*>(rows.data) +
+                                                          (first + r) * rows.stride * size_of(rows.dtype),
+                                                      d, t.dim - d)
+                                        : Vector{};
+        transpose(block);
+      };
+      for (std::int64_t first = 0; first < t.rows; first += width) {
+        Vector total = {}, sum = {};
+        for (std::int64_t d = 0; d < t.dim; d += width) {
+          Vector left[width], right[width];
+          columns_of(a, t.a, first, d, left);
+          columns_of(b, t.b, first, d, right);
+          for (std::int64_t c = 0; c < least(width, t.dim - d); ++c) {
+            if ((d + c) % span == 0 && d + c > 0) {
+              total += sum;
+              sum = Vector{};
+            }
+            sum += left[c] * right[c];
+          }
+        }
+        Row<DType::float32>::write(t.out, first, t.rows - first, total + sum);
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace ringattn::cpu

@@ -1,0 +1,52 @@
+// What the FMA engines' tiles are made of, as data. Nothing but their own files and their tests needs it.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/cpu/tiles.h"
+
+namespace ringattn::cpu {
+
+// How the left operand of a product lies in memory: in panels, or as rows of scores, or as columns of scores.
+enum class Left { packed, weights, transposed };
+
+// C[m, n] = A[m, k] B[k, n], B in panels. C = factor C + A B where accumulating, row by row, with factors of 1 if there are none.
+struct Product {
+  std::int64_t m = 0, n = 0, k = 0;
+  const float* a = nullptr;
+  std::int64_t a_panel = 0;  // floats from one panel to the next, also of B and C; of A only where it is packed
+  const float* b = nullptr;
+  std::int64_t b_panel = 0;
+  float* c = nullptr;
+  std::int64_t c_row = 0, c_panel = 0;
+  bool accumulate = false;
+  const float* factor = nullptr;  // [m]
+};
+
+// Scores of a strip: products on entry, softmax weights on return, relative to the running max.
+struct SoftmaxTile {
+  std::int64_t rows, count;  // columns, whole vectors
+  float* scores;             // [rows, score_stride]
+  const Visible* visible;    // [rows]
+  float scale, softcap;
+  float *max, *sum;  // [rows], running
+  float* factor;     // [rows], written: by which earlier results of the row shrink
+};
+
+// Products of q and k, and of dout and v, on entry; softmax weights and the gradients of q.k on return.
+struct ScoreGradients {
+  std::int64_t rows, count;
+  float *scores, *dscores;  // [rows, score_stride]
+  const Visible* visible;
+  float scale, softcap;
+  const float *lse, *delta;
+};
+
+struct Parts {
+  std::int64_t score_stride;  // floats from one row of scores to the next
+  void (*multiply)(Left left, const Product& product);
+  void (*softmax)(const SoftmaxTile& tile);
+  void (*differentiate_scores)(const ScoreGradients& tile);
+};
+
+}  // namespace ringattn::cpu

@@ -1,0 +1,142 @@
+// Products of small matrices: a register tile of RA_ROWS x RA_VECTORS vectors of C, summed over k.
+//
+// The right operand and C are in panels (tiles.h). The left operand is
+//
+//   packed       in panels as well, so that a stretch of k has the address row * columns + k, whatever the matrix
+//   weights      rows of scores, score_stride apart
+//   transposed   the same read down its columns
+//
+// and so every address in the innermost loop is a base and a constant. Every element of C is summed over k in ascending order.
+// Where the processor rounds each product (no FMA) it is summed in spans of 16 terms, each by itself, and then span by span.
+#pragma once
+
+#include "engine/cpu/fma/parts.h"
+#include "engine/cpu/fma/vector.h"
+
+namespace ringattn::cpu {
+namespace {
+
+constexpr int tile_rows = RA_ROWS;
+constexpr int tile_vectors = RA_VECTORS;
+constexpr int columns = width * tile_vectors;  // of a panel
+static_assert(padding % columns == 0);
+
+constexpr std::int64_t key_block = RA_KEY_BLOCK;
+constexpr std::int64_t gradient_rows = RA_GRADIENT_ROWS;
+constexpr std::int64_t score_stride = key_block;  // floats between rows of scores
+static_assert(key_block % columns == 0);
+
+constexpr std::int64_t span = fused ? key_block : 16;
+
+// c += a b over `count` terms.
+template <int Rows, int Vectors, std::int64_t a_row, std::int64_t a_column>
+[[gnu::always_inline]] inline void add_terms(Vector (&c)[Rows][Vectors], const float* a, const float* b,
+                                             std::int64_t count) {
+#pragma GCC unroll 4
+  for (std::int64_t k = 0; k < count; ++k, a += a_column, b += columns) {
+    Vector right[Vectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) right[n] = read(b + n * width);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const Vector left = all(a[r * a_row]);
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) c[r][n] += left * right[n];
+    }
+  }
+}
+
+template <Left left, int Rows, int Vectors>
+[[gnu::always_inline]] inline void add_products(Vector (&c)[Rows][Vectors], const Product& p, std::int64_t begin,
+                                                std::int64_t end) {
+  if constexpr (left == Left::packed) {
+    for (std::int64_t k = begin; k < end;) {
+      const std::int64_t panel = k / columns, next = (panel + 1) * columns < end ? (panel + 1) * columns : end;
+      add_terms<Rows, Vectors, columns, 1>(c, p.a + panel * p.a_panel + k % columns, p.b + k * columns, next - k);
+      k = next;
+    }
+  } else if constexpr (left == Left::weights) {
+    add_terms<Rows, Vectors, score_stride, 1>(c, p.a + begin, p.b + begin * columns, end - begin);
+  } else {
+    add_terms<Rows, Vectors, 1, score_stride>(c, p.a + begin * score_stride, p.b + begin * columns, end - begin);
+  }
+}
+
+// A product of Rows rows and Vectors vectors.
+template <Left left, int Rows, int Vectors>
+[[gnu::noinline]] void multiply_tile(const Product p) {  // by value: what is written may not be it
+  for (std::int64_t begin = 0; begin == 0 || begin < p.k; begin += span) {
+    Vector c[Rows][Vectors] = {};
+    add_products<left>(c, p, begin, p.k - begin < span ? p.k : begin + span);
+    const auto add = [&](auto sum) {
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int n = 0; n < Vectors; ++n) {
+          float* const at = p.c + r * p.c_row + n * width;
+          write(at, sum(at, r, c[r][n]));
+        }
+    };
+    if (begin > 0 || (p.accumulate && p.factor == nullptr))
+      add([](const float* at, int, Vector v) { return read(at) + v; });
+    else if (p.accumulate)
+      add([&](const float* at, int r, Vector v) { return read(at) * p.factor[r] + v; });
+    else
+      add([](const float*, int, Vector v) { return v; });
+  }
+}
+
+// Calls f(count, first) for as many tiles of `tile_rows` rows as there are, then for what is left by halves; count() is constant.
+template <int rows>
+struct Count {
+  constexpr int operator()() const { return rows; }
+};
+template <int rows, class F>
+inline void for_each_rest(std::int64_t first, std::int64_t end, F&& f) {
+  if (end - first >= rows) {
+    f(Count<rows>(), first);
+    first += rows;
+  }
+  if constexpr (rows > 1) for_each_rest<rows / 2>(first, end, f);
+}
+constexpr int largest_power_below(int n) {
+  int power = 1;
+  while (power * 2 < n) power *= 2;
+  return power;
+}
+template <class F>
+inline void for_each_tile(std::int64_t rows, F&& f) {
+  std::int64_t first = 0;
+  for (; rows - first >= tile_rows; first += tile_rows) f(Count<tile_rows>(), first);
+  if (first < rows) for_each_rest<largest_power_below(tile_rows)>(first, rows, f);
+}
+
+template <Left left, int vectors>
+void multiply_panel(const Product& p, std::int64_t panel) {
+  constexpr std::int64_t a_row = left == Left::packed ? columns : left == Left::weights ? score_stride : 1;
+  for_each_tile(p.m, [&](auto rows, std::int64_t first) {
+    Product tile = p;
+    tile.a += first * a_row;
+    tile.b += panel * p.b_panel;
+    tile.c += panel * p.c_panel + first * p.c_row;
+    if (p.factor != nullptr) tile.factor += first;
+    multiply_tile<left, rows(), vectors>(tile);
+  });
+}
+
+// A panel at a time, so that it stays in the first cache. Of the last one only the vectors that are needed.
+template <Left left, int vectors = tile_vectors>
+void multiply_panels(const Product& p, std::int64_t panel) {
+  const std::int64_t rest = p.n - panel * columns;
+  if constexpr (vectors > 1)
+    if (rest <= (vectors - 1) * width) return multiply_panels<left, vectors - 1>(p, panel);
+  multiply_panel<left, vectors>(p, panel);
+}
+
+template <Left left>
+void multiply(const Product& p) {
+  for (std::int64_t panel = 0; panel * columns < p.n; ++panel) multiply_panels<left>(p, panel);
+}
+
+}  // namespace
+}  // namespace ringattn::cpu

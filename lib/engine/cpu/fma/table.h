@@ -1,0 +1,28 @@
+// The table of the instruction set that this is compiled for.
+#pragma once
+
+#include "engine/cpu/fma/differentiate.h"
+
+namespace ringattn::cpu {
+namespace {
+
+void multiply_any(Left left, const Product& product) {
+  switch (left) {
+    case Left::packed:
+      return multiply<Left::packed>(product);
+    case Left::weights:
+      return multiply<Left::weights>(product);
+    case Left::transposed:
+      return multiply<Left::transposed>(product);
+  }
+}
+
+constexpr Parts parts = {score_stride, multiply_any, softmax, differentiate_scores};
+
+constexpr Tiles make_tiles(const char* name, std::int64_t unit_rows) {
+  return {name,   columns, key_block,     unit_rows, gradient_rows, pack_rows, pack_columns, unpack_rows,
+          attend, finish,  differentiate, load,      store,         dot_rows,  &parts};
+}
+
+}  // namespace
+}  // namespace ringattn::cpu

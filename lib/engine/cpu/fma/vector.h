@@ -1,0 +1,208 @@
+// Vectors of RA_WIDTH floats, which the compiler maps to the registers that it has, and elementary functions of them.
+//
+// The headers of this folder are the FMA engines' tiles. They are included once by the file of an instruction set, which is
+// compiled for it and defines RA_WIDTH, RA_ROWS and RA_VECTORS. Everything has internal linkage and nothing of the standard
+// library is called that the compiler might emit, so that no code made for one instruction set can be linked into another.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "engine/cpu/tiles.h"
+
+namespace ringattn::cpu {
+namespace {
+
+constexpr int width = RA_WIDTH;
+
+// Read and written at any address.
+typedef float Vector __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef std::uint32_t Bits __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef std::int32_t Lanes __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef std::uint16_t Halves __attribute__((vector_size(width * 2), aligned(2), may_alias));
+
+constexpr float infinity = __builtin_huge_valf();
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+constexpr bool fused = true;  // a * b + c is rounded once
+#else
+constexpr bool fused = false;
+#endif
+
+inline Vector all(float x) { return x - Vector{}; }
+inline Vector read(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline void write(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+inline Bits bits(Vector v) { return reinterpret_cast<Bits&>(v); }
+inline Vector from_bits(Bits b) { return reinterpret_cast<Vector&>(b); }
+// v, rounded to fp32 here and now: a product that may not be fused with a sum that follows.
+inline Vector rounded(Vector v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// Every lane combined with its partner `step` lanes away, until all lanes hold the result: a tree.
+template <int step, int... lane>
+inline Vector partners(Vector v, std::integer_sequence<int, lane...>) {
+  return __builtin_shuffle(v, Lanes{(lane ^ step)...});
+}
+template <int step = width / 2, class Combine>
+inline float reduce(Vector v, Combine combine) {
+  if constexpr (step == 0)
+    return v[0];
+  else
+    return reduce<step / 2>(combine(v, partners<step>(v, std::make_integer_sequence<int, width>())), combine);
+}
+inline float sum_of(Vector v) {
+  return reduce(v, [](Vector a, Vector b) { return a + b; });
+}
+inline float largest_of(Vector v) { return reduce(v, larger); }
+
+// 2^n series = exp(x), where 2^n and the result may be out of range: 0 below `lowest`, infinity above 88.7, and NaN stays NaN.
+// `shifted` is n plus 1.5 * 2^23.
+constexpr float lowest = -87.33654F;
+inline Vector scale_by_power(Vector series, Vector n, Vector shifted, Vector x) {
+#if defined(__AVX512F__)
+  (void)shifted;
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, all(lowest), _CMP_NLT_UQ), series, n);
+#else
+  (void)n;
+  const Vector value = from_bits(bits(series) + (bits(shifted) << 23));  // adds to the exponent
+  return x < lowest ? Vector{} : x <= 88.72283F ? value : x * infinity;
+#endif
+}
+
+// exp(x) = 2^n exp(r), |r| <= ln 2 / 2, less than 1 ulp off; 0 below -87.3, infinity above 88.7. Reduction as in Cephes expf,
+// the polynomial minimax: exp(r) = 1 + r + r^2 p(r), relative error 3e-9.
+inline Vector exponential(Vector x) {
+  constexpr float magic = 12582912.0F;  // rounds to an integer
+  const Vector shifted = x * 1.44269504F + magic;
+  const Vector n = shifted - magic;
+  const Vector r = x - n * 0.693359375F - n * -2.12194440e-4F;
+  const Vector square = r * r;  // two short chains instead of a long one
+  const Vector low = 1.666652113199234e-1F * r + 4.999999403953552e-1F,
+               high = 8.368716575205326e-3F * r + 4.166838899254799e-2F;
+  Vector series = (1.381459878757596e-3F * square + high) * square + low;
+  if constexpr (fused) {
+    series = (series * square + r) + 1.0F;
+  } else {  // its largest part first, and with what that rounds away
+    const Vector head = 1.0F + r, tail = r - (head - 1.0F);
+    series = head + (tail + series * square);
+  }
+  return scale_by_power(series, n, shifted, x);
+}
+
+// cap * tanh(product / cap), and the tangent itself. Cephes tanhf: near 0, where 1 - 2 / (exp(2x) + 1) would cancel, tanh(x)
+// is x times one plus a small polynomial, so there the score is the product times that, with no more rounding than it takes.
+struct Capped {
+  Vector score, tangent;
+};
+inline Capped cap_score(Vector product, float cap) {
+  const Vector x = product / cap;
+  const Vector magnitude = x < 0.0F ? -x : x;
+  const Vector square = x * x;
+  Vector series = all(-5.70498872745e-3F);
+  series = series * square + 2.06390887954e-2F;
+  series = series * square - 5.37397155531e-2F;
+  series = series * square + 1.33314422036e-1F;
+  series = series * square - 3.33332819422e-1F;
+  series = series * square;
+  const Vector far = 1.0F - 2.0F / (exponential(2.0F * magnitude) + 1.0F);
+  const Vector tangent = x < 0.0F ? -far : far;
+  const Lanes near = magnitude < 0.625F;
+  return {near ? series * product + product : cap * tangent, near ? series * x + x : tangent};
+}
+
+// ---- conversions
+
+inline Vector widen_bfloat16(Bits x) { return from_bits(x << 16); }
+
+inline Vector widen_float16(Bits x) {
+  const Bits sign = (x & 0x8000U) << 16, magnitude = x & 0x7fffU;
+  const Vector scaled = from_bits(magnitude << 13) * 0x1p112F;  // exact, subnormals included
+  const Bits special = 0x7f800000U | magnitude << 13;           // infinity and NaN keep their significand
+  return from_bits((magnitude >= 0x7c00U ? special : bits(scaled)) | sign);
+}
+
+// Round to nearest, ties to even; NaN stays NaN.
+inline Bits narrow_bfloat16(Vector v) {
+  const Bits x = bits(v);
+  const Bits rounded = (x + 0x7fffU + (x >> 16 & 1U)) >> 16, nan = x >> 16 | 0x40U;
+  return (x & 0x7fffffffU) > 0x7f800000U ? nan : rounded;
+}
+
+inline Bits narrow_float16(Vector v) {
+  const Bits sign = bits(v) >> 16 & 0x8000U, magnitude = bits(v) & 0x7fffffffU;
+  const Bits normal = (magnitude - (112U << 23) + 0xfffU + (magnitude >> 13 & 1U)) >> 13;
+  // Below 2^-14 the spacing is 2^-24: adding 0.5 rounds to it, ties to even.
+  const Bits small = bits(from_bits(magnitude) + 0.5F) - 0x3f000000U;
+  Bits result = magnitude < (113U << 23) ? small : normal;
+  result = magnitude >= 0x477ff000U ? Bits{} + 0x7c00U : result;  // rounds to 2^16 or beyond
+  result = magnitude > 0x7f800000U ? Bits{} + 0x7e00U : result;
+  return result | sign;
+}
+
+// A row of any dtype as a sequence of vectors. `count` < width: the rest is 0 when read, and left alone when written.
+template <DType dtype>
+struct Row {
+  using Element = std::conditional_t<dtype == DType::float32, float, std::uint16_t>;
+
+  static Vector read(const void* row, std::int64_t at, std::int64_t count) {
+    const Element* from = static_cast<const Element*>(row) + at;
+    if (count >= width) return read_whole(from);
+    Element some[width] = {};
+    __builtin_memcpy(some, from, static_cast<std::size_t>(count) * sizeof(Element));
+    return read_whole(some);
+  }
+  static void write(void* row, std::int64_t at, std::int64_t count, Vector v) {
+    Element* to = static_cast<Element*>(row) + at;
+    if (count >= width) return write_whole(to, v);
+    Element some[width];
+    write_whole(some, v);
+    __builtin_memcpy(to, some, static_cast<std::size_t>(count) * sizeof(Element));
+  }
+
+ private:
+  static Vector read_whole(const Element* from) {
+    if constexpr (dtype == DType::float32)
+      return *reinterpret_cast<const Vector*>(from);
+    else {
+      const Bits wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits);
+      return dtype == DType::bfloat16 ? widen_bfloat16(wide) : widen_float16(wide);
+    }
+  }
+  static void write_whole(Element* to, Vector v) {
+    if constexpr (dtype == DType::float32)
+      *reinterpret_cast<Vector*>(to) = v;
+    else
+      *reinterpret_cast<Halves*>(to) =
+          __builtin_convertvector(dtype == DType::bfloat16 ? narrow_bfloat16(v) : narrow_float16(v), Halves);
+  }
+};
+
+// Calls f(Row<dtype>).
+template <class F>
+auto with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::bfloat16:
+      return f(Row<DType::bfloat16>());
+    case DType::float16:
+      return f(Row<DType::float16>());
+    default:
+      return f(Row<DType::float32>());
+  }
+}
+
+}  // namespace
+}  // namespace ringattn::cpu
