@@ -43,6 +43,11 @@ class Journey {
   Journey(const Plan& plan, const Machinery& on, Pair shard, Arena& arena) : plan_(plan), on_(on), shard_(shard) {
     buffers_ = take_buffers(arena, plan);
   }
+  Journey(const Journey&) = delete;
+  Journey& operator=(const Journey&) = delete;
+  // However the pass ends, its memory is the caller's again.
+  ~Journey() { on_.transport.abandon(); }
+
   using Buffers = std::array<std::byte*, 2>;
   static Buffers take_buffers(Arena& arena, const Plan& plan) {
     const std::int64_t bytes = plan.chunk_bytes(plan.longest_chunk());

@@ -41,6 +41,7 @@ class DelayedTransport final : public Transport {
     sleep();
     transport_.wait();
   }
+  void abandon() noexcept override { transport_.abandon(); }
   void fail(ra_status status, const char* message) noexcept override { transport_.fail(status, message); }
   Failure failure() const noexcept override { return transport_.failure(); }
 

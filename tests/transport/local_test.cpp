@@ -101,6 +101,35 @@ TEST(Local, SeesAFailureThatComesWhileItCopies) {
   }
 }
 
+// A rank that goes while another copies from it has its memory to itself when it is gone.
+TEST(Local, LeavesOnlyWhenNobodyCopiesFromIt) {
+  constexpr std::size_t large = 4 << 20;
+  std::mt19937_64 random(test::seed());
+  std::vector<std::byte> sent(large), received(large);
+  for (int n = 0; n < test::sample(200); ++n) {
+    const std::chrono::microseconds delay(random() % 2000);
+    const std::string id = make_local_id();
+    std::fill(sent.begin(), sent.end(), std::byte{0});
+    std::thread sender([&] {
+      auto transport = join_local(id, 2, 0, timeout_ms, [] {});
+      transport->send(1, 0, sent);
+      std::this_thread::sleep_for(delay);
+      transport.reset();
+      for (std::size_t i = 0; i < large; i += 4096) sent[i] = std::byte{1};  // ahead of any copy
+    });
+    const auto transport = join_local(id, 2, 1, timeout_ms, [] {});
+    std::fill(received.begin(), received.end(), std::byte{0});
+    transport->receive(0, 0, received);
+    try {
+      transport->wait();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.status, RA_STATUS_PEER_LOST);
+    }
+    sender.join();
+    ASSERT_EQ(std::count(received.begin(), received.end(), std::byte{1}), 0) << "after " << delay.count() << " us";
+  }
+}
+
 // Every message arrives as it was sent, in any order of posting.
 TEST(Local, CarriesManyMessagesBetweenAllPairs) {
   constexpr int world_size = 5, rounds = 60;
