@@ -19,6 +19,8 @@
 #include <mutex>
 #include <random>
 
+#include "core/memory.h"
+
 namespace ringattn {
 namespace {
 
@@ -95,7 +97,7 @@ struct Rendezvous {
   std::map<std::string, std::shared_ptr<Group>> groups;
 
   static Rendezvous& instance() {
-    static Rendezvous rendezvous;
+    static Rendezvous& rendezvous = make_immortal<Rendezvous>();
     return rendezvous;
   }
 
@@ -339,7 +341,7 @@ constexpr std::size_t id_digits = 32;
 
 // Tells this process from every other; a child after fork differs by its process number.
 std::string own_prefix() {
-  static const std::string token = hexadecimal(2);
+  static const std::string& token = make_immortal<std::string>(hexadecimal(2));
   return text(id_prefix, getpid(), "-", token, "-");
 }
 
