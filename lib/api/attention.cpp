@@ -110,7 +110,7 @@ void ra_init_backward_args(ra_backward_args *args, size_t struct_size) { init(ar
 void ra_init_merge_args(ra_merge_args *args, size_t struct_size) { init(args, struct_size); }
 
 ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args, ra_error *error) {
-  return guard(error, [&] {
+  return guard(error, rank_of(context), [&] {
     ra_context &c = checked(context);
     c.exclusively([&] { attend(c, desc, args); });
   });
@@ -118,7 +118,7 @@ ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const r
 
 ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const ra_backward_args *args,
                       ra_error *error) {
-  return guard(error, [&] {
+  return guard(error, rank_of(context), [&] {
     ra_context &c = checked(context);
     c.exclusively([&] { differentiate(c, desc, args); });
   });

@@ -96,3 +96,10 @@ struct ra_context {
  private:
   void break_group() noexcept;  // in a catch block
 };
+
+namespace ringattn::api {
+
+// Of a context that has yet to be checked.
+inline int rank_of(const ra_context *context) { return context == nullptr ? -1 : context->rank.rank; }
+
+}  // namespace ringattn::api

@@ -224,9 +224,9 @@ class LocalTransport final : public Transport {
     }
   }
 
-  void fail(ra_status status, const char* message) noexcept override {
+  void fail(ra_status status, int culprit, const char* message) noexcept override {
     const std::lock_guard lock(group_->mutex);
-    group_->fail(status, rank_, message);
+    group_->fail(status, culprit, message);
   }
 
   Failure failure() const noexcept override {
@@ -301,7 +301,7 @@ class LocalTransport final : public Transport {
       if (post == posts.end()) continue;
       if (post->size != mine.size) {
         group_->fail(
-            RA_STATUS_MISMATCH, mine.peer,
+            RA_STATUS_MISMATCH, -1,
             text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size)
                 .c_str());
         return false;

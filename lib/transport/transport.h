@@ -19,7 +19,7 @@ namespace ringattn {
 // Why a group broke. As seen by a rank other than the culprit, who has its own exception.
 struct Failure {
   ra_status status = RA_STATUS_SUCCESS;
-  int rank = -1;  // the culprit
+  int rank = -1;  // the culprit; -1 where ranks disagree and none is alone
   char message[384] = {};
 };
 
@@ -42,8 +42,8 @@ class Transport {
   // that have begun and for nothing else. For what ends without a wait, as by an exception; the destructor does the same.
   virtual void abandon() noexcept = 0;
 
-  // Breaks the group. Only the first failure counts. Never throws; from any thread.
-  virtual void fail(ra_status status, const char* message) noexcept = 0;
+  // Breaks the group. Only the first failure counts; all ranks then name its culprit. Never throws; from any thread.
+  virtual void fail(ra_status status, int culprit, const char* message) noexcept = 0;
   // What broke the group; status SUCCESS while it is whole. Never throws; from any thread.
   virtual Failure failure() const noexcept = 0;
 };

@@ -180,8 +180,12 @@ bool fail_one_allocation(std::int32_t world_size, std::int32_t victim, Phase pha
       EXPECT_EQ(outcome.status, RA_STATUS_SUCCESS) << outcome.error;
     } else if (rank == victim) {
       EXPECT_EQ(outcome.status, RA_STATUS_OUT_OF_MEMORY) << outcome.error;
+      if (phase != Phase::create) {
+        EXPECT_EQ(outcome.error.rank, victim) << outcome.error;
+      }
     } else {  // at the latest by its next call
       EXPECT_NE(outcome.status, RA_STATUS_SUCCESS);
+      EXPECT_EQ(outcome.error.rank, victim) << outcome.error;
       EXPECT_LT(outcome.ended - failed.ended, kAtOnce) << outcome.error;
     }
   }

@@ -30,7 +30,7 @@ void run_group(int world_size, F&& body) {
         body(rank, *transport);
       } catch (const Error& error) {
         ADD_FAILURE() << "rank " << rank << ": " << error.message;
-        transport->fail(error.status, error.message.c_str());
+        transport->fail(error.status, rank, error.message.c_str());
       }
     });
   for (std::thread& thread : threads) thread.join();
@@ -93,7 +93,7 @@ TEST(Local, SeesAFailureThatComesWhileItCopies) {
         transport.send(0, 0, bulk);
       } else {
         std::this_thread::sleep_for(delay);
-        transport.fail(RA_STATUS_OUT_OF_MEMORY, "as planned");
+        transport.fail(RA_STATUS_OUT_OF_MEMORY, rank, "as planned");
       }
       together.arrive_and_wait();
     });
