@@ -338,8 +338,9 @@ typedef struct ra_call_statistics {
   int64_t hops;           /**< messages that this rank sent */
   int64_t hop_bytes;      /**< bytes of those messages */
   double total_seconds;   /**< wall time of the call */
-  double compute_seconds; /**< of it, inside the engine */
-  double wait_seconds;    /**< of it, waiting for other ranks: communication that was not hidden */
+  double compute_seconds; /**< of it, in block computations */
+  double wait_seconds;    /**< of it, waiting for other ranks: until all make the call, and for communication that was not
+                               hidden */
 } ra_call_statistics;
 
 /** Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL. */

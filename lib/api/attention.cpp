@@ -43,6 +43,7 @@ ra_context &checked(ra_context *context) {
 }
 
 void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args *args) {
+  const Stopwatch whole_call;
   const ra_attention_desc d = read(desc, "desc");
   const ra_forward_args a = read(args, "args");
   const Problem p = to_problem(d);
@@ -62,13 +63,11 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
     check_workspace(ranges, "forward", a.workspace, a.workspace_size,
                     workspace_bytes(c.plan(p, Pass::forward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
-  c.collective([&] {
-    c.agree(Operation::forward, p);
-    c.keep(c.forward(p, call));
-  });
+  c.together(Operation::forward, p, whole_call, [&] { return c.forward(p, call); });
 }
 
 void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
+  const Stopwatch whole_call;
   const ra_attention_desc d = read(desc, "desc");
   const ra_backward_args a = read(args, "args");
   const Problem p = to_problem(d);
@@ -95,10 +94,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
     check_workspace(ranges, "backward", a.workspace, a.workspace_size,
                     workspace_bytes(c.plan(p, Pass::backward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
-  c.collective([&] {
-    c.agree(Operation::backward, p);
-    c.keep(c.backward(p, call));
-  });
+  c.together(Operation::backward, p, whole_call, [&] { return c.backward(p, call); });
 }
 
 }  // namespace
