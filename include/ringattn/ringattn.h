@@ -54,7 +54,8 @@ typedef enum ra_status {
   RA_STATUS_TIMEOUT = 5,          /**< a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it */
   RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
   RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */
-  RA_STATUS_MISMATCH = 8,         /**< ranks disagree on the problem or on the order of calls; every rank gets this */
+  RA_STATUS_MISMATCH = 8,         /**< ranks disagree on the problem or on the order of calls; every rank gets this, and
+                                       ra_error::rank names the one that contradicts all others, if they agree */
   RA_STATUS_CUDA_ERROR = 9,       /**< ra_error::cuda_error holds the cudaError_t */
   RA_STATUS_NCCL_ERROR = 10,      /**< ra_error::nccl_result holds the ncclResult_t */
   RA_STATUS_INTERNAL_ERROR = 11   /**< a defect of the library, or a self-test that found a wrong result */
@@ -63,7 +64,8 @@ typedef enum ra_status {
 /** Where and why a call failed. Owned by the caller; needs no initialisation. */
 typedef struct ra_error {
   int32_t status;      /**< ra_status */
-  int32_t rank;        /**< the rank that caused the failure where that is known, else -1 */
+  int32_t rank;        /**< the rank that broke the group, the same on every rank; -1 where no single one did, and where the
+                            failure is of this call alone, as refused arguments are */
   int32_t cuda_error;  /**< cudaError_t, 0 if none */
   int32_t nccl_result; /**< ncclResult_t, 0 if none */
   char message[512];   /**< NUL-terminated UTF-8; empty on success */
@@ -201,7 +203,8 @@ RA_API void ra_destroy_context(ra_context *context);
 RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
 
 /**
- * SUCCESS while the group is healthy, else what broke it, also between calls. From any thread; never blocks.
+ * SUCCESS while the group is healthy, else what broke it, with the ra_error::rank that every rank names, also between calls.
+ * From any thread; never blocks.
  */
 RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
 
@@ -335,8 +338,9 @@ typedef struct ra_call_statistics {
   int64_t hops;           /**< messages that this rank sent */
   int64_t hop_bytes;      /**< bytes of those messages */
   double total_seconds;   /**< wall time of the call */
-  double compute_seconds; /**< of it, inside the engine */
-  double wait_seconds;    /**< of it, waiting for other ranks: communication that was not hidden */
+  double compute_seconds; /**< of it, in block computations */
+  double wait_seconds;    /**< of it, waiting for other ranks: until all make the call, and for communication that was not
+                               hidden */
 } ra_call_statistics;
 
 /** Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL. */

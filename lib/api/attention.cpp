@@ -43,6 +43,7 @@ ra_context &checked(ra_context *context) {
 }
 
 void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args *args) {
+  const Stopwatch whole_call;
   const ra_attention_desc d = read(desc, "desc");
   const ra_forward_args a = read(args, "args");
   const Problem p = to_problem(d);
@@ -62,13 +63,11 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
     check_workspace(ranges, "forward", a.workspace, a.workspace_size,
                     workspace_bytes(c.plan(p, Pass::forward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
-  c.collective([&] {
-    c.agree(Operation::forward, p);
-    c.keep(c.forward(p, call));
-  });
+  c.together(Operation::forward, p, whole_call, [&] { return c.forward(p, call); });
 }
 
 void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
+  const Stopwatch whole_call;
   const ra_attention_desc d = read(desc, "desc");
   const ra_backward_args a = read(args, "args");
   const Problem p = to_problem(d);
@@ -95,10 +94,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
     check_workspace(ranges, "backward", a.workspace, a.workspace_size,
                     workspace_bytes(c.plan(p, Pass::backward), *c.engine, c.threads.count()));
   ranges.require_disjoint();
-  c.collective([&] {
-    c.agree(Operation::backward, p);
-    c.keep(c.backward(p, call));
-  });
+  c.together(Operation::backward, p, whole_call, [&] { return c.backward(p, call); });
 }
 
 }  // namespace
@@ -110,7 +106,7 @@ void ra_init_backward_args(ra_backward_args *args, size_t struct_size) { init(ar
 void ra_init_merge_args(ra_merge_args *args, size_t struct_size) { init(args, struct_size); }
 
 ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args, ra_error *error) {
-  return guard(error, [&] {
+  return guard(error, rank_of(context), [&] {
     ra_context &c = checked(context);
     c.exclusively([&] { attend(c, desc, args); });
   });
@@ -118,7 +114,7 @@ ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const r
 
 ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const ra_backward_args *args,
                       ra_error *error) {
-  return guard(error, [&] {
+  return guard(error, rank_of(context), [&] {
     ra_context &c = checked(context);
     c.exclusively([&] { differentiate(c, desc, args); });
   });

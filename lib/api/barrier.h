@@ -24,31 +24,36 @@ inline void clear(ra_error *error) noexcept {
   error->rank = -1;
 }
 
-// Call in a catch block: the exception in flight as a status.
-inline ra_status report_exception(ra_error *error) noexcept {
+// Call in a catch block: the exception in flight as a status. `own_rank`: who failed where the exception does not say, in what all
+// ranks do together; else -1.
+inline ra_status report_exception(ra_error *error, int own_rank) noexcept {
   try {
     throw;
   } catch (const Error &e) {
     return report(error, e.status, e.rank, e.message.c_str());
   } catch (const std::bad_alloc &) {
-    return report(error, RA_STATUS_OUT_OF_MEMORY, -1, "memory could not be allocated");
+    return report(error, RA_STATUS_OUT_OF_MEMORY, own_rank, "memory could not be allocated");
   } catch (const std::exception &e) {
-    return report(error, RA_STATUS_INTERNAL_ERROR, -1, e.what());
+    return report(error, RA_STATUS_INTERNAL_ERROR, own_rank, e.what());
   } catch (...) {
-    return report(error, RA_STATUS_INTERNAL_ERROR, -1, "unknown exception");
+    return report(error, RA_STATUS_INTERNAL_ERROR, own_rank, "unknown exception");
   }
 }
 
 // Runs f(); what it throws becomes the returned status.
 template <class F>
-ra_status guard(ra_error *error, F &&f) noexcept {
+ra_status guard(ra_error *error, int own_rank, F &&f) noexcept {
   clear(error);
   try {
     f();
     return RA_STATUS_SUCCESS;
   } catch (...) {
-    return report_exception(error);
+    return report_exception(error, own_rank);
   }
+}
+template <class F>
+ra_status guard(ra_error *error, F &&f) noexcept {
+  return guard(error, -1, f);
 }
 
 // The same for functions that return a value: `failed` stands for any exception.

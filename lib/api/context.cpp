@@ -114,7 +114,7 @@ void refuse(const ra_context_config &c) noexcept {
   if (c.world_size == 1) return;
   ra_error why;
   clear(&why);
-  const ra_status status = report_exception(&why);
+  const ra_status status = report_exception(&why, c.rank);
   try {
     require_place(c);
     refuse_local(to_group_id(c), c.world_size, c.rank, status, why.message);
@@ -147,8 +147,8 @@ Statistics ra_context::backward(const Problem &problem, BackwardCall call) {
 void ra_context::break_group() noexcept {
   ra_error why;
   clear(&why);
-  const ra_status status = report_exception(&why);
-  transport->fail(status, why.message);
+  const ra_status status = report_exception(&why, rank.rank);
+  transport->fail(status, why.rank, why.message);
 }
 
 extern "C" {
@@ -195,7 +195,7 @@ void ra_destroy_context(ra_context *context) { delete context; }
 ra_status ra_abort_context(ra_context *context, ra_error *error) {
   return guard(error, [&] {
     require(context != nullptr, "context is NULL; must come from ra_create_context");
-    context->transport->fail(RA_STATUS_ABORTED,
+    context->transport->fail(RA_STATUS_ABORTED, context->rank.rank,
                              text("ra_abort_context was called on rank ", context->rank.rank).c_str());
   });
 }

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "core/memory.h"
+#include "core/stopwatch.h"
 #include "core/threads.h"
 #include "engine/engine.h"
 #include "plan/plan.h"
@@ -24,6 +25,11 @@ struct Rank {
 };
 Rank to_rank(const ra_context_config &config);
 std::unique_ptr<Engine> to_engine(const ra_context_config &config);
+
+// What a pass did, and the time of the call around it.
+struct CallStatistics : Statistics {
+  double total_seconds = 0;
+};
 
 ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank, const Engine &engine,
                                        std::size_t context_bytes);
@@ -77,9 +83,21 @@ struct ra_context {
   }
   ringattn::Statistics forward(const ringattn::Problem &problem, ringattn::ForwardCall call);
   ringattn::Statistics backward(const ringattn::Problem &problem, ringattn::BackwardCall call);
-  void keep(const ringattn::Statistics &s) {
-    const std::lock_guard lock(statistics_mutex);
-    statistics = s;
+
+  // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs pass().
+  template <class F>
+  void together(ringattn::Operation operation, const ringattn::Problem &problem, const ringattn::Stopwatch &whole_call,
+                F &&pass) {
+    collective([&] {
+      const ringattn::Stopwatch agreement;
+      agree(operation, problem);
+      const double waited = agreement.seconds();
+      ringattn::api::CallStatistics s{pass()};
+      s.wait_seconds += waited;
+      s.total_seconds = whole_call.seconds();
+      const std::lock_guard lock(statistics_mutex);
+      statistics = s;
+    });
   }
 
   ringattn::api::Rank rank;
@@ -90,9 +108,16 @@ struct ra_context {
   std::int64_t calls = 0;     // collective calls completed: equal on all ranks
   std::atomic<bool> busy{false};
   mutable std::mutex statistics_mutex;
-  ringattn::Statistics statistics;
+  ringattn::api::CallStatistics statistics;        // of the last call completed
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
   void break_group() noexcept;  // in a catch block
 };
+
+namespace ringattn::api {
+
+// Of a context that has yet to be checked.
+inline int rank_of(const ra_context *context) { return context == nullptr ? -1 : context->rank.rank; }
+
+}  // namespace ringattn::api

@@ -86,7 +86,7 @@ ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention
 ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error) {
   return guard(error, [&] {
     require(context != nullptr, "context is NULL; must come from ra_create_context");
-    Statistics kept;
+    CallStatistics kept;
     {
       const std::lock_guard lock(context->statistics_mutex);
       kept = context->statistics;

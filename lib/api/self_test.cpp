@@ -131,7 +131,7 @@ std::string check(ra_context &c, const Oracle &oracle) {
 }  // namespace
 
 extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems, int64_t seed, ra_error *error) {
-  return guard(error, [&] {
+  return guard(error, rank_of(context), [&] {
     require(context != nullptr, "context is NULL; must come from ra_create_context");
     require_range("num_problems", num_problems, 1, 1'000'000);
     ra_context &c = *context;

@@ -4,6 +4,8 @@
 #include <mutex>
 #include <shared_mutex>
 
+#include "core/memory.h"
+
 namespace ringattn {
 namespace {
 
@@ -16,7 +18,7 @@ struct Listener {
 };
 
 Listener& listener() {
-  static Listener instance;
+  static Listener& instance = make_immortal<Listener>();
   return instance;
 }
 

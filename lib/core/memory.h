@@ -1,9 +1,10 @@
-// Memory for one call: sizes are added up first, by the same code that later hands out the parts.
+// Memory for one call: sizes are added up first, by the same code that later hands out the parts. And memory for good.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <utility>
 
 #include "core/error.h"
 
@@ -56,5 +57,14 @@ class Block {
   void* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+// Makes what lives as long as the process: a global of the host's may destroy a context, or make another, after main, when a
+// static of ours with a destructor would be gone.
+//
+//   static Table& table = make_immortal<Table>();
+template <class T, class... Arguments>
+T& make_immortal(Arguments&&... arguments) {
+  return *new T(std::forward<Arguments>(arguments)...);
+}
 
 }  // namespace ringattn

@@ -90,18 +90,28 @@ void agree(Transport& transport, Operation operation, std::int64_t call_number, 
   std::array<std::int64_t, std::tuple_size_v<decltype(fields)>> mine;
   for (std::size_t i = 0; i < fields.size(); ++i) mine[i] = fields[i].value;
   const std::vector<std::byte> all = transport.all_gather(std::as_bytes(std::span(mine)));
+  const std::size_t world_size = all.size() / sizeof mine;
   const auto value = [&](std::size_t rank, std::size_t field) {
     std::int64_t x;
     std::memcpy(&x, all.data() + rank * sizeof mine + field * sizeof x, sizeof x);
     return x;
   };
-  for (std::size_t field = 0; field < fields.size(); ++field)
-    for (std::size_t rank = 1; rank < all.size() / sizeof mine; ++rank)
-      if (value(rank, field) != value(0, field))
-        throw Error(RA_STATUS_MISMATCH,
-                    text(fields[field].name, " is ", show(fields[field].kind, value(0, field)), " on rank 0 but ",
-                         show(fields[field].kind, value(rank, field)), " on rank ", rank),
-                    static_cast<int>(rank));
+  for (std::size_t field = 0; field < fields.size(); ++field) {
+    const auto unlike = [&](std::size_t other) {  // ranks that contradict that one
+      std::size_t count = 0;
+      for (std::size_t rank = 0; rank < world_size; ++rank) count += value(rank, field) != value(other, field);
+      return count;
+    };
+    if (unlike(0) == 0) continue;
+    std::size_t second = 1;
+    while (value(second, field) == value(0, field)) ++second;
+    const bool first_alone = unlike(second) == 1, second_alone = unlike(0) == 1;  // both, if they are the only ranks
+    const int alone = first_alone == second_alone ? -1 : first_alone ? 0 : static_cast<int>(second);
+    throw Error(RA_STATUS_MISMATCH,
+                text(fields[field].name, " is ", show(fields[field].kind, value(0, field)), " on rank 0 but ",
+                     show(fields[field].kind, value(second, field)), " on rank ", second),
+                alone);
+  }
 }
 
 }  // namespace ringattn

@@ -10,8 +10,9 @@ namespace ringattn {
 
 enum class Operation : std::int64_t { forward = 1, backward = 2, self_test = 3 };
 
-// Collective. Throws Error MISMATCH on every rank, naming the first field that differs and two ranks' values. `arguments`
-// are two more numbers that have to agree: (number of problems, seed) of a self-test.
+// Collective. Throws the same Error MISMATCH on every rank: the first field that differs, two ranks' values, and as the culprit the
+// rank that contradicts all others, who agree, or -1 if there is none. `arguments` are two more numbers that have to agree:
+// (number of problems, seed) of a self-test.
 void agree(Transport& transport, Operation operation, std::int64_t call_number, const Problem& problem,
            std::int64_t argument_a = 0, std::int64_t argument_b = 0);
 

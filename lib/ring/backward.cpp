@@ -112,8 +112,8 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
     if (m.finishes_chunk) gradients.finish_chunk(m, call);
   }
   if (!direct) on.engine.round(p, step.dq, call.dq, queries, call.accumulate, on.threads);
-  on.transport.wait();  // an abort during the last roundings
-  return journey.finish();
+  journey.end_transfers();  // an abort during the last roundings
+  return journey.statistics();
 }
 
 }  // namespace ringattn

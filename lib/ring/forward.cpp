@@ -42,7 +42,7 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     }
     journey.end_transfers();
   }
-  return journey.finish();
+  return journey.statistics();
 }
 
 }  // namespace ringattn

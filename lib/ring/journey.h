@@ -5,11 +5,11 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <span>
 
 #include "core/memory.h"
+#include "core/stopwatch.h"
 #include "ring/ring.h"
 
 namespace ringattn {
@@ -38,11 +38,14 @@ void for_each_stretch(const Plan& plan, std::int64_t chunk, const Pair& shard, c
 
 class Journey {
  public:
-  using Clock = std::chrono::steady_clock;
-
   Journey(const Plan& plan, const Machinery& on, Pair shard, Arena& arena) : plan_(plan), on_(on), shard_(shard) {
     buffers_ = take_buffers(arena, plan);
   }
+  Journey(const Journey&) = delete;
+  Journey& operator=(const Journey&) = delete;
+  // However the pass ends, its memory is the caller's again.
+  ~Journey() { on_.transport.abandon(); }
+
   using Buffers = std::array<std::byte*, 2>;
   static Buffers take_buffers(Arena& arena, const Plan& plan) {
     const std::int64_t bytes = plan.chunk_bytes(plan.longest_chunk());
@@ -83,33 +86,26 @@ class Journey {
   // Runs f on the rank's threads while transfers go on beside it.
   template <class F>
   void compute(const Moment& m, F&& f) {
-    const auto begin = Clock::now();
+    const Stopwatch stopwatch;
     if (plan_.travels()) {
       on_.threads.run_both(f, [&] { on_.transport.progress(); });
     } else {
       f();
     }
     statistics_.totals.steps += m.computes ? 1 : 0;
-    statistics_.compute_seconds += seconds_since(begin);
+    statistics_.compute_seconds += stopwatch.seconds();
   }
 
   // Also the place where a broken or aborted group is noticed.
   void end_transfers() {
-    const auto begin = Clock::now();
+    const Stopwatch stopwatch;
     on_.transport.wait();
-    statistics_.wait_seconds += seconds_since(begin);
+    statistics_.wait_seconds += stopwatch.seconds();
   }
 
-  Statistics finish() {
-    statistics_.total_seconds = seconds_since(begin_);
-    return statistics_;
-  }
+  const Statistics& statistics() const { return statistics_; }
 
  private:
-  static double seconds_since(Clock::time_point begin) {
-    return std::chrono::duration<double>(Clock::now() - begin).count();
-  }
-
   std::byte* buffer(int time) const { return buffers_[static_cast<std::size_t>(time % 2)]; }
   void pack(const Moment& m) {
     const Problem& p = plan_.problem();
@@ -130,7 +126,6 @@ class Journey {
   Pair shard_;
   Buffers buffers_{};
   Statistics statistics_;
-  Clock::time_point begin_ = Clock::now();
 };
 
 }  // namespace ringattn

@@ -31,7 +31,6 @@ struct BackwardCall {
 // What a pass really did.
 struct Statistics {
   Totals totals;
-  double total_seconds = 0;
   double compute_seconds = 0;
   double wait_seconds = 0;
 };

@@ -1,6 +1,8 @@
 // A group is one mutex, one condition variable and the posts of its members. A sender posts where its bytes lie; the
-// receiver copies them, outside the lock, when it has time (progress) or has to (wait), and marks the post as done. A
-// sender therefore leaves a wait, also a failed one, only when nobody is reading its memory any more.
+// receiver copies them, outside the lock, when it has time (progress) or has to (wait), and marks both posts as done.
+//
+// Invariant: memory of a rank is touched only while a post of it stands. Posts go in two ways: a wait that succeeds finds all
+// of them done, and abandon(), in which every other way ends, withdraws those that nobody has begun and waits for the rest.
 //
 // The one process-wide table here is the rendezvous: ranks of a group know nothing of each other but its id.
 #include "transport/local.h"
@@ -16,6 +18,8 @@
 #include <map>
 #include <mutex>
 #include <random>
+
+#include "core/memory.h"
 
 namespace ringattn {
 namespace {
@@ -93,7 +97,7 @@ struct Rendezvous {
   std::map<std::string, std::shared_ptr<Group>> groups;
 
   static Rendezvous& instance() {
-    static Rendezvous rendezvous;
+    static Rendezvous& rendezvous = make_immortal<Rendezvous>();
     return rendezvous;
   }
 
@@ -145,7 +149,10 @@ class LocalTransport final : public Transport {
       : id_(std::move(id)), group_(std::move(group)), rank_(rank), timeout_ms_(timeout_ms) {}
   LocalTransport(const LocalTransport&) = delete;
   LocalTransport& operator=(const LocalTransport&) = delete;
-  ~LocalTransport() override { Rendezvous::instance().leave(id_, group_, rank_); }
+  ~LocalTransport() override {
+    abandon();
+    Rendezvous::instance().leave(id_, group_, rank_);
+  }
 
   std::vector<std::byte> all_gather(std::span<const std::byte> record) override {
     std::unique_lock lock(group_->mutex);
@@ -186,9 +193,9 @@ class LocalTransport final : public Transport {
   }
 
   void wait() override {
-    std::unique_lock lock(group_->mutex);
     Member& me = member(rank_);
     try {
+      std::unique_lock lock(group_->mutex);
       wait_until(lock, [&] {
         copy_ready(lock);
         for (const auto* transfers : {&me.receives, &me.sends})
@@ -196,24 +203,30 @@ class LocalTransport final : public Transport {
             if (t.state != Transfer::done) return t.peer;
         return -1;
       });
-    } catch (...) {
-      for (Transfer& t : me.sends)
-        if (t.state == Transfer::posted) t.state = Transfer::done;  // nobody may begin to read it now
-      group_->changed.wait(lock, [&] {
-        return std::all_of(me.sends.begin(), me.sends.end(),
-                           [](const Transfer& t) { return t.state == Transfer::done; });
-      });
       me.sends.clear();
       me.receives.clear();
+    } catch (...) {
+      abandon();
       throw;
     }
-    me.sends.clear();
-    me.receives.clear();
   }
 
-  void fail(ra_status status, const char* message) noexcept override {
+  void abandon() noexcept override {
+    std::unique_lock lock(group_->mutex);
+    for (auto* transfers : {&member(rank_).sends, &member(rank_).receives}) {
+      for (Transfer& t : *transfers)
+        if (t.state == Transfer::posted) t.state = Transfer::done;
+      group_->changed.wait(lock, [&] {
+        return std::all_of(transfers->begin(), transfers->end(),
+                           [](const Transfer& t) { return t.state == Transfer::done; });
+      });
+      transfers->clear();
+    }
+  }
+
+  void fail(ra_status status, int culprit, const char* message) noexcept override {
     const std::lock_guard lock(group_->mutex);
-    group_->fail(status, rank_, message);
+    group_->fail(status, culprit, message);
   }
 
   Failure failure() const noexcept override {
@@ -288,7 +301,7 @@ class LocalTransport final : public Transport {
       if (post == posts.end()) continue;
       if (post->size != mine.size) {
         group_->fail(
-            RA_STATUS_MISMATCH, mine.peer,
+            RA_STATUS_MISMATCH, -1,
             text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size)
                 .c_str());
         return false;
@@ -328,7 +341,7 @@ constexpr std::size_t id_digits = 32;
 
 // Tells this process from every other; a child after fork differs by its process number.
 std::string own_prefix() {
-  static const std::string token = hexadecimal(2);
+  static const std::string& token = make_immortal<std::string>(hexadecimal(2));
   return text(id_prefix, getpid(), "-", token, "-");
 }
 

@@ -19,7 +19,7 @@ namespace ringattn {
 // Why a group broke. As seen by a rank other than the culprit, who has its own exception.
 struct Failure {
   ra_status status = RA_STATUS_SUCCESS;
-  int rank = -1;  // the culprit
+  int rank = -1;  // the culprit; -1 where ranks disagree and none is alone
   char message[384] = {};
 };
 
@@ -30,17 +30,20 @@ class Transport {
   // Every rank's record, in the order of ranks. Collective; records of all ranks have the same size.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> record) = 0;
 
-  // Begin a transfer; the memory belongs to the transport until the next wait returns. Do not block.
+  // Begin a transfer; the memory belongs to the transport until the next wait or abandon has ended. Do not block.
   virtual void send(int peer, std::uint64_t tag, std::span<const std::byte> data) = 0;
   virtual void receive(int peer, std::uint64_t tag, std::span<std::byte> data) = 0;
 
   // Moves what can be moved without blocking; from any one thread while the owner computes.
   virtual void progress() = 0;
-  // Returns when every transfer begun on this rank is complete.
+  // Returns when every transfer begun on this rank is complete; abandons them all if it throws.
   virtual void wait() = 0;
+  // Takes back every transfer begun on this rank; returns when nobody touches their memory any more, which waits for copies
+  // that have begun and for nothing else. For what ends without a wait, as by an exception; the destructor does the same.
+  virtual void abandon() noexcept = 0;
 
-  // Breaks the group. Only the first failure counts. Never throws; from any thread.
-  virtual void fail(ra_status status, const char* message) noexcept = 0;
+  // Breaks the group. Only the first failure counts; all ranks then name its culprit. Never throws; from any thread.
+  virtual void fail(ra_status status, int culprit, const char* message) noexcept = 0;
   // What broke the group; status SUCCESS while it is whole. Never throws; from any thread.
   virtual Failure failure() const noexcept = 0;
 };

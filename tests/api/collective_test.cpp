@@ -186,6 +186,38 @@ TEST(Mismatch, OfAnyFieldIsReportedOnEveryRankWithBothValues) {
   expect_new_group_works(3);
 }
 
+// Every rank names the rank that contradicts all others, who agree; between two ranks, or two and two, nobody is alone.
+TEST(Mismatch, NamesTheRankThatIsAlone) {
+  struct Case {
+    std::vector<std::int64_t> seqlens;  // as the ranks say
+    std::int32_t alone;
+    std::vector<std::string> words;
+  };
+  for (const Case& c : std::vector<Case>{{{25, 24}, -1, {"25 on rank 0", "24 on rank 1"}},
+                                         {{24, 25}, -1, {"24 on rank 0", "25 on rank 1"}},
+                                         {{25, 24, 24, 24}, 0, {"25 on rank 0", "24 on rank 1"}},
+                                         {{24, 25, 24, 24}, 1, {"24 on rank 0", "25 on rank 1"}},
+                                         {{24, 24, 25, 24}, 2, {"24 on rank 0", "25 on rank 2"}},
+                                         {{24, 24, 24, 25}, 3, {"24 on rank 0", "25 on rank 3"}},
+                                         {{24, 25, 25, 24}, -1, {"24 on rank 0", "25 on rank 1"}},
+                                         {{24, 24, 25, 26}, -1, {"24 on rank 0", "25 on rank 2"}},
+                                         {{24, 25, 26}, -1, {"24 on rank 0", "25 on rank 1"}}}) {
+    const auto world_size = static_cast<std::int32_t>(c.seqlens.size());
+    for_each_rank(world_size, [&](std::int32_t rank, ra_context* context) {
+      SCOPED_TRACE("rank " + std::to_string(rank) + " of " + std::to_string(world_size) + ": " + c.words[0] + ", " +
+                   c.words[1]);
+      const ra_attention_desc desc = make_desc(c.seqlens[static_cast<std::size_t>(rank)]);
+      for (const Outcome& outcome : {forward(context, desc, world_size, rank), async_error(context)}) {
+        expect(outcome, RA_STATUS_MISMATCH, c.words);
+        EXPECT_EQ(outcome.error.rank, c.alone) << outcome.error;
+      }
+      const Outcome later = forward(context, desc, world_size, rank);
+      expect(later, RA_STATUS_INVALID_STATE, c.words);
+      EXPECT_EQ(later.error.rank, c.alone) << later.error;
+    });
+  }
+}
+
 TEST(Mismatch, OfTheOrderOfCallsIsReportedOnEveryRank) {
   for (const std::int32_t odd_one : {0, 1, 2}) {
     for_each_rank(3, [&](std::int32_t rank, ra_context* context) {

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -42,10 +43,12 @@ namespace {
 std::atomic<std::int64_t> live_bytes{0};
 thread_local std::int64_t allocations_left = 0;  // until the one that fails; 0: not armed
 thread_local bool has_failed = false;
+thread_local std::chrono::milliseconds failing_takes{0};
 
 void* allocate(std::size_t size, std::size_t alignment) noexcept {
   if (allocations_left > 0 && --allocations_left == 0) {
     has_failed = true;
+    std::this_thread::sleep_for(failing_takes);
     return nullptr;
   }
   const std::size_t wanted = std::max<std::size_t>(size, 1);
@@ -177,8 +180,12 @@ bool fail_one_allocation(std::int32_t world_size, std::int32_t victim, Phase pha
       EXPECT_EQ(outcome.status, RA_STATUS_SUCCESS) << outcome.error;
     } else if (rank == victim) {
       EXPECT_EQ(outcome.status, RA_STATUS_OUT_OF_MEMORY) << outcome.error;
+      if (phase != Phase::create) {
+        EXPECT_EQ(outcome.error.rank, victim) << outcome.error;
+      }
     } else {  // at the latest by its next call
       EXPECT_NE(outcome.status, RA_STATUS_SUCCESS);
+      EXPECT_EQ(outcome.error.rank, victim) << outcome.error;
       EXPECT_LT(outcome.ended - failed.ended, kAtOnce) << outcome.error;
     }
   }
@@ -227,6 +234,57 @@ std::string name_of(const testing::TestParamInfo<Parameter>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, EveryAllocation, testing::ValuesIn(every_rank_in_every_phase()), name_of);
+
+// What the caller writes to its memory after a failed call, nobody gets. Rank 1 has nothing to do but to copy what rank 0 sends,
+// and is at it when an allocation of rank 0 fails.
+TEST(FailedCall, ReturnsOnlyWhenNoOtherRankReadsItsMemory) {
+  constexpr std::int64_t rows = 1 << 14, head_dim = 128, kv_lengths[] = {rows};  // only rank 0's keys are seen
+  ra_attention_desc desc = make_desc(2, 1, head_dim);
+  desc.seqlen_kv = 2 * rows;
+  desc.kv_lengths = kv_lengths;
+  desc.num_chunks = 1;
+  const auto zeros = [](std::int64_t count) {
+    Tensor tensor(RA_DTYPE_FLOAT32, 1, count, 1, 1);
+    std::memset(tensor.bytes.get(), 0, tensor.size);
+    return tensor;
+  };
+  const Tensor keys = zeros(rows * head_dim), query = zeros(head_dim);
+  Tensor workspaces[2], outs[2] = {zeros(head_dim), zeros(head_dim)};
+
+  std::int64_t n = 0;
+  for (bool reached = true; reached;) {
+    ASSERT_LT(n++, kMostAllocations) << "the call still allocates";
+    for_each_rank(2, [&](std::int32_t rank, ra_context* context) {
+      Tensor &workspace = workspaces[rank], &out = outs[rank];
+      ra_memory_requirements needs;
+      ra_init_memory_requirements(&needs, sizeof needs);
+      Error error;
+      ASSERT_EQ(ra_get_memory_requirements(context, &desc, &needs, &error), RA_STATUS_SUCCESS) << error;
+      workspace = zeros(static_cast<std::int64_t>(needs.forward_workspace / sizeof(float)));
+      ra_forward_args args;
+      ra_init_forward_args(&args, sizeof args);
+      args.q = query.view();
+      args.k = args.v = keys.view();
+      args.out = out.view();
+      args.workspace = workspace.bytes.get();
+      args.workspace_size = workspace.size;
+      if (rank == 0) {
+        failing_takes = std::chrono::milliseconds(1);
+        has_failed = false;
+        allocations_left = n;
+      }
+      const ra_status status = ra_forward(context, &desc, &args, &error);
+      if (rank == 0) {
+        allocations_left = 0;
+        for (std::size_t i = 0; i < workspace.size; i += 4096) workspace.bytes[i] = kPoison;  // ahead of any copy
+        reached = has_failed;
+        EXPECT_EQ(status, reached ? RA_STATUS_OUT_OF_MEMORY : RA_STATUS_SUCCESS) << error;
+      }
+    });
+    ASSERT_EQ(std::memchr(workspaces[1].bytes.get(), std::to_integer<int>(kPoison), workspaces[1].size), nullptr)
+        << "after allocation " << n << " rank 1 got what had been written when the call of rank 0 had returned";
+  }
+}
 
 // The same for the functions that need no group: the only effect of a failed allocation is the status.
 TEST(LocalFunctions, ReportAFailedAllocation) {

@@ -41,7 +41,10 @@ class DelayedTransport final : public Transport {
     sleep();
     transport_.wait();
   }
-  void fail(ra_status status, const char* message) noexcept override { transport_.fail(status, message); }
+  void abandon() noexcept override { transport_.abandon(); }
+  void fail(ra_status status, int culprit, const char* message) noexcept override {
+    transport_.fail(status, culprit, message);
+  }
   Failure failure() const noexcept override { return transport_.failure(); }
 
  private:

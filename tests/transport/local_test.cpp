@@ -30,7 +30,7 @@ void run_group(int world_size, F&& body) {
         body(rank, *transport);
       } catch (const Error& error) {
         ADD_FAILURE() << "rank " << rank << ": " << error.message;
-        transport->fail(error.status, error.message.c_str());
+        transport->fail(error.status, rank, error.message.c_str());
       }
     });
   for (std::thread& thread : threads) thread.join();
@@ -93,11 +93,40 @@ TEST(Local, SeesAFailureThatComesWhileItCopies) {
         transport.send(0, 0, bulk);
       } else {
         std::this_thread::sleep_for(delay);
-        transport.fail(RA_STATUS_OUT_OF_MEMORY, "as planned");
+        transport.fail(RA_STATUS_OUT_OF_MEMORY, rank, "as planned");
       }
       together.arrive_and_wait();
     });
     ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(timeout_ms));
+  }
+}
+
+// A rank that goes while another copies from it has its memory to itself when it is gone.
+TEST(Local, LeavesOnlyWhenNobodyCopiesFromIt) {
+  constexpr std::size_t large = 4 << 20;
+  std::mt19937_64 random(test::seed());
+  std::vector<std::byte> sent(large), received(large);
+  for (int n = 0; n < test::sample(200); ++n) {
+    const std::chrono::microseconds delay(random() % 2000);
+    const std::string id = make_local_id();
+    std::fill(sent.begin(), sent.end(), std::byte{0});
+    std::thread sender([&] {
+      auto transport = join_local(id, 2, 0, timeout_ms, [] {});
+      transport->send(1, 0, sent);
+      std::this_thread::sleep_for(delay);
+      transport.reset();
+      for (std::size_t i = 0; i < large; i += 4096) sent[i] = std::byte{1};  // ahead of any copy
+    });
+    const auto transport = join_local(id, 2, 1, timeout_ms, [] {});
+    std::fill(received.begin(), received.end(), std::byte{0});
+    transport->receive(0, 0, received);
+    try {
+      transport->wait();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.status, RA_STATUS_PEER_LOST);
+    }
+    sender.join();
+    ASSERT_EQ(std::count(received.begin(), received.end(), std::byte{1}), 0) << "after " << delay.count() << " us";
   }
 }
 
