@@ -169,7 +169,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
         units.push_back({&item, &queries, first, rows, estimate_cost(problem, item, queries, first, rows)});
       }
   // The longest first, so that the threads end together.
-  std::stable_sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
+  std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
 
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
