@@ -20,7 +20,9 @@
  *                  Functions without a context, or with a const one, may run concurrently. Contexts are independent.
  *     collective   Means: every rank of the context makes the same calls in the same order. All other functions are local
  *                  and do not block.
- *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds.
+ *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds. A sequence
+ *                  has at most 2^48 tokens, a batch 2^48 entries, a tensor 2^20 heads and, counted in fp32 and with a length
+ *                  of 0 as 1, 2^58 bytes.
  */
 #ifndef RINGATTN_RINGATTN_H
 #define RINGATTN_RINGATTN_H
@@ -266,7 +268,7 @@ typedef struct ra_attention_desc {
   int64_t window_right;                /**< keys visible after the diagonal, >= -1; default -1: all */
   float softmax_scale;                 /**< finite; default 0: 1 / sqrt(head_dim) */
   float softcap;                       /**< >= 0 and finite; default 0: none */
-  int64_t num_documents;               /**< packed documents, >= 0; default 0: the sequence is not packed */
+  int64_t num_documents;               /**< packed documents, 0 .. 2^31; default 0: the sequence is not packed */
   const int64_t *document_offsets_q;   /**< host, num_documents + 1 entries: 0, ascending, seqlen_q. Document d is the tokens
                                             offsets[d] .. offsets[d + 1] - 1 (the cu_seqlens convention); may be empty */
   const int64_t *document_offsets_kv;  /**< the same for keys; NULL: document_offsets_q, and then seqlen_kv = seqlen_q */

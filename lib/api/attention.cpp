@@ -123,10 +123,10 @@ ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const 
 ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error) {
   return guard(error, [&] {
     const ra_merge_args a = read(args, "args");
-    require_range("batch", a.batch, 1, std::int64_t{1} << 48);
-    require_range("seqlen", a.seqlen, 0, std::int64_t{1} << 48);
-    require_range("num_heads", a.num_heads, 1, std::int64_t{1} << 20);
-    require_range("head_dim_v", a.head_dim_v, 1, std::int64_t{1} << 20);
+    require_range("batch", a.batch, 1, most_tokens);
+    require_range("seqlen", a.seqlen, 0, most_tokens);
+    require_range("num_heads", a.num_heads, 1, most_heads);
+    require_range("head_dim_v", a.head_dim_v, 1, most_copied_dim);
     require(a.reserved == 0, "reserved is ", a.reserved, "; must be 0");
     const DType dtype = to_dtype("dtype", a.dtype);
     const Shape shape{a.batch, a.seqlen, a.num_heads, a.head_dim_v};

@@ -30,8 +30,8 @@ void copy_shard(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
   const ra_sequence_args a = read(args, "args");
   const Shard shard = to_shard(desc, world_size, rank, a.side);
   const Problem &p = shard.problem;
-  require_range("num_heads", a.num_heads, 1, std::int64_t{1} << 20);
-  require_range("dim", a.dim, 1, std::int64_t{1} << 20);
+  require_range("num_heads", a.num_heads, 1, most_heads);
+  require_range("dim", a.dim, 1, most_copied_dim);
   const DType dtype = to_dtype("dtype", a.dtype, p.dtype);
   const Shape whole_shape{p.batch, p.seqlen(shard.side), a.num_heads, a.dim};
   const Shape shard_shape{p.batch, row_count(shard.pieces), a.num_heads, a.dim};

@@ -7,10 +7,6 @@
 namespace ringattn::api {
 namespace {
 
-// The planner's arithmetic on positions, and world_size times any length, stay below 2^63.
-constexpr std::int64_t most_tokens = std::int64_t{1} << 48;
-constexpr std::int64_t most_heads = std::int64_t{1} << 20;
-
 static_assert(static_cast<int>(DType::float32) == RA_DTYPE_FLOAT32 &&
               static_cast<int>(DType::bfloat16) == RA_DTYPE_BFLOAT16 &&
               static_cast<int>(DType::float16) == RA_DTYPE_FLOAT16);
@@ -19,17 +15,19 @@ static_assert(static_cast<int>(Sharding::contiguous) == RA_SHARDING_CONTIGUOUS &
               static_cast<int>(Sharding::striped) == RA_SHARDING_STRIPED);
 static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>(Side::key_value) == RA_SIDE_KEY_VALUE);
 
-// A product of non-negative counts, refused beyond 2^58 with the name of what it counts: all tensors and buffers of a call
-// together then stay below 2^63 bytes.
+// A product of non-negative counts, refused beyond most_tensor_bytes with the name of what it counts. A 0 among them hides no
+// other factor: batch * heads are counted with too where there is no token.
 std::int64_t checked_product(const char *what, std::initializer_list<std::int64_t> factors) {
-  constexpr std::int64_t most = std::int64_t{1} << 58;
   std::int64_t product = 1;
+  bool is_zero = false;
   for (const std::int64_t factor : factors) {
-    if (factor == 0) return 0;
-    require(product <= most / factor, what, " has more than 2^58 = ", most, " elements or bytes: a factor is ", factor);
-    product *= factor;
+    require(product <= most_tensor_bytes / std::max<std::int64_t>(factor, 1), what,
+            " has more than 2^58 = ", most_tensor_bytes, " elements or bytes, a length of 0 counted as 1: a factor is ",
+            factor);
+    product *= std::max<std::int64_t>(factor, 1);
+    is_zero = is_zero || factor == 0;
   }
-  return product;
+  return is_zero ? 0 : product;
 }
 
 void require_offsets(const char *field, const std::int64_t *offsets, std::int64_t count, const char *length_field,
@@ -43,7 +41,7 @@ void require_offsets(const char *field, const std::int64_t *offsets, std::int64_
 }
 
 std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seqlen_kv) {
-  require_range("num_documents", d.num_documents, 0, std::int64_t{1} << 31);
+  require_range("num_documents", d.num_documents, 0, most_documents);
   if (d.num_documents == 0) {
     require(d.document_offsets_q == nullptr, "document_offsets_q is set while num_documents is 0; must be NULL");
     require(d.document_offsets_kv == nullptr, "document_offsets_kv is set while num_documents is 0; must be NULL");
@@ -148,7 +146,7 @@ Problem to_problem(const ra_attention_desc &d) {
 
   require_range("schedule", d.schedule, RA_SCHEDULE_AUTO, RA_SCHEDULE_PASS_Q);
   require(d.reserved == 0, "reserved is ", d.reserved, "; must be 0");
-  require_range("num_chunks", d.num_chunks, 0, 65536);
+  require_range("num_chunks", d.num_chunks, 0, most_chunks);
   p.num_chunks = d.num_chunks;
   return p;
 }
@@ -169,6 +167,7 @@ Tensor Ranges::output(const char *name, const ra_tensor &t, DType dtype, const S
 }
 
 Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shape &shape, bool written) {
+  const bool empty = checked_product(name, {shape.batch, shape.rows, shape.heads, shape.dim, size_of(dtype)}) == 0;
   Tensor tensor = packed_tensor(t.data, dtype, shape.rows, shape.heads, shape.dim);
   struct Axis {
     const char *field;
@@ -179,7 +178,7 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
                             {"head_stride", t.head_stride, shape.heads}}};
   for (const Axis &axis : axes)
     require(axis.stride >= 0, name, ".", axis.field, " is ", axis.stride, "; must be at least 0");
-  if (checked_product(name, {shape.batch, shape.rows, shape.heads, shape.dim, size_of(dtype)}) == 0) return tensor;
+  if (empty) return tensor;
   require(t.data != nullptr, name, ".data is NULL; must point to ", shape.count(), " elements");
   require(reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(size_of(dtype)) == 0, name,
           ".data is ", t.data, "; must be aligned to ", size_of(dtype), " bytes");

@@ -16,8 +16,15 @@ enum class DType : std::int32_t { float32 = 1, bfloat16 = 2, float16 = 3 };
 enum class Sharding : std::int32_t { contiguous = 0, zigzag = 1, striped = 2 };
 enum class Side : std::int32_t { query = 0, key_value = 1 };
 
-// The largest problems that anything here is made for.
-constexpr std::int64_t most_head_dim = 256;  // also of head_dim_v
+// The largest problems that anything here is made for. The planner's arithmetic on positions, and world_size times any
+// length, stay below 2^63; so do all tensors and buffers of a call together, in bytes.
+constexpr std::int64_t most_tokens = std::int64_t{1} << 48;  // of a sequence; also entries of a batch
+constexpr std::int64_t most_heads = std::int64_t{1} << 20;
+constexpr std::int64_t most_head_dim = 256;                        // also of head_dim_v
+constexpr std::int64_t most_copied_dim = std::int64_t{1} << 20;    // of tensors that are only copied or merged
+constexpr std::int64_t most_tensor_bytes = std::int64_t{1} << 58;  // of one tensor, a length of 0 counted as 1
+constexpr std::int64_t most_documents = std::int64_t{1} << 31;
+constexpr std::int64_t most_chunks = 65536;  // that a caller can ask for
 constexpr int most_ranks = 4096;
 
 constexpr std::int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }

@@ -571,6 +571,25 @@ void problems(Table& t) {
     d.seqlen_q = d.seqlen_kv = one << 38;
     d.head_dim = d.head_dim_v = 256;
   });
+  // A length of 0 hides no other factor: batch * heads alone are counted with too.
+  too_big("lengths are 0, batch * heads is 2^64", [](D& d) {
+    d.seqlen_q = d.seqlen_kv = 0;
+    d.batch = one << 44;
+    d.num_heads_q = d.num_heads_kv = 1 << 20;
+  });
+  too_big("lengths are 0, batch * heads * head_dim_v is 2^59", [](D& d) {
+    d.seqlen_q = d.seqlen_kv = 0;
+    d.batch = one << 37;
+    d.num_heads_q = d.num_heads_kv = 1 << 20;
+    d.head_dim = 1;
+    d.head_dim_v = 4;
+  });
+  too_big("seqlen_q is 0, batch * heads is 2^64", [](D& d) {
+    d.seqlen_q = 0;
+    d.batch = one << 44;
+    d.num_heads_q = 1 << 20;
+    d.num_heads_kv = 1;
+  });
 }
 
 void documents(Table& t) {
@@ -849,6 +868,14 @@ void arguments(Table& t) {
                kCopy,
                [](Call& c) { c.sequence.num_heads = c.sequence.dim = std::int64_t{1} << 32; },
                {}});
+  t.push_back({"whole tensor has 2^79 elements",
+               kCopy,
+               [](Call& c) {
+                 c.desc.batch = c.desc.num_heads_q = c.desc.num_heads_kv = c.desc.head_dim = c.desc.head_dim_v = 1;
+                 c.desc.seqlen_q = c.desc.seqlen_kv = std::int64_t{1} << 39;
+                 c.sequence.num_heads = c.sequence.dim = 1 << 20;
+               },
+               {"whole"}});
 
   using M = ra_merge_args;
   const Functions merge{&kMergeAttention};
@@ -862,6 +889,21 @@ void arguments(Table& t) {
                merge,
                [](Call& c) { c.merge.num_heads = c.merge.head_dim_v = std::int64_t{1} << 32; },
                {}});
+  t.push_back({"merged elements are 2^70, each factor legal",
+               merge,
+               [](Call& c) {
+                 c.merge.seqlen = std::int64_t{1} << 48;
+                 c.merge.num_heads = 1 << 20;
+               },
+               {"out_a"}});
+  t.push_back({"merged rows are 2^68 of no tokens",
+               merge,
+               [](Call& c) {
+                 c.merge.seqlen = 0;
+                 c.merge.batch = std::int64_t{1} << 48;
+                 c.merge.num_heads = 1 << 20;
+               },
+               {"out_a"}});
 }
 
 Table make_table() {
