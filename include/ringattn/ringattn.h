@@ -100,14 +100,22 @@ typedef enum ra_dtype {
 } ra_dtype;
 
 /**
- * Which tokens a rank owns. P is the world size, N the length of the sequence; with packed documents the rule applies
- * inside each document, so that every rank gets a like share of each. A rank's shard holds its tokens densely in
- * ascending position. Pieces of a length that does not divide differ by one token; the longer ones come first.
+ * Which tokens a rank owns. P is the world size. A rank's shard holds its tokens densely in ascending position.
+ *
+ * Packed documents are cut one by one, so that every rank gets a like share of each; a sequence without documents is one
+ * document. Contiguous and zigzag cut it into m parts, one behind the other: of its n tokens, the first of which is token b of
+ * the whole sequence, part k (0 <= k < m) has n / m, rounded down, and one more if (k - b) mod m < n mod m, where mod is never
+ * negative. So with one document the longer parts come first, and with many each gives its odd tokens to the ranks after those
+ * of the document before: however many there are, shards differ in length by one token at most, or by one stripe.
+ *
+ * ra_get_shard_length and ra_get_shard_positions work this out. Queries and keys follow the same rule, so token i of both is on
+ * one rank if their sequences are cut alike: equal lengths and equal document offsets.
  */
 typedef enum ra_sharding {
-  RA_SHARDING_CONTIGUOUS = 0, /**< P pieces, rank r owns piece r */
-  RA_SHARDING_ZIGZAG = 1,     /**< 2 P pieces, rank r owns pieces r and 2 P - 1 - r: equal work under a causal mask */
-  RA_SHARDING_STRIPED = 2     /**< token i belongs to rank (i / stripe) mod P: equal work under a causal mask */
+  RA_SHARDING_CONTIGUOUS = 0, /**< P parts, rank r owns part r */
+  RA_SHARDING_ZIGZAG = 1,     /**< 2 P parts, rank r owns parts r and 2 P - 1 - r: equal work under a causal mask */
+  RA_SHARDING_STRIPED = 2     /**< token p of the whole sequence belongs to rank (p / stripe) mod P, in whatever document it is:
+                                   equal work under a causal mask */
 } ra_sharding;
 
 /** Shape of the mask before windows, documents and padding, which all intersect with it. */

@@ -80,6 +80,17 @@ std::int64_t Plan::longest_chunk() const {
   return longest;
 }
 
+std::vector<Piece> Plan::chunk_keys(int owner, std::int64_t chunk) const {
+  const Shards shards(problem_, Side::key_value, world_size_);
+  const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
+  std::vector<Piece> keys;
+  if (begin == end) return keys;
+  const std::int64_t last = shards.document_of(owner, end - 1);
+  for (std::int64_t d = shards.document_of(owner, begin); d <= last; ++d)
+    for (const Piece& piece : shards.deal(owner, d, begin, end)) keys.push_back(piece);
+  return keys;
+}
+
 std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const {
   std::vector<Stretch> stretches;
   for (const Piece& piece : chunk_keys(owner, chunk)) {
@@ -212,30 +223,39 @@ struct VisibleCount {
     add_until(count);
     return sum;
   }
+
+  // Sum over a piece: block by block, or place by place of the block over all blocks, whichever is fewer sums.
+  double sum(const Piece& piece) const {
+    const Run& run = piece.run;
+    const std::int64_t end = piece.first + piece.length;
+    double result = 0;
+    if (piece.length / run.block < run.block) {
+      for (std::int64_t n = piece.first, next = 0; n < end; n = next) {
+        next = std::min(end, (n / run.block + 1) * run.block);
+        result += sum(run.position(n), 1, next - n);
+      }
+    } else {
+      for (std::int64_t n = piece.first; n < piece.first + run.block; ++n)
+        result += sum(run.position(n), run.stride, (end - n + run.block - 1) / run.block);
+    }
+    return result;
+  }
 };
 
 }  // namespace
 
 double count_visible_pairs(const Problem& problem, int world_size, int rank) {
+  const std::int64_t entries = problem.kv_lengths.empty() ? 1 : problem.batch;  // without padding all entries are alike
   double pairs = 0;
   for (const Piece& piece : shard_pieces(problem, Side::query, world_size, rank)) {
     const Document& document = problem.documents[static_cast<std::size_t>(piece.document)];
-    const Run& run = piece.run;  // of a whole shard, so the piece is all of it
-    const std::int64_t blocks = (run.length + run.block - 1) / run.block;
-    for (std::int64_t b = 0; b < problem.batch; ++b) {
+    for (std::int64_t b = 0; b < entries; ++b) {
       const VisibleCount visible{problem.band(document),
                                  std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
-      if (visible.limit <= 0) continue;
-      // Block by block, or place by place of the block over all blocks: whichever is fewer sums.
-      if (blocks <= run.block)
-        for (std::int64_t n = 0; n < run.length; n += run.block)
-          pairs += visible.sum(run.position(n), 1, std::min(run.block, run.length - n));
-      else
-        for (std::int64_t n = 0; n < run.block; ++n)
-          pairs += visible.sum(run.position(n), run.stride, (run.length - n + run.block - 1) / run.block);
+      if (visible.limit > 0) pairs += visible.sum(piece);
     }
   }
-  return pairs;
+  return pairs * static_cast<double>(problem.batch / entries);
 }
 
 }  // namespace ringattn

@@ -86,9 +86,7 @@ class Plan {
   std::int64_t longest_chunk() const;  // rows, over all owners
 
   // The keys of a chunk. Rows are those of the owner's shard.
-  std::vector<Piece> chunk_keys(int owner, std::int64_t chunk) const {
-    return deal(keys_[static_cast<std::size_t>(owner)], chunk_begin(owner, chunk), chunk_begin(owner, chunk + 1));
-  }
+  std::vector<Piece> chunk_keys(int owner, std::int64_t chunk) const;
   // The same as stretches of storage that do not touch: three at most, since whole documents follow one another.
   std::vector<Stretch> chunk_stretches(int owner, std::int64_t chunk) const;
 
@@ -116,7 +114,7 @@ class Plan {
     int in(int direction) const { return direction > 0 ? downstream : upstream; }
   };
   std::int64_t chunk_begin(int owner, std::int64_t chunk) const {  // in the order of dealing
-    return part_begin(key_rows(owner), num_chunks_, chunk);
+    return Cut(key_rows(owner), num_chunks_).begin(chunk);
   }
   Reach find_reach(int owner, std::int64_t chunk) const;
   void add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches);

@@ -1,50 +1,83 @@
 #include "plan/shard.h"
 
+#include <iterator>
+#include <ranges>
+
 namespace ringattn {
-namespace {
 
-Run contiguous_run(std::int64_t length, std::int64_t parts, std::int64_t part) {
-  const std::int64_t begin = part_begin(length, parts, part);
-  const std::int64_t count = part_begin(length, parts, part + 1) - begin;
-  return {.start = begin,
-          .block = std::max<std::int64_t>(count, 1),
-          .stride = std::max<std::int64_t>(count, 1),
-          .length = count};
+std::int64_t Shards::rows_before_position(int rank, std::int64_t position) const {
+  if (problem_.sharding == Sharding::striped) {
+    const std::int64_t stripe = problem_.stripe, period = world_size_ * stripe;
+    return position / period * stripe + std::clamp<std::int64_t>(position % period - rank * stripe, 0, stripe);
+  }
+  const Cut cut(position, num_parts());
+  const std::int64_t rows = cut.length(rank);
+  return problem_.sharding == Sharding::zigzag ? rows + cut.length(num_parts() - 1 - rank) : rows;
 }
 
-Run striped_run(std::int64_t length, std::int64_t stripe, std::int64_t world_size, std::int64_t rank) {
-  stripe = std::min(stripe, std::max<std::int64_t>(length, 1));
-  const std::int64_t period = world_size * stripe, start = rank * stripe;
-  const std::int64_t count = length / period * stripe + std::clamp<std::int64_t>(length % period - start, 0, stripe);
-  return {.start = start, .block = stripe, .stride = period, .length = count};
+std::int64_t Shards::document_of(int rank, std::int64_t row) const {
+  const auto documents = std::views::iota(std::int64_t{0}, num_documents());
+  return *std::ranges::partition_point(documents, [&](std::int64_t d) { return rows_before(rank, d + 1) <= row; });
 }
 
-}  // namespace
+Share Shards::share(int rank, std::int64_t document) const {
+  Share share;
+  const std::int64_t begin = begin_of(document), end = begin_of(document + 1);
+  std::int64_t row = rows_before_position(rank, begin);
+  if (problem_.sharding == Sharding::striped) {  // a stretch of the rank's stripes of the whole sequence
+    const std::int64_t stripe = problem_.stripe, row_end = rows_before_position(rank, end);
+    share.add(
+        {.document = document,
+         .run = {.start = rank * stripe - begin, .block = stripe, .stride = world_size_ * stripe, .length = row_end},
+         .first = row,
+         .length = row_end - row,
+         .row = row});
+    return share;
+  }
+  const Cut cut(end - begin, num_parts(), begin % num_parts());
+  const auto add_part = [&](std::int64_t part) {
+    const std::int64_t length = cut.length(part), block = std::max<std::int64_t>(length, 1);
+    share.add({.document = document,
+               .run = {.start = cut.begin(part), .block = block, .stride = block, .length = length},
+               .first = 0,
+               .length = length,
+               .row = row});
+    row += length;
+  };
+  add_part(rank);
+  if (problem_.sharding == Sharding::zigzag) add_part(num_parts() - 1 - rank);
+  return share;
+}
+
+// Pieces of one document differ by at most one in length. The longer one has the first turn; so of the document's first m
+// tokens in the order of dealing, the piece whose turn is number t of k has (m + k - 1 - t) / k, rounded down.
+Share Shards::deal(int rank, std::int64_t document, std::int64_t begin, std::int64_t end) const {
+  Share dealt;
+  const Share whole = share(rank, document);
+  if (whole.empty()) return dealt;
+  const std::int64_t row = whole[0].row, length = rows_before(rank, document + 1) - row;
+  const std::int64_t from = std::clamp<std::int64_t>(begin - row, 0, length),
+                     to = std::clamp<std::int64_t>(end - row, 0, length);
+  const auto pieces = static_cast<std::int64_t>(whole.size());
+  const bool backwards = pieces == 2 && whole[1].length > whole[0].length;
+  std::int64_t number = 0;
+  for (Piece piece : whole) {
+    const std::int64_t turn = backwards ? pieces - 1 - number : number;
+    const std::int64_t first = (from + pieces - 1 - turn) / pieces, last = (to + pieces - 1 - turn) / pieces;
+    piece.first += first;
+    piece.length = last - first;
+    piece.row += first;
+    dealt.add(piece);
+    ++number;
+  }
+  return dealt;
+}
 
 std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_size, int rank) {
+  const Shards shards(problem, side, world_size);
   std::vector<Piece> pieces;
-  std::int64_t row = 0;
-  const auto add = [&](std::size_t document, const Run& run) {
-    if (run.length == 0) return;
-    pieces.push_back(
-        {.document = static_cast<std::int64_t>(document), .run = run, .first = 0, .length = run.length, .row = row});
-    row += run.length;
-  };
-  for (std::size_t d = 0; d < problem.documents.size(); ++d) {
-    const std::int64_t length = problem.documents[d].length(side);
-    switch (problem.sharding) {
-      case Sharding::contiguous:
-        add(d, contiguous_run(length, world_size, rank));
-        break;
-      case Sharding::zigzag:
-        add(d, contiguous_run(length, 2 * std::int64_t{world_size}, rank));
-        add(d, contiguous_run(length, 2 * std::int64_t{world_size}, 2 * std::int64_t{world_size} - 1 - rank));
-        break;
-      case Sharding::striped:
-        add(d, striped_run(length, problem.stripe, world_size, rank));
-        break;
-    }
-  }
+  for (std::int64_t d = 0; d < shards.num_documents(); ++d)
+    for (const Piece& piece : shards.share(rank, d)) pieces.push_back(piece);
   return pieces;
 }
 
@@ -61,30 +94,6 @@ std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, s
     cut.back().row = from - begin;
   }
   return cut;
-}
-
-// The pieces of a document differ by at most one in length, longer ones first; so of its first m tokens in the order of
-// dealing, piece i of k has (m + k - 1 - i) / k, rounded down.
-std::vector<Piece> deal(std::span<const Piece> shard, std::int64_t begin, std::int64_t end) {
-  std::vector<Piece> dealt;
-  auto piece =
-      std::partition_point(shard.begin(), shard.end(), [&](const Piece& p) { return p.row + p.length <= begin; });
-  while (piece != shard.begin() && piece != shard.end() && (piece - 1)->document == piece->document) --piece;
-  while (piece != shard.end() && piece->row < end) {
-    const auto next = std::find_if(piece, shard.end(), [&](const Piece& p) { return p.document != piece->document; });
-    const std::int64_t pieces = next - piece, length = (next - 1)->row + (next - 1)->length - piece->row;
-    const std::int64_t from = std::clamp<std::int64_t>(begin - piece->row, 0, length),
-                       to = std::clamp<std::int64_t>(end - piece->row, 0, length);
-    for (std::int64_t turn = pieces - 1; piece != next; ++piece, --turn) {
-      const std::int64_t first = (from + turn) / pieces, last = (to + turn) / pieces;
-      if (first == last) continue;
-      dealt.push_back(*piece);
-      dealt.back().first += first;
-      dealt.back().length = last - first;
-      dealt.back().row += first;
-    }
-  }
-  return dealt;
 }
 
 std::vector<Piece> packed(std::vector<Piece> pieces) {

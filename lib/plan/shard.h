@@ -1,12 +1,24 @@
-// Which tokens a rank owns, and where it stores them.
+// Which tokens a rank owns, and where it stores them: closed forms, so that nobody keeps lists of what others own.
 //
-// A run is an arithmetic progression of blocks of positions; it covers all shardings: a contiguous piece is one block, a
-// striped shard is blocks of `stripe` tokens every P * stripe. A piece is a stretch of a run that is stored densely; a shard
-// is a list of pieces, one or two per document, ascending in position and therefore in storage too. That order is what
-// makes the keys a query sees one interval of storage, whatever the sharding (interval.h).
+// A document of n tokens that begins at token b of the whole sequence is cut for P ranks
+//
+//   contiguous   into P parts, of which rank r owns part r
+//   zigzag       into 2 P parts, of which rank r owns parts r and 2 P - 1 - r
+//   striped      wherever the sequence is: its token at position p belongs to rank (p / stripe) mod P
+//
+// m parts have n / m tokens each. The n mod m tokens that are left go one each to parts b mod m, b mod m + 1, ..., around from
+// part m - 1 to part 0, which is on from where the document before left off. So whatever the documents, a rank has as many
+// tokens of those before b as if they were one, in closed form; and shards differ by one token, or by one stripe.
+//
+// A run is an arithmetic progression of blocks of positions; it covers all shardings: a part is one block, a striped shard is
+// blocks of `stripe` tokens every P * stripe. A piece is a stretch of a run that is stored densely; a shard is a list of
+// pieces, at most two per document, ascending in position and therefore in storage too. That order is what makes the keys a
+// query sees one interval of storage, whatever the sharding (interval.h).
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -49,21 +61,88 @@ struct Piece {
   }
 };
 
-// Cuts `length` things into `parts` parts that differ by at most one, longer ones first: where part `part` begins.
-constexpr std::int64_t part_begin(std::int64_t length, std::int64_t parts, std::int64_t part) {
-  return length / parts * part + std::min(length % parts, part);
-}
+// What one rank has of one document, or of the part of it in a chunk: non-empty pieces, ascending in position.
+class Share {
+ public:
+  void add(const Piece& piece) {
+    if (piece.length > 0) pieces_[count_++] = piece;
+  }
+  bool empty() const { return count_ == 0; }
+  std::size_t size() const { return count_; }
+  const Piece& operator[](std::size_t i) const { return pieces_[i]; }
+  const Piece* begin() const { return pieces_.data(); }
+  const Piece* end() const { return pieces_.data() + count_; }
+
+ private:
+  std::array<Piece, 2> pieces_;
+  std::size_t count_ = 0;
+};
+
+// `length` things cut into `parts` parts, one behind the other, that differ by at most one: the longer ones are part `first`
+// and those that follow it, around from the last part to part 0.
+class Cut {
+ public:
+  constexpr Cut(std::int64_t length, std::int64_t parts, std::int64_t first = 0)
+      : parts_(parts),
+        shorter_(length / parts),
+        first_(first),
+        around_(std::max<std::int64_t>(0, first + length % parts - parts)),
+        ahead_(length % parts - around_) {}
+
+  // Where part `part` begins; that of part `parts` is the whole length.
+  constexpr std::int64_t begin(std::int64_t part) const {
+    return shorter_ * part + std::min(part, around_) + std::clamp<std::int64_t>(part - first_, 0, ahead_);
+  }
+  constexpr std::int64_t length(std::int64_t part) const { return begin(part + 1) - begin(part); }
+
+ private:
+  std::int64_t parts_, shorter_, first_;
+  std::int64_t around_;  // longer parts 0, 1, ... before part `first`
+  std::int64_t ahead_;   // longer parts from `first` on
+};
+
+// One side of a problem as `world_size` ranks share it. Keeps a reference to the problem.
+class Shards {
+ public:
+  Shards(const Problem& problem, Side side, int world_size) : problem_(problem), side_(side), world_size_(world_size) {}
+
+  // Rows of a whole shard, and of the documents before number `document` in it.
+  std::int64_t rows(int rank) const { return rows_before_position(rank, problem_.seqlen(side_)); }
+  std::int64_t rows_before(int rank, std::int64_t document) const {
+    return rows_before_position(rank, begin_of(document));
+  }
+  // The document that a stored row belongs to.
+  std::int64_t document_of(int rank, std::int64_t row) const;
+
+  // What a rank has of one document.
+  Share share(int rank, std::int64_t document) const;
+  // What rows begin .. end - 1 of a whole shard, in the order of dealing, have of one document: one document comes after the
+  // other, and of a document's pieces one token each in turn. So a cut of a zigzag shard takes as much of the front piece of a
+  // long document as of its back piece, and short documents stay whole. Rows are those of the shard.
+  Share deal(int rank, std::int64_t document, std::int64_t begin, std::int64_t end) const;
+
+  // Position in the whole sequence of the first token of a document; of number `documents`, the end of the sequence.
+  std::int64_t begin_of(std::int64_t document) const {
+    return document < num_documents() ? problem_.documents[static_cast<std::size_t>(document)].begin(side_)
+                                      : problem_.seqlen(side_);
+  }
+  std::int64_t num_documents() const { return static_cast<std::int64_t>(problem_.documents.size()); }
+
+ private:
+  // Of the tokens before a position at which a document begins or the sequence ends.
+  std::int64_t rows_before_position(int rank, std::int64_t position) const;
+  std::int64_t num_parts() const { return std::int64_t{world_size_} * (problem_.sharding == Sharding::zigzag ? 2 : 1); }
+
+  const Problem& problem_;
+  Side side_;
+  int world_size_;
+};
 
 // The non-empty pieces of a rank's shard.
 std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_size, int rank);
 
 // The parts of `pieces` that are stored in rows begin .. end - 1, with rows counted from `begin`.
 std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, std::int64_t end);
-
-// Tokens begin .. end - 1 of a whole shard in the order of dealing: one document after the other, and of a document's pieces
-// one token each in turn. So a cut of a zigzag shard takes as much of the front piece of a long document as of its back piece,
-// and short documents stay whole. Rows are those of the shard.
-std::vector<Piece> deal(std::span<const Piece> shard, std::int64_t begin, std::int64_t end);
 
 // The same pieces stored densely, one behind the other, from row 0.
 std::vector<Piece> packed(std::vector<Piece> pieces);

@@ -176,6 +176,18 @@ TEST(Estimate, EqualsWhatAContextSays) {
   }
 }
 
+// Entries of a batch are alike, so nothing is done for each of them.
+TEST(Estimate, OfAHugeBatchIsImmediate) {
+  ra_attention_desc desc = make_desc(1, 1, 1, std::int64_t{1} << 48);
+  const ra_context_config config = make_config(1, 0);
+  ra_memory_requirements estimated;
+  ra_init_memory_requirements(&estimated, sizeof estimated);
+  Error error;
+  ASSERT_EQ(ra_estimate_memory(&config, &desc, &estimated, &error), RA_STATUS_SUCCESS) << error;
+  EXPECT_EQ(estimated.visible_pairs, 0x1p48);
+  EXPECT_EQ(estimated.lse, std::size_t{4} << 48);
+}
+
 // ---------------------------------------------------------------- log
 
 struct Log {

@@ -48,21 +48,22 @@ struct Case {
   }
 };
 
-// The piece of 0 .. pieces - 1 that token i of n lies in, where the first n mod pieces ones are longer by one.
-std::int64_t piece_of(std::int64_t i, std::int64_t n, std::int64_t pieces) {
+// The part of 0 .. parts - 1 that token i of a document lies in: it has n tokens, from token `begin` of the sequence on.
+std::int64_t part_of(std::int64_t i, std::int64_t begin, std::int64_t n, std::int64_t parts) {
   std::int64_t end = 0;
-  for (std::int64_t piece = 0;; ++piece) {
-    end += n / pieces + (piece < n % pieces ? 1 : 0);
-    if (i < end) return piece;
+  for (std::int64_t part = 0;; ++part) {
+    const bool longer = (part + parts - begin % parts) % parts < n % parts;
+    end += n / parts + (longer ? 1 : 0);
+    if (i < end) return part;
   }
 }
 
-std::int64_t owner_of(const Case& c, std::int64_t i, std::int64_t n) {
+std::int64_t owner_of(const Case& c, std::int64_t i, std::int64_t begin, std::int64_t n) {
   const std::int64_t p = c.world_size;
-  if (c.sharding == RA_SHARDING_STRIPED) return (i / c.stripe) % p;
-  if (c.sharding == RA_SHARDING_CONTIGUOUS) return piece_of(i, n, p);
-  const std::int64_t piece = piece_of(i, n, 2 * p);
-  return std::min(piece, 2 * p - 1 - piece);
+  if (c.sharding == RA_SHARDING_STRIPED) return ((begin + i) / c.stripe) % p;
+  if (c.sharding == RA_SHARDING_CONTIGUOUS) return part_of(i, begin, n, p);
+  const std::int64_t part = part_of(i, begin, n, 2 * p);
+  return std::min(part, 2 * p - 1 - part);
 }
 
 std::vector<std::int64_t> positions_by_definition(const Case& c, std::int32_t rank, std::int32_t side) {
@@ -71,7 +72,7 @@ std::vector<std::int64_t> positions_by_definition(const Case& c, std::int32_t ra
   for (std::size_t d = 0; d + 1 < offsets.size(); ++d) {
     const std::int64_t n = offsets[d + 1] - offsets[d];
     for (std::int64_t i = 0; i < n; ++i) {
-      if (owner_of(c, i, n) == rank) positions.push_back(offsets[d] + i);
+      if (owner_of(c, i, offsets[d], n) == rank) positions.push_back(offsets[d] + i);
     }
   }
   return positions;
@@ -89,6 +90,7 @@ std::vector<Case> cases() {
       {{0, 0, 5, 5, 6, 30}, {0, 0, 5, 5, 6, 30}},
       {{0, 4, 9, 9}, {0, 17, 17, 40}},
       {{0, 1, 2, 3, 4, 5, 6, 7, 8}, {0, 1, 2, 3, 4, 5, 6, 7, 8}},
+      {{0, 1, 14, 30, 37, 40}, {0, 9, 11, 11, 44, 61}},
   };
   std::vector<Case> result;
   for (const auto& [q, kv] : sequences) {

@@ -187,13 +187,7 @@ TEST(Plan, ShardsCoverEveryTokenOnceInAscendingOrder) {
       }
       ASSERT_TRUE(std::all_of(owners.begin(), owners.end(), [](int owner) { return owner == 1; }))
           << reference::describe(p);
-      const auto documents = static_cast<std::int64_t>(p.documents.size());
-      if (p.sharding == Sharding::contiguous) {
-        ASSERT_LE(longest - shortest, documents) << reference::describe(p);
-      }
-      if (p.sharding == Sharding::zigzag) {
-        ASSERT_LE(longest - shortest, 2 * documents) << reference::describe(p);
-      }
+      ASSERT_LE(longest - shortest, p.sharding == Sharding::striped ? p.stripe : 1) << reference::describe(p);
     }
   }
 }
@@ -204,6 +198,41 @@ Problem whole_sequence(std::int64_t seqlen, Sharding sharding) {
   p.sharding = sharding;
   p.documents = {{0, seqlen, 0, seqlen}};
   return p;
+}
+
+// However the sequence is cut into documents, its shards differ by one token, or by one stripe.
+TEST(Plan, ManyShortDocumentsAreSharedEvenly) {
+  constexpr std::int64_t documents = 1000;
+  struct Rule {
+    Sharding sharding;
+    std::int64_t stripe;
+  };
+  for (const std::int64_t length : {1, 3, 16, 20, 33, 100})
+    for (const int world_size : {2, 16, 64})
+      for (const Rule rule : {Rule{Sharding::contiguous, 1}, Rule{Sharding::zigzag, 1}, Rule{Sharding::striped, 1},
+                              Rule{Sharding::striped, 16}}) {
+        SCOPED_TRACE(::testing::Message() << length << " tokens, " << world_size << " ranks, sharding "
+                                          << static_cast<int>(rule.sharding) << ", stripe " << rule.stripe);
+        Problem p = whole_sequence(documents * length, rule.sharding);
+        p.stripe = rule.stripe;
+        p.causal = true;
+        p.documents.clear();
+        for (std::int64_t d = 0; d < documents; ++d) p.documents.push_back({d * length, length, d * length, length});
+        std::int64_t shortest = p.seqlen_q, longest = 0;
+        double most = 0, sum = 0;
+        for (int rank = 0; rank < world_size; ++rank) {
+          const std::int64_t rows = row_count(shard_pieces(p, Side::query, world_size, rank));
+          shortest = std::min(shortest, rows);
+          longest = std::max(longest, rows);
+          const double pairs = count_visible_pairs(p, world_size, rank);
+          most = std::max(most, pairs);
+          sum += pairs;
+        }
+        EXPECT_LE(longest - shortest, rule.stripe);
+        if (rule.sharding == Sharding::zigzag) {
+          EXPECT_LE(most / (sum / world_size), 1.03) << "causal work";
+        }
+      }
 }
 
 TEST(Plan, ZigzagAndStripedShareCausalWorkEqually) {
