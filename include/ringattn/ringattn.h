@@ -301,7 +301,7 @@ RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_
 /**
  * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  * forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- * threads, and short lists of what is to be computed, some hundred bytes for each document and chunk.
+ * threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.
  */
 typedef struct ra_memory_requirements {
   size_t struct_size;

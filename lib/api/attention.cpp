@@ -11,8 +11,8 @@ namespace {
 // The shard of one rank, and the shapes of everything in it.
 struct Shapes {
   Shapes(const Problem &p, const Rank &r)
-      : rows_q(row_count(shard_pieces(p, Side::query, r.world_size, r.rank))),
-        rows_kv(row_count(shard_pieces(p, Side::key_value, r.world_size, r.rank))),
+      : rows_q(Shards(p, Side::query, r.world_size).rows(r.rank)),
+        rows_kv(Shards(p, Side::key_value, r.world_size).rows(r.rank)),
         q{p.batch, rows_q, p.num_heads_q, p.head_dim},
         k{p.batch, rows_kv, p.num_heads_kv, p.head_dim},
         v{p.batch, rows_kv, p.num_heads_kv, p.head_dim_v},

@@ -4,6 +4,8 @@
 #include <array>
 #include <cstddef>
 
+#include "plan/reach.h"
+
 namespace ringattn {
 namespace {
 
@@ -21,28 +23,6 @@ std::int64_t choose_num_chunks(const Problem& problem, int world_size, Pass pass
   return std::min((most + rows - 1) / rows, most_chosen_chunks);
 }
 
-// The pieces of one document among `pieces`, which are ascending in document, from `from` on; advances `from` past them.
-std::span<const Piece> take_document(const std::vector<Piece>& pieces, std::size_t& from, std::int64_t document) {
-  while (from < pieces.size() && pieces[from].document < document) ++from;
-  std::size_t end = from;
-  while (end < pieces.size() && pieces[end].document == document) ++end;
-  const std::span<const Piece> taken(pieces.data() + from, end - from);
-  from = end;
-  return taken;
-}
-
-// Calls f(document, queries, keys) for every document that has queries; `keys` may be empty. Stops where f returns true.
-template <class F>
-bool for_each_document(const std::vector<Piece>& queries, const std::vector<Piece>& keys, F&& f) {
-  std::size_t query = 0, key = 0;
-  while (query < queries.size()) {
-    const std::int64_t document = queries[query].document;
-    const auto document_queries = take_document(queries, query, document);
-    if (f(document, document_queries, take_document(keys, key, document))) return true;
-  }
-  return false;
-}
-
 bool item_sees(const WorkItem& item, std::int64_t kv_length) {
   for (const Piece& query : item.queries)
     for (const Piece& key : item.keys)
@@ -53,14 +33,9 @@ bool item_sees(const WorkItem& item, std::int64_t kv_length) {
 }  // namespace
 
 Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
-    : problem_(problem), world_size_(world_size), rank_(rank), pass_(pass) {
+    : problem_(problem), world_size_(world_size), rank_(rank), pass_(pass), kv_length_(problem_.longest_kv()) {
   std::int64_t longest = 0;
-  for (int r = 0; r < world_size; ++r) {
-    all_queries_.push_back(shard_pieces(problem_, Side::query, world_size, r));
-    keys_.push_back(shard_pieces(problem_, Side::key_value, world_size, r));
-    longest = std::max(longest, row_count(keys_.back()));
-  }
-  queries_ = all_queries_[static_cast<std::size_t>(rank)];
+  for (int owner = 0; owner < world_size; ++owner) longest = std::max(longest, key_rows(owner));
   num_chunks_ = choose_num_chunks(problem_, world_size, pass, longest);
 
   std::vector<Reach> reaches(static_cast<std::size_t>(world_size));
@@ -81,13 +56,11 @@ std::int64_t Plan::longest_chunk() const {
 }
 
 std::vector<Piece> Plan::chunk_keys(int owner, std::int64_t chunk) const {
-  const Shards shards(problem_, Side::key_value, world_size_);
+  const Shards all = shards(Side::key_value);
   const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
   std::vector<Piece> keys;
-  if (begin == end) return keys;
-  const std::int64_t last = shards.document_of(owner, end - 1);
-  for (std::int64_t d = shards.document_of(owner, begin); d <= last; ++d)
-    for (const Piece& piece : shards.deal(owner, d, begin, end)) keys.push_back(piece);
+  for (const std::int64_t d : all.documents(owner, begin, end))
+    for (const Piece& piece : all.deal(owner, d, begin, end)) keys.push_back(piece);
   return keys;
 }
 
@@ -112,35 +85,40 @@ std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
          size_of(DType::float32);
 }
 
-bool Plan::sees(int rank, int owner, std::int64_t chunk) const {
-  const std::vector<Piece> keys = chunk_keys(owner, chunk);
-  if (keys.empty()) return false;
-  return for_each_document(all_queries_[static_cast<std::size_t>(rank)], keys,
-                           [&](std::int64_t d, auto queries, auto document_keys) {
-                             const Document& document = problem_.documents[static_cast<std::size_t>(d)];
-                             const WorkItem item{problem_.band(document), document.kv_begin, queries, document_keys};
-                             return item_sees(item, problem_.longest_kv());
-                           });
+std::vector<bool> Plan::find_seeing(int owner, std::int64_t chunk) {
+  const Shards keys = shards(Side::key_value), queries = shards(Side::query);
+  const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
+  RankSet seeing(world_size_);
+  for (const std::int64_t d : keys.documents(owner, begin, end)) {
+    if (seeing.is_full()) break;
+    ++documents_visited_;
+    for (const Piece& piece : keys.deal(owner, d, begin, end)) add_seeing(problem_, piece, kv_length_, queries, seeing);
+  }
+  return seeing.members();
 }
 
 // Of the ranks at distance 1 .. P - 1 downstream, those that see the chunk; the widest gap between them is left out.
-Plan::Reach Plan::find_reach(int owner, std::int64_t chunk) const {
-  Reach best{.downstream = 0, .upstream = 0};
+Plan::Reach Plan::find_reach(int owner, std::int64_t chunk) {
+  const std::vector<bool> seeing = find_seeing(owner, chunk);
+  const auto sees = [&](int rank) { return seeing[static_cast<std::size_t>(rank)]; };
+  Reach best;
   int previous = 0, widest_gap = 0;
   for (int distance = 1; distance <= world_size_; ++distance) {
     const bool home = distance == world_size_;
-    if (!home && !sees((owner + distance) % world_size_, owner, chunk)) continue;
+    if (!home && !sees((owner + distance) % world_size_)) continue;
     if (distance - previous >= widest_gap) {  // the last of equal gaps: a chunk that all see goes once around, one way
       widest_gap = distance - previous;
       best = {.downstream = previous, .upstream = world_size_ - distance};
     }
     previous = distance;
   }
+  best.here = sees(rank_);
   return best;
 }
 
 void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches) {
-  const auto reach = [&](int owner) { return reaches[static_cast<std::size_t>(owner)].in(direction); };
+  const auto reach_of = [&](int owner) { return reaches[static_cast<std::size_t>(owner)]; };
+  const auto reach = [&](int owner) { return reach_of(owner).in(direction); };
   int longest = 0;
   for (int owner = 0; owner < world_size_; ++owner) longest = std::max(longest, reach(owner));
   const bool gradients = pass_ == Pass::backward;
@@ -158,7 +136,7 @@ void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>&
     const int ahead = at_distance(direction), behind = at_distance(-direction);
     if (time <= reach(held)) {
       moment.holds = held;
-      moment.computes = (time > 0 || direction > 0) && sees(rank_, held, chunk);
+      moment.computes = (time > 0 || direction > 0) && reach_of(held).here;
       totals_.steps += moment.computes ? 1 : 0;
       if (time < reach(held)) {
         moment.send_to = ahead;
@@ -182,16 +160,32 @@ void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>&
 }
 
 StepItems Plan::items(const Moment& moment, bool all_rows) const {
+  const Shards all_keys = shards(Side::key_value), all_queries = shards(Side::query);
+  const std::int64_t begin = chunk_begin(moment.holds, moment.chunk), end = chunk_begin(moment.holds, moment.chunk + 1);
+  const Shards::Documents documents = all_rows ? all_queries.documents() : all_keys.documents(moment.holds, begin, end);
+  // The items point into the lists of pieces, which must not move. A document has two pieces at most, and a piece a row at least.
+  const auto reserve = [&](std::vector<Piece>& pieces, std::int64_t rows) {
+    pieces.reserve(static_cast<std::size_t>(std::min(2 * std::ranges::ssize(documents), rows)));
+  };
   StepItems step;
-  step.keys = packed(chunk_keys(moment.holds, moment.chunk));
-  for_each_document(queries_, step.keys, [&](std::int64_t d, auto queries, auto keys) {
+  reserve(step.queries, query_rows());
+  reserve(step.keys, end - begin);
+  std::int64_t row = 0;
+  for (const std::int64_t d : documents) {
+    const std::size_t first_query = step.queries.size(), first_key = step.keys.size();
+    for (const Piece& piece : all_queries.share(rank_, d)) step.queries.push_back(piece);
+    for (const Piece& piece : all_keys.deal(moment.holds, d, begin, end)) {
+      step.keys.push_back(piece);
+      step.keys.back().row = row;
+      row += piece.length;
+    }
     const Document& document = problem_.documents[static_cast<std::size_t>(d)];
-    WorkItem item{problem_.band(document), document.kv_begin, queries, keys};
-    const bool sees = item_sees(item, problem_.longest_kv());
+    WorkItem item{problem_.band(document), document.kv_begin, std::span(step.queries).subspan(first_query),
+                  std::span(step.keys).subspan(first_key)};
+    const bool sees = item_sees(item, kv_length_);
     if (!sees) item.keys = {};
-    if (sees || all_rows) step.items.push_back(item);
-    return false;
-  });
+    if (sees || (all_rows && !item.queries.empty())) step.items.push_back(item);
+  }
   return step;
 }
 
@@ -246,14 +240,16 @@ struct VisibleCount {
 
 double count_visible_pairs(const Problem& problem, int world_size, int rank) {
   const std::int64_t entries = problem.kv_lengths.empty() ? 1 : problem.batch;  // without padding all entries are alike
+  const Shards queries(problem, Side::query, world_size);
   double pairs = 0;
-  for (const Piece& piece : shard_pieces(problem, Side::query, world_size, rank)) {
-    const Document& document = problem.documents[static_cast<std::size_t>(piece.document)];
-    for (std::int64_t b = 0; b < entries; ++b) {
-      const VisibleCount visible{problem.band(document),
-                                 std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
-      if (visible.limit > 0) pairs += visible.sum(piece);
-    }
+  for (const std::int64_t d : queries.documents()) {
+    const Document& document = problem.documents[static_cast<std::size_t>(d)];
+    for (const Piece& piece : queries.share(rank, d))
+      for (std::int64_t b = 0; b < entries; ++b) {
+        const VisibleCount visible{problem.band(document),
+                                   std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
+        if (visible.limit > 0) pairs += visible.sum(piece);
+      }
   }
   return pairs * static_cast<double>(problem.batch / entries);
 }

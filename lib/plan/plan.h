@@ -13,7 +13,8 @@
 // A chunk holds as many tokens of a document's front piece as of its back piece (shard.h), because under a causal mask the two
 // are seen by different numbers of queries: at every moment the ranks of a zigzag ring have equal work.
 //
-// Pure: no threads, no memory, no device. Every rank computes the same reaches from the same problem.
+// Pure: no threads, no memory, no device. Every rank computes the same reaches from the same problem. A plan keeps the problem and
+// a moment for each chunk and rank; what anybody owns is worked out when it is asked for, for the documents of one chunk.
 #pragma once
 
 #include <cstdint>
@@ -63,7 +64,7 @@ struct Stretch {
 
 // The work items of one step, with the storage that they refer to.
 struct StepItems {
-  std::vector<Piece> keys;
+  std::vector<Piece> queries, keys;
   std::vector<WorkItem> items;
 };
 
@@ -77,8 +78,8 @@ class Plan {
   Pass pass() const { return pass_; }
 
   std::int64_t num_chunks() const { return num_chunks_; }
-  std::int64_t query_rows() const { return row_count(queries_); }
-  std::int64_t key_rows(int owner) const { return row_count(keys_[static_cast<std::size_t>(owner)]); }
+  std::int64_t query_rows() const { return shards(Side::query).rows(rank_); }
+  std::int64_t key_rows(int owner) const { return shards(Side::key_value).rows(owner); }
 
   std::int64_t chunk_rows(int owner, std::int64_t chunk) const {
     return chunk_begin(owner, chunk + 1) - chunk_begin(owner, chunk);
@@ -104,19 +105,23 @@ class Plan {
   // Work of a step; its keys are packed. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
   StepItems items(const Moment& moment, bool all_rows) const;
 
-  // Whether any query of `rank` sees a key of that chunk.
-  bool sees(int rank, int owner, std::int64_t chunk) const;
+  // What making the plan has cost: documents looked at, once for each chunk that has keys of one.
+  std::int64_t documents_visited() const { return documents_visited_; }
 
  private:
   struct Reach {
     int downstream = 0;
     int upstream = 0;
+    bool here = false;  // this rank sees the chunk
     int in(int direction) const { return direction > 0 ? downstream : upstream; }
   };
+  Shards shards(Side side) const { return {problem_, side, world_size_}; }
   std::int64_t chunk_begin(int owner, std::int64_t chunk) const {  // in the order of dealing
     return Cut(key_rows(owner), num_chunks_).begin(chunk);
   }
-  Reach find_reach(int owner, std::int64_t chunk) const;
+  // The ranks that see a chunk.
+  std::vector<bool> find_seeing(int owner, std::int64_t chunk);
+  Reach find_reach(int owner, std::int64_t chunk);
   void add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches);
   int at_distance(int steps) const { return ((rank_ + steps) % world_size_ + world_size_) % world_size_; }
 
@@ -125,11 +130,10 @@ class Plan {
   int rank_;
   Pass pass_;
   std::int64_t num_chunks_ = 1;
-  std::vector<Piece> queries_;                   // of this rank
-  std::vector<std::vector<Piece>> all_queries_;  // of every rank
-  std::vector<std::vector<Piece>> keys_;         // of every rank
+  std::int64_t kv_length_;  // of the longest batch entry
   std::vector<Moment> moments_;
   Totals totals_;
+  std::int64_t documents_visited_ = 0;
 };
 
 // (query, key) pairs that the rows of a rank see, over the whole batch, for one head.

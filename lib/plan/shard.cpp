@@ -1,11 +1,33 @@
 #include "plan/shard.h"
 
-#include <iterator>
-#include <ranges>
-
 namespace ringattn {
 
-std::int64_t Shards::rows_before_position(int rank, std::int64_t position) const {
+std::int64_t Cut::part_of(std::int64_t thing) const {
+  const std::ranges::iota_view<std::int64_t, std::int64_t> parts(1, parts_);
+  return *std::ranges::partition_point(parts, [&](std::int64_t part) { return begin(part) <= thing; }) - 1;
+}
+
+void RankSet::add(std::int64_t first, std::int64_t count) {
+  const auto world_size = static_cast<std::int64_t>(changes_.size()) - 1;
+  const std::int64_t end = first + std::min(count, world_size);
+  const auto change = [&](std::int64_t rank, std::int64_t by) { changes_[static_cast<std::size_t>(rank)] += by; };
+  change(first, 1);
+  change(std::min(end, world_size), -1);
+  if (end > world_size) {
+    change(0, 1);
+    change(end - world_size, -1);
+  }
+  is_full_ = is_full_ || count >= world_size;
+}
+
+std::vector<bool> RankSet::members() const {
+  std::vector<bool> members;
+  std::int64_t stretches = 0;
+  for (std::size_t rank = 0; rank + 1 < changes_.size(); ++rank) members.push_back((stretches += changes_[rank]) > 0);
+  return members;
+}
+
+std::int64_t Shards::rows_before(int rank, std::int64_t position) const {
   if (problem_.sharding == Sharding::striped) {
     const std::int64_t stripe = problem_.stripe, period = world_size_ * stripe;
     return position / period * stripe + std::clamp<std::int64_t>(position % period - rank * stripe, 0, stripe);
@@ -16,16 +38,16 @@ std::int64_t Shards::rows_before_position(int rank, std::int64_t position) const
 }
 
 std::int64_t Shards::document_of(int rank, std::int64_t row) const {
-  const auto documents = std::views::iota(std::int64_t{0}, num_documents());
-  return *std::ranges::partition_point(documents, [&](std::int64_t d) { return rows_before(rank, d + 1) <= row; });
+  return *std::ranges::partition_point(documents(),
+                                       [&](std::int64_t d) { return rows_before(rank, begin_of(d + 1)) <= row; });
 }
 
 Share Shards::share(int rank, std::int64_t document) const {
   Share share;
   const std::int64_t begin = begin_of(document), end = begin_of(document + 1);
-  std::int64_t row = rows_before_position(rank, begin);
+  std::int64_t row = rows_before(rank, begin);
   if (problem_.sharding == Sharding::striped) {  // a stretch of the rank's stripes of the whole sequence
-    const std::int64_t stripe = problem_.stripe, row_end = rows_before_position(rank, end);
+    const std::int64_t stripe = problem_.stripe, row_end = rows_before(rank, end);
     share.add(
         {.document = document,
          .run = {.start = rank * stripe - begin, .block = stripe, .stride = world_size_ * stripe, .length = row_end},
@@ -55,7 +77,8 @@ Share Shards::deal(int rank, std::int64_t document, std::int64_t begin, std::int
   Share dealt;
   const Share whole = share(rank, document);
   if (whole.empty()) return dealt;
-  const std::int64_t row = whole[0].row, length = rows_before(rank, document + 1) - row;
+  const Piece& back = whole[whole.size() - 1];
+  const std::int64_t row = whole[0].row, length = back.row + back.length - row;
   const std::int64_t from = std::clamp<std::int64_t>(begin - row, 0, length),
                      to = std::clamp<std::int64_t>(end - row, 0, length);
   const auto pieces = static_cast<std::int64_t>(whole.size());
@@ -73,10 +96,31 @@ Share Shards::deal(int rank, std::int64_t document, std::int64_t begin, std::int
   return dealt;
 }
 
+void Shards::add_owners(std::int64_t document, std::int64_t begin, std::int64_t end, RankSet& owners) const {
+  const std::int64_t origin = begin_of(document), last_rank = world_size_ - 1;
+  if (problem_.sharding == Sharding::striped) {
+    const std::int64_t first = (origin + begin) / problem_.stripe, last = (origin + end - 1) / problem_.stripe;
+    return owners.add(first % world_size_, last - first + 1);
+  }
+  const Cut cut(begin_of(document + 1) - origin, num_parts(), origin % num_parts());
+  const auto add_side_by_side = [&](std::int64_t from, std::int64_t to) {
+    if (from >= to) return;
+    std::int64_t first = cut.part_of(from), last = cut.part_of(to - 1);
+    if (last > last_rank) {  // zigzag: parts P .. 2 P - 1 belong to ranks P - 1 .. 0
+      const std::int64_t mirrored = num_parts() - 1 - last;
+      last = first > last_rank ? num_parts() - 1 - first : last_rank;
+      first = first > last_rank ? mirrored : std::min(first, mirrored);
+    }
+    owners.add(first, last - first + 1);
+  };
+  add_side_by_side(begin, std::min(end, cut.before_gap()));
+  add_side_by_side(std::max(begin, cut.before_gap()), end);
+}
+
 std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_size, int rank) {
   const Shards shards(problem, side, world_size);
   std::vector<Piece> pieces;
-  for (std::int64_t d = 0; d < shards.num_documents(); ++d)
+  for (const std::int64_t d : shards.documents())
     for (const Piece& piece : shards.share(rank, d)) pieces.push_back(piece);
   return pieces;
 }
@@ -94,15 +138,6 @@ std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, s
     cut.back().row = from - begin;
   }
   return cut;
-}
-
-std::vector<Piece> packed(std::vector<Piece> pieces) {
-  std::int64_t row = 0;
-  for (Piece& piece : pieces) {
-    piece.row = row;
-    row += piece.length;
-  }
-  return pieces;
 }
 
 std::int64_t row_position(const Problem& problem, Side side, const std::vector<Piece>& pieces, std::int64_t row) {

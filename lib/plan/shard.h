@@ -1,14 +1,13 @@
 // Which tokens a rank owns, and where it stores them: closed forms, so that nobody keeps lists of what others own.
 //
-// A document of n tokens that begins at token b of the whole sequence is cut for P ranks
+//   contiguous   a document is cut into P parts, rank r owns part r
+//   zigzag       a document is cut into 2 P parts, rank r owns parts r and 2 P - 1 - r
+//   striped      token p of the whole sequence belongs to rank (p / stripe) mod P, in whatever document it is
 //
-//   contiguous   into P parts, of which rank r owns part r
-//   zigzag       into 2 P parts, of which rank r owns parts r and 2 P - 1 - r
-//   striped      wherever the sequence is: its token at position p belongs to rank (p / stripe) mod P
-//
-// m parts have n / m tokens each. The n mod m tokens that are left go one each to parts b mod m, b mod m + 1, ..., around from
-// part m - 1 to part 0, which is on from where the document before left off. So whatever the documents, a rank has as many
-// tokens of those before b as if they were one, in closed form; and shards differ by one token, or by one stripe.
+// Of a document of n tokens, the first of which is token b of the whole sequence, m parts have n / m tokens each. The n mod m that
+// are left go one each to parts b mod m, b mod m + 1, ..., around from part m - 1 to part 0: on from where the document before
+// left off. So a rank has as many of the tokens before b as if they were one document, a closed form, and shards differ by one
+// token, or by one stripe, however many documents there are.
 //
 // A run is an arithmetic progression of blocks of positions; it covers all shardings: a part is one block, a striped shard is
 // blocks of `stripe` tokens every P * stripe. A piece is a stretch of a run that is stored densely; a shard is a list of
@@ -20,6 +19,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <ranges>
 #include <span>
 #include <vector>
 
@@ -94,6 +94,10 @@ class Cut {
     return shorter_ * part + std::min(part, around_) + std::clamp<std::int64_t>(part - first_, 0, ahead_);
   }
   constexpr std::int64_t length(std::int64_t part) const { return begin(part + 1) - begin(part); }
+  // The part that a thing is in.
+  std::int64_t part_of(std::int64_t thing) const;
+  // Things before the empty parts in the middle; 0 where there are none such: things side by side are then in parts side by side.
+  constexpr std::int64_t before_gap() const { return shorter_ == 0 ? around_ : 0; }
 
  private:
   std::int64_t parts_, shorter_, first_;
@@ -101,18 +105,35 @@ class Cut {
   std::int64_t ahead_;   // longer parts from `first` on
 };
 
+// A set of ranks, made of stretches of the ring.
+class RankSet {
+ public:
+  explicit RankSet(int world_size) : changes_(static_cast<std::size_t>(world_size) + 1) {}
+
+  // Adds rank `first` and those behind it, `count` in all, around from the last rank to rank 0.
+  void add(std::int64_t first, std::int64_t count);
+  // Whether one of the stretches alone had every rank.
+  bool is_full() const { return is_full_; }
+  std::vector<bool> members() const;
+
+ private:
+  std::vector<std::int64_t> changes_;  // of the number of stretches, from one rank to the next
+  bool is_full_ = false;
+};
+
 // One side of a problem as `world_size` ranks share it. Keeps a reference to the problem.
 class Shards {
  public:
   Shards(const Problem& problem, Side side, int world_size) : problem_(problem), side_(side), world_size_(world_size) {}
 
-  // Rows of a whole shard, and of the documents before number `document` in it.
-  std::int64_t rows(int rank) const { return rows_before_position(rank, problem_.seqlen(side_)); }
-  std::int64_t rows_before(int rank, std::int64_t document) const {
-    return rows_before_position(rank, begin_of(document));
+  // Rows of a whole shard.
+  std::int64_t rows(int rank) const { return rows_before(rank, problem_.seqlen(side_)); }
+  // Numbers of the documents, one after the other, that rows begin .. end - 1 of a shard belong to.
+  using Documents = std::ranges::iota_view<std::int64_t, std::int64_t>;
+  Documents documents(int rank, std::int64_t begin, std::int64_t end) const {
+    return begin == end ? Documents(0, 0) : Documents(document_of(rank, begin), document_of(rank, end - 1) + 1);
   }
-  // The document that a stored row belongs to.
-  std::int64_t document_of(int rank, std::int64_t row) const;
+  Documents documents() const { return {0, num_documents()}; }
 
   // What a rank has of one document.
   Share share(int rank, std::int64_t document) const;
@@ -121,16 +142,19 @@ class Shards {
   // long document as of its back piece, and short documents stay whole. Rows are those of the shard.
   Share deal(int rank, std::int64_t document, std::int64_t begin, std::int64_t end) const;
 
-  // Position in the whole sequence of the first token of a document; of number `documents`, the end of the sequence.
+  // Adds the ranks that own any of the tokens at positions begin .. end - 1 of a document.
+  void add_owners(std::int64_t document, std::int64_t begin, std::int64_t end, RankSet& owners) const;
+
+ private:
+  std::int64_t num_documents() const { return static_cast<std::int64_t>(problem_.documents.size()); }
+  // Position in the whole sequence of the first token of a document; of the one after the last, the end of the sequence.
   std::int64_t begin_of(std::int64_t document) const {
     return document < num_documents() ? problem_.documents[static_cast<std::size_t>(document)].begin(side_)
                                       : problem_.seqlen(side_);
   }
-  std::int64_t num_documents() const { return static_cast<std::int64_t>(problem_.documents.size()); }
-
- private:
-  // Of the tokens before a position at which a document begins or the sequence ends.
-  std::int64_t rows_before_position(int rank, std::int64_t position) const;
+  std::int64_t document_of(int rank, std::int64_t row) const;
+  // Rows of the tokens before a position at which a document begins or the sequence ends.
+  std::int64_t rows_before(int rank, std::int64_t position) const;
   std::int64_t num_parts() const { return std::int64_t{world_size_} * (problem_.sharding == Sharding::zigzag ? 2 : 1); }
 
   const Problem& problem_;
@@ -143,9 +167,6 @@ std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_siz
 
 // The parts of `pieces` that are stored in rows begin .. end - 1, with rows counted from `begin`.
 std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, std::int64_t end);
-
-// The same pieces stored densely, one behind the other, from row 0.
-std::vector<Piece> packed(std::vector<Piece> pieces);
 
 inline std::int64_t row_count(const std::vector<Piece>& pieces) {
   return pieces.empty() ? 0 : pieces.back().row + pieces.back().length;

@@ -7,13 +7,14 @@
 // Every measurement has a new process, whose ranks are threads of it; the figures are its total divided by the ranks. The
 // process stops twice and is looked at from outside: before its contexts and tensors exist, and when its ranks are done and
 // everything is still there. Before the first stop it computes a tiny problem and forgets it, so that pages of code count
-// for neither. One thread per rank, fp32.
+// for neither. One thread per rank, fp32. The last table has no such process: planning needs no tensors.
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <memory>
@@ -92,6 +93,8 @@ void be_measured(const Task& task, int channel) {
   prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
   Task tiny{task.desc, 1, task.pass};
   tiny.desc.seqlen_q = 64;
+  tiny.desc.num_documents = 0;
+  tiny.desc.document_offsets_q = nullptr;
   run_ranks(tiny, [](const test::Ranks&) {});
 
   take_turn(channel);
@@ -272,6 +275,62 @@ void measure_lengths(Report& report, Progress& progress, std::int64_t window,
                  most / least, "<=", 1.05);
 }
 
+// `tokens` in documents of like lengths; `offsets` keeps them.
+ra_attention_desc make_documents_desc(std::int64_t tokens, std::int64_t documents, std::vector<std::int64_t>& offsets) {
+  ra_attention_desc desc = make_desc(tokens, 1, RA_MASK_CAUSAL);
+  for (std::int64_t d = 0; d <= documents; ++d) offsets.push_back(tokens * d / documents);
+  desc.num_documents = documents;
+  desc.document_offsets_q = offsets.data();
+  return desc;
+}
+
+// The formula leaves out the lists of what is to be computed: what they take for each document.
+void measure_documents(Report& report, Progress& progress, Pass pass, const std::vector<std::int64_t>& counts) {
+  const std::string name = pass == Pass::forward ? "forward" : "backward";
+  report.begin_table(
+      fmt::format("32,768 tokens in documents, 1 head x 64, fp32, causal, {}, zigzag, 4 ranks; memory per rank", name),
+      {{"documents", "documents"},
+       {"formula_bytes", "formula", "MB", "{:.2f}", megabyte},
+       {"counted_bytes", "counted", "MB", "{:.2f}", megabyte},
+       {"bytes_per_document", "of it, for each document", "bytes", "{:.0f}"}});
+  double of_one = 0;
+  for (const std::int64_t count : counts) {
+    progress.begin_step(fmt::format("{} documents, {}", fmt::group_digits(count), name));
+    std::vector<std::int64_t> offsets;
+    const Measured m = measure({make_documents_desc(32 << 10, count, offsets), 4, pass});
+    if (count == 1) of_one = m.counted - m.formula;
+    const double each = (m.counted - m.formula - of_one) / static_cast<double>(count);
+    report.add_row({double(count), m.formula, m.counted, count == 1 ? NAN : each});
+    if (count > 1) report.add_bar(fmt::format("{}, bytes for each of {} documents", name, count), each, "<", 500);
+  }
+}
+
+// ra_estimate_memory makes the plans of both passes, as one rank's calls do.
+void measure_planning(Report& report, const std::vector<std::int32_t>& world_sizes) {
+  constexpr std::int64_t documents = 10'000;
+  report.begin_table(
+      "planning for one rank: 1,048,576 tokens in 10,000 documents, causal, zigzag, forward and backward",
+      {{"ranks", "ranks"},
+       {"seconds", "time", "ms", "{:.1f}", 1e-3},
+       {"peak_bytes", "memory", "MB", "{:.2f}", megabyte}});
+  std::vector<std::int64_t> offsets;
+  const ra_attention_desc desc = make_documents_desc(1 << 20, documents, offsets);
+  for (const std::int32_t ranks : world_sizes) {
+    const ra_context_config config = test::make_config(ranks, ranks - 1);
+    ra_memory_requirements needs;
+    ra_init_memory_requirements(&needs, sizeof needs);
+    ra_error error;
+    const std::int64_t before = live_bytes();
+    reset_peak();
+    const auto begin = std::chrono::steady_clock::now();
+    check(ra_estimate_memory(&config, &desc, &needs, &error), error);
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    const auto bytes = static_cast<double>(peak_bytes() - before);
+    report.add_row({double(ranks), time.count(), bytes});
+    report.add_bar(fmt::format("MB to plan 10,000 documents on {} ranks", ranks), bytes / megabyte, "<", 4);
+  }
+}
+
 void run(Report& report) {
   const bool quick = report.quick();
   using Ranks = std::vector<std::int32_t>;
@@ -281,11 +340,16 @@ void run(Report& report) {
   const std::int64_t tokens = quick ? 32 << 10 : 64 << 10;
   const std::int64_t window = quick ? 32 : 256;
   report.note("MB = 2^20 bytes; one thread per rank");
-  Progress progress(static_cast<int>(known.size() + 2 * scaling.size() + lengths.size()));
+  const std::vector<std::int64_t> documents =
+      quick ? std::vector<std::int64_t>{1, 2000} : std::vector<std::int64_t>{1, 500, 2000};
+  Progress progress(static_cast<int>(known.size() + 2 * scaling.size() + lengths.size() + 2 * documents.size()));
   measure_known_shape(report, progress, known);
   measure_scaling(report, progress, Pass::forward, tokens, window, scaling);
   measure_scaling(report, progress, Pass::backward, tokens, window, scaling);
   measure_lengths(report, progress, window, lengths);
+  measure_documents(report, progress, Pass::forward, documents);
+  measure_documents(report, progress, Pass::backward, documents);
+  measure_planning(report, quick ? Ranks{64} : Ranks{8, 64, 512});
 }
 
 }  // namespace

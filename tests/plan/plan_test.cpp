@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/reference/oracle.h"
+#include "plan/reach.h"
 #include "support/random.h"
 
 namespace ringattn {
@@ -74,6 +75,62 @@ TEST(Plan, ComputesEveryVisiblePairExactlyOnce) {
               << ": " << reference::describe(p);
   }
   std::cout << problems << " problems\n";
+}
+
+TEST(Plan, SeeingRanksAgreeWithEnumeration) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(100'000); ++n) {
+    const std::int64_t q_begin = draw(random, 0, 30), q_length = draw(random, 1, 60), kv_begin = draw(random, 0, 30),
+                       kv_length = draw(random, 1, 120);
+    Problem p;
+    p.documents = {{0, q_begin, 0, kv_begin}, {q_begin, q_length, kv_begin, kv_length}};
+    p.seqlen_q = q_begin + q_length;
+    p.seqlen_kv = kv_begin + kv_length;
+    p.kv_lengths = {draw(random, 0, p.seqlen_kv)};
+    p.sharding = static_cast<Sharding>(draw(random, 0, 2));
+    p.stripe = draw(random, 1, 5);
+    p.causal = draw(random, 0, 1) == 1;
+    p.bottom_right = draw(random, 0, 1) == 1;
+    p.window_left = draw(random, -1, 20);
+    p.window_right = draw(random, -1, 20);
+    const int world_size = static_cast<int>(draw(random, 1, 30)),
+              owner = static_cast<int>(draw(random, 0, world_size - 1));
+    const Shards all_keys(p, Side::key_value, world_size), all_queries(p, Side::query, world_size);
+    const std::int64_t begin = draw(random, 0, all_keys.rows(owner)), end = draw(random, begin, all_keys.rows(owner));
+    RankSet seeing(world_size);
+    std::vector<std::int64_t> keys;  // positions in the whole sequence
+    for (const Piece& piece : all_keys.deal(owner, 1, begin, end)) {
+      add_seeing(p, piece, p.longest_kv(), all_queries, seeing);
+      for (std::int64_t i = 0; i < piece.length; ++i) keys.push_back(kv_begin + piece.position(i));
+    }
+    for (int rank = 0; rank < world_size; ++rank) {
+      bool sees = false;
+      for (const Piece& piece : all_queries.share(rank, 1))
+        for (std::int64_t i = 0; i < piece.length; ++i)
+          sees = sees || std::any_of(keys.begin(), keys.end(), [&](std::int64_t key) {
+                   return reference::sees(p, 0, q_begin + piece.position(i), key);
+                 });
+      ASSERT_EQ(seeing.members()[static_cast<std::size_t>(rank)], sees)
+          << "problem " << n << ": rows " << begin << " .. " << end << " of rank " << owner << " on rank " << rank
+          << " of " << world_size << ": " << reference::describe(p);
+    }
+  }
+}
+
+// Who sees a chunk is worked out without looking at queries; what a step then finds to do is the same.
+TEST(Plan, AStepIsComputedWhereAndOnlyWhereThereIsWork) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(4'000); ++n) {
+    Problem p = draw_problem(random, {.batch = 2, .seqlen = draw(random, 1, 150)});
+    const int world_size = static_cast<int>(draw(random, 1, 20));
+    for (const Plan& plan : plans_of(p, world_size, draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward))
+      for (const Moment& moment : plan.moments()) {
+        if (moment.holds == nobody || (moment.time == 0 && moment.direction < 0)) continue;
+        ASSERT_EQ(moment.computes, !plan.items(moment, false).items.empty())
+            << "problem " << n << ": chunk " << moment.chunk << " of rank " << moment.holds << " on rank "
+            << plan.rank() << " of " << world_size << ": " << reference::describe(p);
+      }
+  }
 }
 
 // Plays all plans side by side, moment by moment. A message is (sender, receiver, chunk, direction, time, what).
@@ -289,6 +346,16 @@ TEST(Plan, ZigzagSharesCausalWorkEquallyAtEveryMoment) {
       }
 }
 
+// Pieces as they are stored when nothing lies between them.
+std::vector<Piece> packed(std::vector<Piece> pieces) {
+  std::int64_t row = 0;
+  for (Piece& piece : pieces) {
+    piece.row = row;
+    row += piece.length;
+  }
+  return pieces;
+}
+
 TEST(Plan, ChunksHoldEveryRowOfAShardOnceInThreeStretchesAtMost) {
   Random random(test::seed());
   for (int n = 0; n < test::sample(5'000); ++n) {
@@ -371,6 +438,33 @@ TEST(Plan, WindowsVisitNoMoreChunksThanTheyOverlap) {
           EXPECT_EQ(hops, needed) << "window " << window << ", causal " << causal;
         }
       }
+}
+
+// Planning looks at a document once for each rank, whatever is visible, and a plan keeps nothing for it but the document itself.
+TEST(Plan, CostsALookAtEveryDocumentOfEveryRank) {
+  constexpr int world_size = 16;
+  constexpr std::int64_t documents = 3000, length = 20;
+  for (const Sharding sharding : {Sharding::contiguous, Sharding::zigzag, Sharding::striped})
+    for (const std::int64_t window : {-1, 0, 16})
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        Problem p = whole_sequence(documents * length, sharding);
+        p.causal = true;
+        p.window_left = window;
+        p.documents.clear();
+        for (std::int64_t d = 0; d < documents; ++d) p.documents.push_back({d * length, length, d * length, length});
+        const Plan plan(p, world_size, 5, pass);
+        EXPECT_LE(plan.documents_visited(), world_size * (documents + plan.num_chunks()));
+        EXPECT_LE(std::ssize(plan.moments()), 2 * (world_size + 1) * plan.num_chunks());
+        std::int64_t listed = 0;  // work items of all steps: a document is one of a few chunks of each rank
+        for (const Moment& moment : plan.moments())
+          if (moment.computes) listed += std::ssize(plan.items(moment, false).items);
+        EXPECT_LE(listed, world_size * (documents + plan.num_chunks()));
+      }
+
+  Problem p = whole_sequence(std::int64_t{1} << 30, Sharding::zigzag);  // one document that all see
+  p.causal = true;
+  p.num_chunks = 32;
+  EXPECT_EQ(Plan(p, world_size, 5, Pass::forward).documents_visited(), world_size * p.num_chunks);
 }
 
 TEST(Plan, PositionsBeyondTwoToTheThirtyOne) {
