@@ -376,6 +376,14 @@ RA_API int64_t ra_get_shard_position(const ra_attention_desc *desc, int32_t worl
                                      int64_t index, ra_error *error);
 
 /**
+ * The same for `count` tokens of that shard from token `first` on, 0 <= first, 0 <= count, first + count <= the shard's length:
+ * positions[i] is that of token first + i. The way to get many: each call reads all document offsets. `positions` has room for
+ * `count` numbers, may be NULL if that is 0, and is untouched on errors. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_get_shard_positions(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                                        int64_t first, int64_t count, int64_t *positions, ra_error *error);
+
+/**
  * A tensor [batch, seq, head, dim] in memory that the caller owns. Strides are in elements and never negative; `dim` is
  * dense. All three 0 means packed. A stride of 0 beside others that are not repeats one slice and is legal for inputs.
  */

@@ -149,6 +149,8 @@ struct Call {
   std::int32_t transport = RA_TRANSPORT_LOCAL;
   const char* bind_address = nullptr;
   std::int64_t index = 0;
+  std::int64_t first = 0;
+  std::int64_t count = 1;
   std::int64_t num_problems = 1;
   std::int64_t offsets_q[3] = {0, 2, kSeqlen};
   std::int64_t offsets_kv[3] = {0, 3, kSeqlen};
@@ -177,6 +179,7 @@ struct Call {
   ra_backward_args* p_backward = &backward;
   ra_sequence_args* p_sequence = &sequence;
   ra_merge_args* p_merge = &merge;
+  std::int64_t* p_positions = reinterpret_cast<std::int64_t*>(arena.region(10));
 };
 
 // ---------------------------------------------------------------- functions
@@ -224,6 +227,10 @@ const Function kGetShardPosition{"ra_get_shard_position", [](Call& c, ra_error* 
                                        ra_get_shard_position(c.p_desc, c.world_size, c.rank, c.side, c.index, e);
                                    return n == -1 ? failed(e, expected) : RA_STATUS_SUCCESS;
                                  }};
+const Function kGetShardPositions{"ra_get_shard_positions", [](Call& c, ra_error* e, ra_status) {
+                                    return ra_get_shard_positions(c.p_desc, c.world_size, c.rank, c.side, c.first,
+                                                                  c.count, c.p_positions, e);
+                                  }};
 const Function kSplitSequence{"ra_split_sequence", [](Call& c, ra_error* e, ra_status) {
                                 return ra_split_sequence(c.p_desc, c.world_size, c.rank, c.p_sequence, e);
                               }};
@@ -244,7 +251,8 @@ using Functions = std::vector<const Function*>;
 
 // Who reads the problem, who reads only how its sequences are cut, and who computes.
 const Functions kTakeProblem{&kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory, &kForward, &kBackward};
-const Functions kTakeSharding{&kGetShardLength, &kGetShardPosition, &kSplitSequence, &kJoinSequence};
+const Functions kTakeSharding{&kGetShardLength, &kGetShardPosition, &kGetShardPositions, &kSplitSequence,
+                              &kJoinSequence};
 const Functions kCompute{&kForward, &kBackward};
 const Functions kCopy{&kSplitSequence, &kJoinSequence};
 
@@ -855,9 +863,26 @@ void arguments(Table& t) {
 
   out_of_range(t, kTakeSharding, &Call::world_size, "world_size", {0, -1, 4097, INT32_MAX}, {"4096"});
   out_of_range(t, kTakeSharding, &Call::rank, "rank", {-1, 4096, INT32_MIN}, {"0|world_size|less"});
-  out_of_range(t, {&kGetShardLength, &kGetShardPosition}, &Call::side, "side", {-1, 2, 99}, {});
+  out_of_range(t, {&kGetShardLength, &kGetShardPosition, &kGetShardPositions}, &Call::side, "side", {-1, 2, 99}, {});
   out_of_range(t, {&kGetShardPosition}, &Call::index, "index", {std::int64_t{-1}, kSeqlen, kMax, kMin},
                {"0|length|less"});
+  out_of_range(t, {&kGetShardPositions}, &Call::first, "first", {std::int64_t{-1}, kSeqlen + 1, kMax, kMin},
+               {"length"});
+  out_of_range(t, {&kGetShardPositions}, &Call::count, "count", {std::int64_t{-1}, kSeqlen + 1, kMax, kMin},
+               {"length"});
+  t.push_back({"one position more than is left",
+               {&kGetShardPositions},
+               [](Call& c) {
+                 c.first = 2;
+                 c.count = kSeqlen - 1;
+               },
+               {"count", digits(kSeqlen - 1), digits(kSeqlen - 2), "2"}});
+  t.push_back(
+      {"positions is NULL", {&kGetShardPositions}, [](Call& c) { c.p_positions = nullptr; }, {"positions", "NULL"}});
+  t.push_back({"positions is misaligned",
+               {&kGetShardPositions},
+               [](Call& c) { c.p_positions = reinterpret_cast<std::int64_t*>(c.arena.region(10) + 4); },
+               {"positions", "8"}});
 
   using S = ra_sequence_args;
   out_of_range(t, kCopy, &Call::sequence, &S::side, "side", {-1, 2, 99}, {});
@@ -1046,8 +1071,8 @@ TEST(BadInput, IsMadeFromValidCalls) {
   ASSERT_TRUE(alone.complete());
   for (const Function* function :
        {&kCreateUniqueId, &kCreateContext, &kGetAsyncError, &kGetCapabilities, &kCheckSupport, &kGetMemoryRequirements,
-        &kEstimateMemory, &kGetCallStatistics, &kGetShardLength, &kGetShardPosition, &kSplitSequence, &kJoinSequence,
-        &kForward, &kBackward, &kMergeAttention, &kRunSelfTest}) {
+        &kEstimateMemory, &kGetCallStatistics, &kGetShardLength, &kGetShardPosition, &kGetShardPositions,
+        &kSplitSequence, &kJoinSequence, &kForward, &kBackward, &kMergeAttention, &kRunSelfTest}) {
     for (const bool with_workspace : {false, true}) {
       for (const bool with_documents : {false, true}) {
         SCOPED_TRACE(function->name);

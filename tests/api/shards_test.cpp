@@ -117,9 +117,29 @@ TEST(Shards, AreTheTokensOfTheDefinition) {
         }
         ASSERT_EQ(positions, positions_by_definition(c, rank, side))
             << c << ", rank " << rank << ", side " << side << ": " << error;
+        for (std::int64_t first = 0; first <= length; ++first) {
+          for (std::int64_t count = 0; first + count <= length; count = 2 * count + 1) {
+            std::vector<std::int64_t> some(static_cast<std::size_t>(count) + 1, -7);
+            ASSERT_EQ(ra_get_shard_positions(&desc, c.world_size, rank, side, first, count, some.data(), &error),
+                      RA_STATUS_SUCCESS)
+                << error;
+            ASSERT_EQ(some.back(), -7);
+            some.pop_back();
+            ASSERT_EQ(some, std::vector(positions.begin() + first, positions.begin() + first + count))
+                << c << ", rank " << rank << ", side " << side << ", " << count << " from " << first;
+          }
+        }
       }
     }
   }
+}
+
+TEST(Shards, NoPositionsNeedNoMemory) {
+  const ra_attention_desc desc = make_desc(3);
+  Error error;
+  for (const std::int64_t first : {0, 1})
+    EXPECT_EQ(ra_get_shard_positions(&desc, 3, 2, RA_SIDE_QUERY, first, 0, nullptr, &error), RA_STATUS_SUCCESS)
+        << error;
 }
 
 TEST(Shards, OfASequenceBeyondTwoToThe31) {

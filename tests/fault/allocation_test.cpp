@@ -320,6 +320,9 @@ TEST(LocalFunctions, ReportAFailedAllocation) {
     ra_get_shard_position(&desc, 2, 1, RA_SIDE_QUERY, 3, &error);
     return error.status;
   });
+  std::int64_t positions[4];
+  every_allocation("ra_get_shard_positions",
+                   [&] { return ra_get_shard_positions(&desc, 2, 1, RA_SIDE_QUERY, 3, 4, positions, &error); });
 }
 
 // ---------------------------------------------------------------- nothing is left behind

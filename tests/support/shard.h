@@ -273,9 +273,7 @@ class Shard {
  private:
   void fill(Tensor& tensor, std::uint64_t seed, char name, std::int32_t side) const {
     std::vector<std::int64_t> position(static_cast<std::size_t>(tensor.seq));
-    for (std::int64_t i = 0; i < tensor.seq; ++i) {
-      position[static_cast<std::size_t>(i)] = ra_get_shard_position(&desc, world_size, rank, side, i, nullptr);
-    }
+    ra_get_shard_positions(&desc, world_size, rank, side, 0, tensor.seq, position.data(), nullptr);
     tensor.for_each_element([&](auto b, auto s, auto h, auto d) {
       const std::int64_t p = position[static_cast<std::size_t>(s)];
       tensor.set(b, s, h, d, static_cast<float>(hashed_uniform(seed, name, b, p, h, d)));

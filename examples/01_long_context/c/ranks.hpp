@@ -168,11 +168,8 @@ class Ranks {
     ra_error error;
     const int64_t count = ra_get_shard_length(&desc, world_size_, r, side, &error);
     check(count >= 0, error);
-    std::vector<int64_t> positions;
-    for (int64_t index = 0; index < count; ++index) {
-      positions.push_back(ra_get_shard_position(&desc, world_size_, r, side, index, &error));
-      check(positions.back() >= 0, error);
-    }
+    std::vector<int64_t> positions(static_cast<size_t>(count));
+    check(ra_get_shard_positions(&desc, world_size_, r, side, 0, count, positions.data(), &error), error);
     return positions;
   }
 
