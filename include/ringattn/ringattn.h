@@ -386,6 +386,10 @@ RA_API ra_status ra_get_shard_positions(const ra_attention_desc *desc, int32_t w
 /**
  * A tensor [batch, seq, head, dim] in memory that the caller owns. Strides are in elements and never negative; `dim` is
  * dense. All three 0 means packed. A stride of 0 beside others that are not repeats one slice and is legal for inputs.
+ *
+ * No element of an output may be one of another tensor, but tensors may be interleaved in one buffer, as dq, dk and dv are in
+ * [batch, seq, 3, head, dim]. A stride of one of them must show it: modulo this stride, the bytes of the one lie apart from
+ * those of the other (all strides that are not multiples of it counted in full). Else the call is refused as an overlap.
  */
 typedef struct ra_tensor {
   void *data;
@@ -442,7 +446,7 @@ RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
  * Attends this rank's queries to the keys and values of all ranks.
  *
  * Collective: every rank of `context` calls it with an equal `desc`, in the same order. A tensor without elements may have
- * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace.
+ * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace (ra_tensor says what an overlap is).
  * CPU: returns when `out` and `lse` are complete. CUDA: enqueues on `args->stream`, allocates nothing, may be captured in a
  * graph. Results are bitwise equal from run to run, for any number of threads and any timing.
  *

@@ -169,14 +169,14 @@ Tensor Ranges::output(const char *name, const ra_tensor &t, DType dtype, const S
 Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shape &shape, bool written) {
   const bool empty = checked_product(name, {shape.batch, shape.rows, shape.heads, shape.dim, size_of(dtype)}) == 0;
   Tensor tensor = packed_tensor(t.data, dtype, shape.rows, shape.heads, shape.dim);
-  struct Axis {
+  struct Dimension {
     const char *field;
     std::int64_t stride, extent;
   };
-  std::array<Axis, 3> axes{{{"batch_stride", t.batch_stride, shape.batch},
-                            {"seq_stride", t.seq_stride, shape.rows},
-                            {"head_stride", t.head_stride, shape.heads}}};
-  for (const Axis &axis : axes)
+  std::array<Dimension, 3> axes{{{"batch_stride", t.batch_stride, shape.batch},
+                                 {"seq_stride", t.seq_stride, shape.rows},
+                                 {"head_stride", t.head_stride, shape.heads}}};
+  for (const Dimension &axis : axes)
     require(axis.stride >= 0, name, ".", axis.field, " is ", axis.stride, "; must be at least 0");
   if (empty) return tensor;
   require(t.data != nullptr, name, ".data is NULL; must point to ", shape.count(), " elements");
@@ -188,7 +188,7 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     tensor.seq_stride = t.seq_stride;
     tensor.head_stride = t.head_stride;
     last = shape.dim - 1;
-    for (const Axis &axis : axes) {
+    for (const Dimension &axis : axes) {
       constexpr std::int64_t farthest = std::int64_t{1} << 56;  // elements: beyond any address
       const std::int64_t most = farthest / std::max<std::int64_t>(axis.extent - 1, 1);
       require(axis.stride <= most, name, ".", axis.field, " is ", axis.stride, "; must be at most ", most,
@@ -196,9 +196,9 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
       last += axis.stride * (axis.extent - 1);
     }
     if (written) {  // from the densest axis outwards, each must step over all that is inside
-      std::sort(axes.begin(), axes.end(), [](const Axis &a, const Axis &b) { return a.stride < b.stride; });
+      std::sort(axes.begin(), axes.end(), [](const Dimension &a, const Dimension &b) { return a.stride < b.stride; });
       std::int64_t inside = shape.dim;
-      for (const Axis &axis : axes) {
+      for (const Dimension &axis : axes) {
         if (axis.extent == 1) continue;
         require(axis.stride >= inside, name, ".", axis.field, " is ", axis.stride, "; must be at least ", inside,
                 ", or elements of this output overlap");
@@ -207,12 +207,16 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     }
   }
   const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
+  const auto axis = [&](std::int64_t stride, std::int64_t extent) {
+    return Axis{extent > 1 ? stride * size_of(dtype) : 0, extent};
+  };
   ranges_.push_back({name,
                      begin,
                      begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)),
                      written,
-                     {shape.batch > 1 ? tensor.batch_stride : 0, shape.rows > 1 ? tensor.seq_stride : 0,
-                      shape.heads > 1 ? tensor.head_stride : 0}});
+                     shape.dim * size_of(dtype),
+                     {axis(tensor.batch_stride, shape.batch), axis(tensor.seq_stride, shape.rows),
+                      axis(tensor.head_stride, shape.heads)}});
   return tensor;
 }
 
@@ -230,7 +234,29 @@ void Ranges::add(const char *name, const void *data, std::int64_t bytes, std::in
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment,
           " bytes");
-  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>(bytes), written, {-1, -1, -1}});
+  ranges_.push_back({name, begin, begin + static_cast<std::uintptr_t>(bytes), written, bytes, {}});
+}
+
+// Bytes from the first one on within which all others lie modulo `modulus`.
+std::int64_t Ranges::Range::arc(std::int64_t modulus) const {
+  std::int64_t bytes = row_bytes;
+  for (const Axis &axis : axes)
+    if (axis.stride % modulus != 0) bytes += axis.stride * (axis.extent - 1);
+  return bytes;
+}
+
+// Whether one of the strides shows that two tensors share no byte although their ranges cross: modulo this stride, all bytes
+// of one lie in an arc apart from that of the other. So do dq, dk and dv in a buffer [batch, seq, 3, head, dim], by seq_stride.
+bool Ranges::are_interleaved(const Range &a, const Range &b) {
+  for (const Range *range : {&a, &b})
+    for (const Axis &axis : range->axes) {
+      if (axis.stride <= 0) continue;
+      const auto modulus = static_cast<std::uintptr_t>(axis.stride);
+      const auto distance = static_cast<std::int64_t>(
+          a.begin <= b.begin ? (b.begin - a.begin) % modulus : (modulus - (a.begin - b.begin) % modulus) % modulus);
+      if (a.arc(axis.stride) <= distance && distance + b.arc(axis.stride) <= axis.stride) return true;
+    }
+  return false;
 }
 
 void Ranges::require_disjoint(bool allow_in_place) const {
@@ -238,12 +264,12 @@ void Ranges::require_disjoint(bool allow_in_place) const {
     for (std::size_t j = 0; j < i; ++j) {
       const Range &a = ranges_[i], &b = ranges_[j];
       if (!a.written && !b.written) continue;
-      if (a.end <= b.begin || b.end <= a.begin) continue;
-      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end && a.strides == b.strides)
+      if (a.end <= b.begin || b.end <= a.begin || are_interleaved(a, b)) continue;
+      if (allow_in_place && a.written != b.written && a.begin == b.begin && a.end == b.end && a.axes == b.axes)
         continue;
       const Range &output = a.written ? a : b, &other = a.written ? b : a;
       fail(RA_STATUS_INVALID_ARGUMENT, output.name, " overlaps ", other.name, ": its ", output.end - output.begin,
-           " bytes must be apart from the other's ", other.end - other.begin);
+           " bytes must be apart from the other's ", other.end - other.begin, ", or interleaved with them by a stride");
     }
 }
 

@@ -41,12 +41,21 @@ class Ranges {
   void require_disjoint(bool allow_in_place = false) const;
 
  private:
+  struct Axis {
+    std::int64_t stride = -1;  // bytes, 0 along an axis of extent 1; -1 in a dense array, which has no axes
+    std::int64_t extent = 1;
+    friend bool operator==(const Axis &, const Axis &) = default;
+  };
   struct Range {
     const char *name;
     std::uintptr_t begin, end;
     bool written;
-    std::array<std::int64_t, 3> strides;  // of batch, sequence and head where they count, else 0; -1 in a dense array
+    std::int64_t row_bytes;    // that lie side by side: `dim` elements, or the whole of a dense array
+    std::array<Axis, 3> axes;  // batch, sequence, head
+
+    std::int64_t arc(std::int64_t modulus) const;
   };
+  static bool are_interleaved(const Range &a, const Range &b);
   Tensor add(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape, bool written);
   void add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional, bool written);
   std::vector<Range> ranges_;

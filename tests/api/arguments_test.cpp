@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <new>
@@ -183,6 +184,144 @@ TEST(Arguments, InputsMayBeBroadcast) {
     EXPECT_EQ(ra_forward(context, &broadcast.desc, &args, &error), RA_STATUS_SUCCESS) << error;
     EXPECT_TRUE(same_bits(broadcast.out, repeated.out));
   });
+}
+
+// Tensors of one rank interleaved in one buffer, which is poisoned before.
+class Interleaved {
+ public:
+  explicit Interleaved(std::size_t elements, std::size_t element_size)
+      : element_size_(element_size), bytes_(elements * element_size, kPoison), is_element_(bytes_.size()) {}
+
+  // A tensor of the shape and type of `like`, from element `first` on.
+  ra_tensor place(const Tensor& like, std::int64_t first, ra_tensor strides) {
+    strides.data = bytes_.data() + static_cast<std::size_t>(first) * element_size_;
+    like.for_each_element([&](auto b, auto s, auto h, auto d) {
+      for (std::size_t i = 0; i < element_size_; ++i) {
+        const auto at = static_cast<std::size_t>(address(strides, b, s, h, d) - bytes_.data()) + i;
+        EXPECT_FALSE(is_element_.at(at)) << "the test's own tensors overlap";
+        is_element_[at] = true;
+      }
+    });
+    return strides;
+  }
+  void copy_in(const ra_tensor& to, const Tensor& from) const {
+    from.for_each_element([&](auto b, auto s, auto h, auto d) {
+      std::memcpy(address(to, b, s, h, d), from.at(b, s, h, d), element_size_);
+    });
+  }
+  void expect_equal(const ra_tensor& ours, const Tensor& expected) const {
+    expected.for_each_element([&](auto b, auto s, auto h, auto d) {
+      ASSERT_EQ(std::memcmp(address(ours, b, s, h, d), expected.at(b, s, h, d), element_size_), 0);
+    });
+  }
+  void expect_gaps_untouched() const {
+    for (std::size_t i = 0; i < bytes_.size(); ++i) {
+      if (!is_element_[i]) {
+        ASSERT_EQ(bytes_[i], kPoison) << "byte " << i;
+      }
+    }
+  }
+
+ private:
+  std::byte* address(const ra_tensor& t, std::int64_t b, std::int64_t s, std::int64_t h, std::int64_t d) const {
+    return static_cast<std::byte*>(t.data) +
+           static_cast<std::size_t>(b * t.batch_stride + s * t.seq_stride + h * t.head_stride + d) * element_size_;
+  }
+  std::size_t element_size_;
+  std::vector<std::byte> bytes_;
+  std::vector<bool> is_element_;
+};
+
+// Outputs between other tensors of one buffer are accepted, and right, whatever the buffer's layout.
+TEST(Arguments, OutputsMayBeInterleaved) {
+  constexpr std::int64_t batch = 2, dim = 8;
+  // Where the tensor that has heads first, first + 1, ... of `heads` begins, and its strides; rows: of the shard.
+  struct Fused {
+    std::string name;
+    std::function<std::int64_t(std::int64_t first, std::int64_t heads, std::int64_t rows)> begin;
+    std::function<ra_tensor(std::int64_t heads, std::int64_t rows)> strides;
+  };
+  const Fused layouts[] = {
+      {"[batch, seq, heads, dim]", [](auto first, auto, auto) { return first * dim; },
+       [](auto heads, auto rows) {
+         return ra_tensor{nullptr, rows * heads * dim, heads * dim, dim};
+       }},
+      {"[batch, heads, seq, dim]", [](auto first, auto, auto rows) { return first * rows * dim; },
+       [](auto heads, auto rows) {
+         return ra_tensor{nullptr, heads * rows * dim, dim, rows * dim};
+       }},
+      {"[seq, batch, heads, dim]", [](auto first, auto, auto) { return first * dim; },
+       [](auto heads, auto) {
+         return ra_tensor{nullptr, heads * dim, batch * heads * dim, dim};
+       }},
+      {"[batch, room for more tokens, heads, dim]", [](auto first, auto, auto) { return first * dim; },
+       [](auto heads, auto rows) {
+         return ra_tensor{nullptr, (rows + 3) * heads * dim, heads * dim, dim};
+       }},
+      {"[heads, batch, seq, dim]", [](auto first, auto, auto rows) { return first * batch * rows * dim; },
+       [](auto, auto rows) {
+         return ra_tensor{nullptr, rows * dim, dim, batch * rows * dim};
+       }},
+      // The heads of all tensors in turn: only where all have the same number, which is 4 here.
+      {"[batch, seq, head, tensor, dim]", [](auto first, auto, auto) { return first / 4 * dim; },
+       [](auto heads, auto rows) {
+         return ra_tensor{nullptr, rows * heads * dim, heads * dim, heads / 4 * dim};
+       }},
+  };
+  for (const Fused& layout : layouts) {
+    const std::int64_t heads_q = 4, heads_kv = layout.name.find("tensor") == std::string::npos ? 2 : 4;
+    for (const std::int32_t world_size : {1, 3}) {
+      for (const std::int32_t dtype : {RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16}) {
+        ra_attention_desc desc = make_desc(41, heads_q, dim, batch);
+        desc.num_heads_kv = heads_kv;
+        desc.dtype = dtype;
+        desc.mask = RA_MASK_CAUSAL;
+        desc.sharding = RA_SHARDING_ZIGZAG;
+        for_each_rank(world_size, [&](std::int32_t rank, ra_context* context) {
+          SCOPED_TRACE(layout.name + ", dtype " + std::to_string(dtype) + ", rank " + std::to_string(rank) + " of " +
+                       std::to_string(world_size));
+          const Shard apart(desc, world_size, rank);
+          const std::int64_t rows = apart.q.seq;
+          const auto room = static_cast<std::size_t>(batch * (rows + 3) * 2 * (heads_q + heads_kv) * dim);
+          const auto place = [&](Interleaved& buffer, const Tensor& tensor, std::int64_t first, std::int64_t heads) {
+            return buffer.place(tensor, layout.begin(first, heads, rows), layout.strides(heads, rows));
+          };
+          Error error;
+          EXPECT_EQ(apart.forward(context, &error), RA_STATUS_SUCCESS) << error;
+          EXPECT_EQ(apart.backward(context, &error), RA_STATUS_SUCCESS) << error;
+
+          Interleaved values(room, size_of(dtype));  // q, k, v, out
+          const std::int64_t all = 2 * (heads_q + heads_kv);
+          ra_forward_args forward = apart.forward_args();
+          forward.q = place(values, apart.q, 0, all);
+          forward.k = place(values, apart.k, heads_q, all);
+          forward.v = place(values, apart.v, heads_q + heads_kv, all);
+          forward.out = place(values, apart.out, heads_q + 2 * heads_kv, all);
+          values.copy_in(forward.q, apart.q);
+          values.copy_in(forward.k, apart.k);
+          values.copy_in(forward.v, apart.v);
+          EXPECT_EQ(ra_forward(context, &desc, &forward, &error), RA_STATUS_SUCCESS) << error;
+          values.expect_equal(forward.out, apart.out);
+          values.expect_equal(forward.q, apart.q);
+          values.expect_equal(forward.k, apart.k);
+          values.expect_equal(forward.v, apart.v);
+          values.expect_gaps_untouched();
+
+          Interleaved gradients(room, size_of(dtype));  // dq, dk, dv
+          const std::int64_t three = heads_q + 2 * heads_kv;
+          ra_backward_args backward = apart.backward_args();
+          backward.dq = place(gradients, apart.dq, 0, three);
+          backward.dk = place(gradients, apart.dk, heads_q, three);
+          backward.dv = place(gradients, apart.dv, heads_q + heads_kv, three);
+          EXPECT_EQ(ra_backward(context, &desc, &backward, &error), RA_STATUS_SUCCESS) << error;
+          gradients.expect_equal(backward.dq, apart.dq);
+          gradients.expect_equal(backward.dk, apart.dk);
+          gradients.expect_equal(backward.dv, apart.dv);
+          gradients.expect_gaps_untouched();
+        });
+      }
+    }
+  }
 }
 
 // accumulate adds the gradient to what is there: fp32 step by step, as it is summed up, other types with one rounding.

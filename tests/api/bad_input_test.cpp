@@ -804,6 +804,30 @@ void overlaps(Table& t) {
                  {name, "workspace", kOverlap}});
   }
 
+  // dq, dk and dv in one buffer [batch, seq, 3, heads, dim], with 2 heads each; then one of them is moved into another.
+  const auto fuse = [](Call& c, std::int64_t first_of_dk, std::int64_t first_of_dv, std::int64_t seq_stride_of_dv) {
+    c.desc.num_heads_q = 2;
+    for (ra_tensor* t : {&c.backward.q, &c.backward.out, &c.backward.dout}) *t = {t->data, 0, 0, 0};
+    const std::int64_t all = 3 * 2 * kDim;
+    float* const buffer = reinterpret_cast<float*>(c.arena.region(6));
+    c.backward.dq = {buffer, kSeqlen * all, all, kDim};
+    c.backward.dk = {buffer + first_of_dk, kSeqlen * all, all, kDim};
+    c.backward.dv = {buffer + first_of_dv, kSeqlen * seq_stride_of_dv, seq_stride_of_dv, kDim};
+  };
+  static_assert(kBatch * kSeqlen * 3 * 2 * kDim * 4 < static_cast<std::int64_t>(2 * kRegion));
+  t.push_back({"interleaved dk begins on the last element of dq's row",
+               {&kBackward},
+               [=](Call& c) { fuse(c, 2 * kDim - 1, 4 * kDim, 6 * kDim); },
+               {"dk", "dq", kOverlap}});
+  t.push_back({"interleaved dv ends on the first element of dq's next row",
+               {&kBackward},
+               [=](Call& c) { fuse(c, 2 * kDim, 4 * kDim + 1, 6 * kDim); },
+               {"dv", "dq", kOverlap}});
+  t.push_back({"interleaved dv has another seq_stride",
+               {&kBackward},
+               [=](Call& c) { fuse(c, 2 * kDim, 4 * kDim, 5 * kDim); },
+               {"dv", "dq", kOverlap}});
+
   using M = ra_merge_args;
   for (const auto& [name, input] : fields(std::pair{"out_a", &M::out_a}, std::pair{"out_b", &M::out_b})) {
     t.push_back({std::string("merged out is ") + name + " moved by one element",

@@ -6,10 +6,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iostream>
 #include <limits>
+#include <random>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "ringattn/ringattn.h"
+#include "support/random.h"
 #include "support/ranks.h"
 #include "support/shard.h"
 
@@ -154,6 +159,67 @@ TEST(Merge, InPlaceWithOtherStridesIsRefused) {
   args.out = {lse_a, 4, 2, 1};
   EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_INVALID_ARGUMENT) << error;
   EXPECT_EQ(a[1], 2);
+}
+
+// Tensors of random strides at random places of one buffer: where the call is not refused, no element of the output is one of an
+// input, unless the output is that input.
+TEST(Merge, IsRefusedWhereverAnElementIsShared) {
+  std::mt19937_64 random(seed());
+  const auto draw = [&](std::int64_t low, std::int64_t high) {
+    return low + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(high - low + 1));
+  };
+  constexpr std::size_t size = 2048;
+  std::vector<float> buffer(size);
+  int accepted = 0, crossing = 0;
+  for (int n = 0; n < sample(200'000); ++n) {
+    ra_merge_args args;
+    ra_init_merge_args(&args, sizeof args);
+    args.batch = draw(1, 2);
+    args.seqlen = draw(1, 3);
+    args.num_heads = draw(1, 3);
+    args.head_dim_v = draw(1, 3);
+    const float lse[18] = {};
+    float merged_lse[18];
+    args.lse_a = args.lse_b = lse;
+    args.lse = merged_lse;
+    // Strides that often are multiples of each other, as those of interleaved tensors are.
+    const std::int64_t unit = draw(1, 9), middle = unit * draw(1, 6),
+                       outer = draw(0, 3) > 0 ? middle * draw(1, 6) : draw(1, 99);
+    const auto draw_tensor = [&] {
+      std::int64_t strides[3] = {outer, middle, unit};
+      if (draw(0, 4) == 0) std::swap(strides[1], strides[2]);
+      if (draw(0, 4) == 0) strides[draw(0, 2)] = draw(1, 40);
+      return ra_tensor{buffer.data() + draw(0, draw(0, 1) == 0 ? 20 : 200), strides[0], strides[1], strides[2]};
+    };
+    args.out_a = draw_tensor();
+    args.out_b = draw_tensor();
+    args.out = draw(0, 9) == 0 ? args.out_a : draw_tensor();
+
+    using Places = std::vector<const float*>;
+    const auto places = [&](const ra_tensor& t) {
+      Places result;
+      for (std::int64_t b = 0; b < args.batch; ++b)
+        for (std::int64_t s = 0; s < args.seqlen; ++s)
+          for (std::int64_t h = 0; h < args.num_heads; ++h)
+            for (std::int64_t d = 0; d < args.head_dim_v; ++d)
+              result.push_back(static_cast<const float*>(t.data) + b * t.batch_stride + s * t.seq_stride +
+                               h * t.head_stride + d);
+      return result;
+    };
+    if (ra_merge_attention(&args, nullptr) != RA_STATUS_SUCCESS) continue;
+    ++accepted;
+    const Places out = places(args.out);
+    const std::set<const float*> written(out.begin(), out.end());
+    for (const ra_tensor& input : {args.out_a, args.out_b}) {
+      const Places in = places(input);
+      if (in == out) continue;
+      for (const float* place : in)
+        ASSERT_EQ(written.count(place), 0U) << "problem " << n << ": " << place - buffer.data() << " is shared";
+      crossing += in.front() < out.back() && out.front() < in.back();
+    }
+  }
+  std::cout << accepted << " accepted, " << crossing << " of their inputs cross the output\n";
+  EXPECT_GT(crossing, accepted / 100);
 }
 
 TEST(Merge, OfNoRowsIsNothing) {
