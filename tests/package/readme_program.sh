@@ -53,6 +53,13 @@ case $1 in
     ;;
 esac
 
+# A program asks for the minor version that it was built with.
+soname=libringattn.so.$(awk '$2 == "RA_VERSION_MAJOR" { major = $3 } $2 == "RA_VERSION_MINOR" { print major "." $3 }' "$root/include/ringattn/ringattn.h")
+readelf -d "$work/program" | grep -F "[$soname]" || {
+  echo "the program does not need $soname" >&2
+  exit 1
+}
+
 "$work/program" >"$work/printed"
 cat "$work/printed"
 diff "$work/expected" "$work/printed"
