@@ -37,11 +37,6 @@ void check_workspace(Ranges &ranges, const char *pass, void *workspace, std::siz
                 false);
 }
 
-ra_context &checked(ra_context *context) {
-  require(context != nullptr, "context is NULL; must come from ra_create_context");
-  return *context;
-}
-
 void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args *args) {
   const Stopwatch whole_call;
   const ra_attention_desc d = read(desc, "desc");

@@ -53,20 +53,20 @@ void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size)
 
 ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    const ra_context &c = checked(context);
     const ra_attention_desc d = read(desc, "desc");
-    require_supported(d, to_problem(d), *context->engine);
+    require_supported(d, to_problem(d), *c.engine);
   });
 }
 
 ra_status ra_get_memory_requirements(const ra_context *context, const ra_attention_desc *desc,
                                      ra_memory_requirements *requirements, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    const ra_context &c = checked(context);
     const ra_attention_desc d = read(desc, "desc");
     const Problem p = to_problem(d);
-    require_supported(d, p, *context->engine);
-    write(requirements, "requirements", describe_memory(p, context->rank, *context->engine, sizeof *context));
+    require_supported(d, p, *c.engine);
+    write(requirements, "requirements", describe_memory(p, c.rank, *c.engine, sizeof c));
   });
 }
 
@@ -85,11 +85,11 @@ ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention
 
 ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    const ra_context &c = checked(context);
     CallStatistics kept;
     {
-      const std::lock_guard lock(context->statistics_mutex);
-      kept = context->statistics;
+      const std::lock_guard lock(c.statistics_mutex);
+      kept = c.statistics;
     }
     ra_call_statistics s = defaults<ra_call_statistics>();
     s.steps = kept.totals.steps;

@@ -132,9 +132,8 @@ std::string check(ra_context &c, const Oracle &oracle) {
 
 extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems, int64_t seed, ra_error *error) {
   return guard(error, rank_of(context), [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
+    ra_context &c = checked(context);
     require_range("num_problems", num_problems, 1, 1'000'000);
-    ra_context &c = *context;
     std::string wrong;  // on this rank
     int culprit = -1;   // on any
     c.exclusively([&] {

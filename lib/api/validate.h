@@ -1,4 +1,5 @@
-// From what a caller gave to what the library works with; every refusal of a bad argument stands here.
+// From what a caller gave to what the library works with: the refusals that several functions share. What a struct says of its own
+// size is checked in structs.h, the configuration of a context in context.cpp, and what one function alone takes where it is.
 #pragma once
 
 #include <array>
@@ -11,6 +12,13 @@
 #include "plan/problem.h"
 
 namespace ringattn::api {
+
+// The context that a caller gave, const or not.
+template <class Context>
+Context &checked(Context *context) {
+  require(context != nullptr, "context is NULL; must come from ra_create_context");
+  return *context;
+}
 
 // Requires low <= value <= high: "head_dim is 320; must be 1 .. 256".
 void require_range(const char *field, std::int64_t value, std::int64_t low, std::int64_t high);
