@@ -348,7 +348,7 @@ typedef struct ra_call_statistics {
   int64_t hops;           /**< messages that this rank sent */
   int64_t hop_bytes;      /**< bytes of those messages */
   double total_seconds;   /**< wall time of the call */
-  double compute_seconds; /**< of it, in block computations */
+  double compute_seconds; /**< of it, in block computations, and the communication that is hidden among them */
   double wait_seconds;    /**< of it, waiting for other ranks: until all make the call, and for communication that was not
                                hidden */
 } ra_call_statistics;

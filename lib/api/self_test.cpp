@@ -145,7 +145,7 @@ extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems,
           const Oracle oracle(p, random);
           constexpr double most_difference = 1e-5;
           if (const double difference = reference::finite_difference_error(oracle, random, 1);
-              difference > most_difference)
+              !(difference <= most_difference))
             wrong = text("the oracle differs from finite differences by ", difference, ": ", reference::describe(p));
           if (const std::string violation = check(c, oracle); wrong.empty() && !violation.empty())
             wrong = text("problem ", n, " of seed ", seed, ": ", violation);

@@ -1,7 +1,6 @@
 #include "core/threads.h"
 
 #include <oneapi/tbb/parallel_for.h>
-#include <oneapi/tbb/task_group.h>
 
 namespace ringattn {
 
@@ -15,15 +14,6 @@ void Threads::run(std::int64_t count, const Work& work) {
     tbb::parallel_for(
         std::int64_t{0}, count, [&](std::int64_t index) { work(index, tbb::this_task_arena::current_thread_index()); },
         tbb::simple_partitioner());
-  });
-}
-
-void Threads::run_beside(const Work& work, const Work& beside) {
-  arena_.execute([&] {
-    tbb::task_group others;
-    others.run([&] { beside(0, tbb::this_task_arena::current_thread_index()); });
-    work(0, tbb::this_task_arena::current_thread_index());
-    others.wait();
   });
 }
 

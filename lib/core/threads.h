@@ -79,6 +79,7 @@ class Threads {
   void for_each(std::int64_t count, F&& f) {
     auto part = [&](std::int64_t index, int slot) {
       if (cancelled()) return;
+      if (between_ != nullptr) (*between_)(index, slot);
       come(place_of(slot));  // another thread may have had it before
       const Leaving at_return(place_of(slot));
       f(index, slot);
@@ -86,13 +87,17 @@ class Threads {
     run(count, Work(part));
   }
 
-  // Runs f() on these threads, where for_each may be called, and meanwhile beside() on another of them, or afterwards if there
-  // is none.
+  // Runs f(). Every part of what it gives to for_each is preceded by between(), on the thread that the part runs on.
   template <class F, class G>
-  void run_both(F&& f, G&& beside) {
-    auto first = [&](std::int64_t, int) { f(); };
-    auto second = [&](std::int64_t, int) { beside(); };
-    run_beside(Work(first), Work(second));
+  void interleave(F&& f, G&& between) {
+    auto call = [&](std::int64_t, int) { between(); };
+    const Work work(call);
+    between_ = &work;
+    const struct Reset {
+      const Work*& between;
+      ~Reset() { between = nullptr; }
+    } reset{between_};
+    f();
   }
 
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
@@ -100,12 +105,12 @@ class Threads {
 
  private:
   void run(std::int64_t count, const Work& work);
-  void run_beside(const Work& work, const Work& beside);
   const void* place_of(int slot) const {
     return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(this) + static_cast<std::uintptr_t>(slot));
   }
 
   tbb::task_arena arena_;
+  const Work* between_ = nullptr;
   std::atomic<bool> cancelled_{false};
 };
 

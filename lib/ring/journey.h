@@ -83,15 +83,12 @@ class Journey {
     on_.transport.receive(peer, tag(m, kind), data);
   }
 
-  // Runs f on the rank's threads while transfers go on beside it.
+  // Runs f on the rank's threads. What is posted meanwhile is moved by whichever of them is the next to begin a part of its work;
+  // what comes after the last part has begun is left to end_transfers.
   template <class F>
   void compute(const Moment& m, F&& f) {
     const Stopwatch stopwatch;
-    if (plan_.travels()) {
-      on_.threads.run_both(f, [&] { on_.transport.progress(); });
-    } else {
-      f();
-    }
+    on_.threads.interleave(f, [&] { on_.transport.progress(); });
     statistics_.totals.steps += m.computes ? 1 : 0;
     statistics_.compute_seconds += stopwatch.seconds();
   }

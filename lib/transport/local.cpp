@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -39,6 +40,7 @@ struct Member {
   enum { absent, present, gone } state = absent;
   std::function<void()> on_failure;
   std::vector<Transfer> sends, receives;
+  std::atomic<bool> news{false};                  // something may have become ready to be copied since progress looked
   int waits_for = -1;                             // the rank whose turn it is, while this one waits
   std::int64_t gathers = 0;                       // all_gather calls entered
   std::array<std::vector<std::byte>, 2> records;  // of the last two
@@ -179,15 +181,19 @@ class LocalTransport final : public Transport {
     const std::lock_guard lock(group_->mutex);
     // The bytes are only read; one Transfer serves both directions.
     member(rank_).sends.push_back({peer, tag, const_cast<std::byte*>(data.data()), data.size()});
+    member(peer).news = true;
     group_->changed.notify_all();
   }
 
   void receive(int peer, std::uint64_t tag, std::span<std::byte> data) override {
     const std::lock_guard lock(group_->mutex);
     member(rank_).receives.push_back({peer, tag, data.data(), data.size()});
+    member(rank_).news = true;
   }
 
   void progress() override {
+    std::atomic<bool>& news = member(rank_).news;
+    if (!news.load(std::memory_order_relaxed) || !news.exchange(false)) return;
     std::unique_lock lock(group_->mutex);
     copy_ready(lock);
   }

@@ -34,7 +34,8 @@ class Transport {
   virtual void send(int peer, std::uint64_t tag, std::span<const std::byte> data) = 0;
   virtual void receive(int peer, std::uint64_t tag, std::span<std::byte> data) = 0;
 
-  // Moves what can be moved without blocking; from any one thread while the owner computes.
+  // Moves what can be moved without blocking; from any threads while the owner computes, as often as they like: it costs next to
+  // nothing where nothing new can be moved.
   virtual void progress() = 0;
   // Returns when every transfer begun on this rank is complete; abandons them all if it throws.
   virtual void wait() = 0;

@@ -165,6 +165,15 @@ TEST(Edge, PositionsBeyondTwoToTheThirtyOne) {
   }
 }
 
+// A gradient of the oracle that is not a number is as wrong as can be, whichever entries are looked at.
+TEST(Edge, FiniteDifferencesSeeNaN) {
+  Random random(13);
+  Oracle oracle(simple(6, 6), random);
+  ASSERT_LE(reference::finite_difference_error(oracle, random, 1), 1e-5);
+  oracle.dk.exact.back() = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_FALSE(reference::finite_difference_error(oracle, random, 1) <= 1e-5);
+}
+
 TEST(Edge, SelfTestPasses) {
   for (const int world_size : {1, 2, 4}) {
     const test::Ranks ranks(world_size);

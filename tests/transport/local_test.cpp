@@ -7,10 +7,12 @@
 #include <array>
 #include <barrier>
 #include <chrono>
+#include <latch>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "core/threads.h"
 #include "support/random.h"
 
 namespace ringattn {
@@ -34,6 +36,35 @@ void run_group(int world_size, F&& body) {
       }
     });
   for (std::thread& thread : threads) thread.join();
+}
+
+// What is posted while the receiver computes is copied between two parts of its work, also where it has but one thread.
+TEST(Local, CopiesWhatIsPostedWhileItComputes) {
+  std::latch begun(1), posted(1);
+  run_group(2, [&](int rank, Transport& transport) {
+    std::byte message{static_cast<unsigned char>(rank)};
+    if (rank == 0) {
+      transport.receive(1, 0, {&message, 1});
+      Threads threads(1);
+      int parts = 0;
+      const auto compute = [&] {
+        threads.for_each(3, [&](std::int64_t, int) {
+          if (parts++ == 0) {
+            begun.count_down();
+            posted.wait();
+          } else {
+            EXPECT_EQ(message, std::byte{1}) << "in part " << parts;
+          }
+        });
+      };
+      threads.interleave(compute, [&] { transport.progress(); });
+    } else {
+      begun.wait();
+      transport.send(0, 0, {&message, 1});
+      posted.count_down();
+    }
+    transport.wait();
+  });
 }
 
 // A receiver that is copying one message must see another that is posted meanwhile, whichever it asked for first.

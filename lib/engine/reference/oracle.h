@@ -63,7 +63,8 @@ struct Oracle : Inputs {
 };
 
 // Largest difference between fp64 gradients and central finite differences of sum(dout * out), over `samples` entries of
-// each of q, k and v, relative to the largest gradient. Checks the oracle itself; about 1e-7 where it is right.
+// each of q, k and v, relative to the largest gradient; NaN where a gradient is. Checks the oracle itself; about 1e-7 where it
+// is right.
 double finite_difference_error(const Oracle& oracle, Random& random, int samples);
 
 }  // namespace ringattn::reference
