@@ -314,7 +314,6 @@ TEST_P(DotsRows, AsMultiplySums) {
                                     .b = column.at(0, 0),
                                     .b_panel = column.panel,
                                     .c = product.at(0, 0),
-                                    .c_row = columns,
                                     .c_panel = columns});
       ASSERT_LE(std::abs(ours - sum.exact), static_cast<double>(dim) * u * sum.magnitude) << "row " << r;
       ASSERT_EQ(bits(ours), bits(product(0, 0))) << "row " << r;

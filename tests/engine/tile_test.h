@@ -138,8 +138,8 @@ inline Sum dot(const double* a, const double* b, std::int64_t count) {
   return sum;
 }
 
-inline double score(double product, double scale, double softcap) {
-  return softcap == 0 ? product * scale : softcap * std::tanh(product * scale / softcap);
+inline double score(double product, double softcap) {
+  return softcap == 0 ? product : softcap * std::tanh(product / softcap);
 }
 
 // How far exp(x - base) may be from `exact`, x being a score that is `error` off: one rounding makes the difference, and exp
@@ -186,7 +186,7 @@ class PartTest : public TileTest {
   // The table does not say it: what a product of one column writes.
   std::int64_t vector_width() const {
     Matrix a = in_panels(columns, 1, 1), b = a, c = a;
-    parts.multiply(Left::packed, {.m = 1, .n = 1, .a = a.at(0, 0), .b = b.at(0, 0), .c = c.at(0, 0), .c_row = columns});
+    parts.multiply(Left::packed, {.m = 1, .n = 1, .a = a.at(0, 0), .b = b.at(0, 0), .c = c.at(0, 0)});
     return std::count(c.values.begin(), c.values.end(), 0.0F);
   }
 };

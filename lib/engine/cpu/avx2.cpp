@@ -9,7 +9,7 @@
 namespace ringattn::cpu {
 
 const Tiles& avx2_tiles() {
-  static constexpr Tiles tiles = make_tiles("avx2", 768);
+  static constexpr Tiles tiles = make_tiles("avx2", 128 * 1024);
   return tiles;
 }
 

@@ -2,9 +2,10 @@
 //
 //   for each stretch of two blocks of keys of the chunk:
 //     for each lane in parallel:  every G-th tile of query rows of one item, in one group of heads
-//       for each tile of the lane, and each block of which it sees some:  pack Q, dout, K and V where they are not yet
-//         P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'       the instruction set's own loop (tiles.h)
-//         dV += P^T dout    dK += dS^T Q    dQ += dS K
+//       for each tile of the lane, and each block of which it sees some:  pack Q' = softmax_scale Q, dout, K and V if need be
+//         P = exp(score(Q' K^T) - lse)    dS = P (dout V^T - delta) score'      the instruction set's own loop (tiles.h)
+//         dV += P^T dout    dK += dS^T Q'    dQ' += dS K
+//       dQ += softmax_scale dQ'
 //     add up the dK and dV of an item's lanes, in the order of lanes
 //
 // Deterministic without locks: a tile of dQ belongs to one lane, which meets the keys in ascending order; dK and dV of an
@@ -101,18 +102,21 @@ struct Lane {
         blocks.push_back({&keys, first, std::min(tiles.key_block, keys.length - first), room});
         room += padded(blocks.back().count);
       }
+    std::vector<Tile> own;
     std::int64_t number_of_tile = 0;
     for (const Piece& queries : cell.item.queries)
       for (std::int64_t g = 0; g < problem.group(); ++g)
         for (std::int64_t first = 0; first < queries.length; first += tiles.gradient_rows)
-          if (number_of_tile++ % cell.lanes == number && !threads.cancelled())
-            run_tile(blocks, {&queries, first, std::min(tiles.gradient_rows, queries.length - first),
-                              head_kv * problem.group() + g});
+          if (number_of_tile++ % cell.lanes == number)
+            own.push_back({&queries, first, std::min(tiles.gradient_rows, queries.length - first),
+                           head_kv * problem.group() + g});
+    for (std::size_t n = 0; n < own.size() && !threads.cancelled(); ++n)
+      run_tile(blocks, own[n], n + 1 < own.size() ? upcoming(own[n + 1]) : Upcoming{});
     for (const Block& block : blocks)
       if (block.packed) add_gradients(block);
   }
 
-  void run_tile(std::vector<Block>& blocks, Tile tile) const {
+  void run_tile(std::vector<Block>& blocks, Tile& tile, const Upcoming& next) const {
     for (Block& block : blocks) {
       if (threads.cancelled()) return;
       if (!find_visible(tile, block)) continue;
@@ -123,12 +127,13 @@ struct Lane {
       tiles.differentiate({tile.count, block.count, dim(), dim_v(), scratch.q, scratch.dout,
                            scratch.k + room * padded(dim()), scratch.k_columns + room * dim(),
                            scratch.v_columns + room * dim_v(), block.finite && tile.finite, scratch.visible,
-                           problem.softmax_scale, problem.softcap, step.lse + state, step.delta + state, scratch.scores,
-                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq});
+                           problem.softcap, step.lse + state, step.delta + state, scratch.scores,
+                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq,
+                           &block == &blocks.back() ? next : Upcoming{}});
     }
     if (tile.packed)
       tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
-                         step.dq.at<float>(b, tile.row(), tile.head), step.dq.seq_stride, true});
+                         step.dq.at<float>(b, tile.row(), tile.head), step.dq.seq_stride, true, problem.softmax_scale});
   }
 
   bool find_visible(const Tile& tile, const Block& block) const {
@@ -156,12 +161,22 @@ struct Lane {
 
   void pack_rows(Tile& tile) const {
     const std::int64_t panel = tile.count * tiles.columns;
-    const bool q_finite = tiles.pack_rows(rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel));
+    PackedRows q = rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel);
+    q.scale = problem.softmax_scale;
+    const bool q_finite = tiles.pack_rows(q);
     const bool dout_finite =
         tiles.pack_rows(rows_of(step.dout, tile.row(), tile.head, tile.count, dim_v(), scratch.dout, panel));
     std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
     tile.packed = true;
     tile.finite = q_finite && dout_finite;
+  }
+
+  Upcoming upcoming(const Tile& tile) const {
+    const auto rows_of = [&](const Tensor& t, std::int64_t width) -> UpcomingRows {
+      return {static_cast<std::byte*>(t.data) + t.offset(b, tile.row(), tile.head) * size_of(t.dtype),
+              t.seq_stride * size_of(t.dtype), tile.count, width * size_of(t.dtype)};
+    };
+    return {rows_of(step.q, dim()), rows_of(step.dout, dim_v())};
   }
 
   void add_gradients(const Block& block) const {

@@ -1,7 +1,7 @@
 // Forward on a CPU: online softmax over tiles (Dao et al. 2022, "FlashAttention", Algorithm 1).
 //
 //   for each unit in parallel:  the query rows of one stretch of one piece, in all heads of a group
-//     pack Q, and the running (O, max, sum) or their beginning
+//     pack softmax_scale Q, and the running (O, max, sum) or their beginning
 //     for each block of keys that any row sees:
 //       pack K (as columns) and V once for all rows and heads of the unit
 //       S = Q K^T;  P = softmax(S), running;  O = O * factor + P V         the instruction set's own loop (tiles.h)
@@ -74,7 +74,7 @@ struct Attend {
 
   // Rows of the q and the out of this unit lie in panels of all its rows, head by head.
   void begin() const {
-    for (std::int64_t g = 0; g < problem.group(); ++g) pack_head(step.q, g, dim(), scratch.q);
+    for (std::int64_t g = 0; g < problem.group(); ++g) pack_head(step.q, g, dim(), scratch.q, problem.softmax_scale);
     if (step.first) {
       std::fill_n(scratch.out, total() * padded(dim_v()), 0.0F);
       std::fill_n(scratch.max, total(), -infinity);
@@ -91,7 +91,7 @@ struct Attend {
   void keep() const {
     for (std::int64_t g = 0; g < problem.group(); ++g) {
       tiles.unpack_rows({row_of(scratch.out, g), panel(), unit.rows, dim_v(),
-                         step.running.at<float>(b, stored(), head(g)), step.running.seq_stride, false});
+                         step.running.at<float>(b, stored(), head(g)), step.running.seq_stride});
       std::copy_n(scratch.max + g * unit.rows, unit.rows, step.max + state(g));
       std::copy_n(scratch.sum + g * unit.rows, unit.rows, step.sum + state(g));
     }
@@ -119,10 +119,12 @@ struct Attend {
     }
     for (std::int64_t block = begin / tiles.key_block * tiles.key_block; block < end && !threads.cancelled();
          block += tiles.key_block)
-      attend_block(keys, block, std::min(tiles.key_block, keys.length - block));
+      attend_block(keys, block, end);
   }
 
-  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
+  // Keys from `block` on; those from `end` on are seen by nobody.
+  void attend_block(const Piece& keys, std::int64_t block, std::int64_t end) const {
+    const std::int64_t count = std::min(tiles.key_block, keys.length - block);
     if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) return;
     for (std::int64_t g = 1; g < problem.group(); ++g)
       std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
@@ -132,13 +134,23 @@ struct Attend {
     const bool finite = tiles.pack_rows({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
                                          dim_v(), scratch.v, count * tiles.columns});
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
-                  problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum});
+                  problem.softcap, scratch.out, scratch.max, scratch.sum,
+                  upcoming(row + count, std::min(tiles.key_block, end - block - count))});
   }
 
   std::int64_t panel() const { return total() * tiles.columns; }
   float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
-  void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
-    tiles.pack_rows({t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()});
+  void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to, float scale = 1) const {
+    tiles.pack_rows(
+        {t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel(), scale});
+  }
+
+  Upcoming upcoming(std::int64_t row, std::int64_t count) const {
+    const auto rows_of = [&](const Tensor& t, std::int64_t width) -> UpcomingRows {
+      return {address(t, row, head_kv), t.seq_stride * size_of(t.dtype), count, width * size_of(t.dtype)};
+    };
+    if (count <= 0) return {};
+    return {rows_of(step.k, dim()), rows_of(step.v, dim_v())};
   }
 
   std::byte* address(const Tensor& t, std::int64_t row, std::int64_t h) const {
@@ -153,10 +165,10 @@ struct Attend {
 static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows, int threads) {
   constexpr std::int64_t units_per_thread = 4, least = 112;
   const std::int64_t all = problem.batch * problem.num_heads_q * query_rows;
-  const std::int64_t needed = all / (threads * tiles.unit_rows) + 1;
+  const std::int64_t most = most_unit_rows(tiles, problem), needed = all / (threads * most) + 1;
   const std::int64_t wanted = std::min(units_per_thread, all / (threads * least));
   const std::int64_t rows = all / (threads * std::max(needed, wanted)) + 1;
-  return std::max<std::int64_t>(1, std::min(rows, tiles.unit_rows) / problem.group());
+  return std::max<std::int64_t>(1, std::min(rows, most) / problem.group());
 }
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {

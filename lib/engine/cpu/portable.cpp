@@ -9,7 +9,7 @@
 namespace ringattn::cpu {
 
 const Tiles& portable_tiles() {
-  static constexpr Tiles tiles = make_tiles("portable", 768);
+  static constexpr Tiles tiles = make_tiles("portable", 128 * 1024);
   return tiles;
 }
 

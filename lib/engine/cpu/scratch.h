@@ -11,6 +11,12 @@
 
 namespace ringattn::cpu {
 
+// Query rows of a unit: they and a block of keys stay in the second cache.
+inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p) {
+  const std::int64_t rows = tiles.unit_floats / (padded(p.head_dim) + padded(p.head_dim_v)) - tiles.key_block;
+  return rows / tiles.rows * tiles.rows;
+}
+
 struct ForwardScratch {
   float *q, *out;    // packed, rows of the unit in all heads
   float *k, *v;      // packed, a block of keys
@@ -19,7 +25,7 @@ struct ForwardScratch {
   Visible* visible;  // of all rows
 
   static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
-    const std::int64_t most = std::max(tiles.unit_rows, p.group());
+    const std::int64_t unit_rows = most_unit_rows(tiles, p), most = std::max(unit_rows, p.group());
     ForwardScratch s;
     s.q = arena.take<float>(most * padded(p.head_dim));
     s.out = arena.take<float>(most * padded(p.head_dim_v));
@@ -27,7 +33,7 @@ struct ForwardScratch {
     s.v = arena.take<float>(tiles.key_block * padded(p.head_dim_v));
     s.max = arena.take<float>(most);
     s.sum = arena.take<float>(most);
-    s.seen = arena.take<Interval>(tiles.unit_rows);
+    s.seen = arena.take<Interval>(unit_rows);
     s.visible = arena.take<Visible>(most);
     return s;
   }

@@ -6,6 +6,8 @@
 // packed matrix takes rows * padded(dim) floats. K and V^T stand with keys as columns, [dim, keys], where a product sums over dim.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "plan/problem.h"
@@ -21,22 +23,24 @@ struct Visible {
   std::int32_t lo, hi;
 };
 
-// Rows of a tensor, `stride` elements apart, and where they are packed: `panel` floats from one panel to the next.
+// Rows of a tensor, `stride` elements apart, and where they are packed, times `scale`: `panel` floats from one panel to the next.
 struct PackedRows {
   DType dtype;
   const void* from;
   std::int64_t stride, rows, dim;
   float* to;
   std::int64_t panel;
+  float scale = 1;
 };
 
-// Back from panels to fp32 rows, `stride` floats apart: to = from, or to += from.
+// Back from panels to fp32 rows, `stride` floats apart: to = scale * from, or to += scale * from.
 struct UnpackedRows {
   const float* from;
   std::int64_t panel, rows, dim;
   float* to;
   std::int64_t stride;
-  bool accumulate;
+  bool accumulate = false;
+  float scale = 1;
 };
 
 // The results of packed rows: out = running / sum, or 0 where the sum is, rounded once to rows `stride` elements apart.
@@ -49,28 +53,37 @@ struct FinishedRows {
   std::int64_t stride;
 };
 
+// Rows of a tensor that will be packed next: `bytes` each, `stride` bytes apart. They are brought to the second cache meanwhile.
+struct UpcomingRows {
+  const std::byte* from = nullptr;
+  std::int64_t stride = 0, rows = 0, bytes = 0;
+};
+using Upcoming = std::array<UpcomingRows, 2>;
+
 // Rows of queries attend to a block of keys. [rows]: one per row.
 struct AttendTile {
   std::int64_t rows, keys, dim, dim_v;
-  const float *q, *k, *v;  // packed [rows, dim], [dim, keys], [keys, dim_v]
+  const float *q, *k, *v;  // packed [rows, dim] times the softmax scale, [dim, keys], [keys, dim_v]
   bool finite;             // all of v
   const Visible* visible;  // [rows]
-  float scale, softcap;
+  float softcap;
   float* out;        // packed [rows, dim_v], running
   float *max, *sum;  // [rows], running
+  Upcoming next = {};
 };
 
-// Gradients of a tile of query rows and a block of keys.
+// Gradients of a tile of query rows and a block of keys: of the q that is given, so dq lacks the softmax scale.
 struct GradientTile {
   std::int64_t rows, keys, dim, dim_v;
-  const float *q, *dout;                   // packed [rows, dim], [rows, dim_v]
+  const float *q, *dout;                   // packed [rows, dim] times the softmax scale, [rows, dim_v]
   const float *k, *k_columns, *v_columns;  // packed [keys, dim], [dim, keys], [dim_v, keys]
   bool finite;                             // all of q, dout, k and v
   const Visible* visible;                  // [rows]
-  float scale, softcap;
+  float softcap;
   const float *lse, *delta;  // [rows]
   float* scores;             // room for 2 * rows * key_block floats
   float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to
+  Upcoming next = {};
 };
 
 // delta[r] = dot(a row, b row).
@@ -90,7 +103,8 @@ struct Tiles {
   const char* name;
   std::int64_t columns;        // of a panel
   std::int64_t key_block;      // keys that are packed and attended at a time
-  std::int64_t unit_rows;      // query rows that share a packed block forward: whole register tiles
+  std::int64_t rows;           // of a register tile
+  std::int64_t unit_floats;    // that stay in the second cache: forward a packed block and the query rows that share it
   std::int64_t gradient_rows;  // and backward
 
   // Whether all values are finite.

@@ -1,4 +1,4 @@
-// Rows of queries and a block of keys, a strip of one register tile's rows at a time:
+// Rows of queries and a block of keys, a strip of two register tiles' rows at a time:
 //
 //   S = Q K^T            a strip's scores stay in the first cache
 //   S -> P, max, sum     softmax.h
@@ -12,6 +12,8 @@
 
 namespace ringattn::cpu {
 namespace {
+
+constexpr std::int64_t strip_rows = 2 * tile_rows;
 
 // The keys that some of the rows see, from a multiple of `padding` on, so that sums over them do not depend on who shares a tile.
 struct Stretch {
@@ -42,7 +44,7 @@ void multiply_weights(const Product& p, const Visible* visible, bool finite) {
     row.k = visible[i].hi - visible[i].lo;
     row.a += i * score_stride + visible[i].lo;
     row.b += visible[i].lo * columns;
-    row.c += i * p.c_row;
+    row.c += i * columns;
     if (p.factor != nullptr) row.factor += i;
     multiply<Left::weights>(row);
   }
@@ -51,9 +53,9 @@ void multiply_weights(const Product& p, const Visible* visible, bool finite) {
 void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   const Stretch seen = seen_by(t.visible + first, rows);
   if (seen.count() <= 0) return;
-  alignas(64) float scores[tile_rows * score_stride];
-  float factor[tile_rows];
-  Visible visible[tile_rows];
+  alignas(64) float scores[strip_rows * score_stride];
+  float factor[strip_rows];
+  Visible visible[strip_rows];
   for (std::int64_t r = 0; r < rows; ++r) visible[r] = clipped(t.visible[first + r], seen);
   Product product;
   product.m = rows;
@@ -64,11 +66,10 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   product.b = t.k + seen.begin * t.dim;
   product.b_panel = t.dim * columns;
   product.c = scores;
-  product.c_row = score_stride;
   product.c_panel = columns;
   multiply<Left::packed>(product);
 
-  softmax({rows, product.n, scores, visible, t.scale, t.softcap, t.max + first, t.sum + first, factor});
+  softmax({rows, product.n, scores, visible, t.softcap, t.max + first, t.sum + first, factor});
 
   product.n = t.dim_v;
   product.k = seen.count();
@@ -76,16 +77,28 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   product.b = t.v + seen.begin * columns;
   product.b_panel = t.keys * columns;
   product.c = t.out + first * columns;
-  product.c_row = columns;
   product.c_panel = t.rows * columns;
   product.accumulate = true;
   product.factor = factor;
   multiply_weights(product, visible, t.finite);
 }
 
+// Strip by strip, so many rows at a time that all have been fetched when the last strip begins.
+// Inlined always: GCC 12 takes a function that only prefetches for one that does nothing, and drops its calls.
+[[gnu::always_inline]] inline void fetch_some(const Upcoming& next, std::int64_t strip, std::int64_t strips) {
+  for (std::size_t n = 0; n < 2; ++n) {
+    const UpcomingRows& u = next[n];
+    for (std::int64_t r = u.rows * strip / strips; r < u.rows * (strip + 1) / strips; ++r)
+      for (std::int64_t at = 0; at < u.bytes; at += 64) __builtin_prefetch(u.from + r * u.stride + at, 0, 2);
+  }
+}
+
 void attend(const AttendTile& t) {
-  for (std::int64_t first = 0; first < t.rows; first += tile_rows)
-    attend_strip(t, first, least(tile_rows, t.rows - first));
+  const std::int64_t strips = (t.rows + strip_rows - 1) / strip_rows;
+  for (std::int64_t strip = 0; strip < strips; ++strip) {
+    fetch_some(t.next, strip, strips);
+    attend_strip(t, strip * strip_rows, least(strip_rows, t.rows - strip * strip_rows));
+  }
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ void multiply_transposed(const Product& p, const Visible* visible, bool finite) 
     key.k = rows.count();
     key.a += j + rows.begin * score_stride;
     key.b += rows.begin * columns;
-    key.c += j * p.c_row;
+    key.c += j * columns;
     multiply<Left::transposed>(key);
   }
 }
@@ -45,6 +45,7 @@ void differentiate(const GradientTile& t) {
 
   for (std::int64_t first = 0; first < t.rows; first += tile_rows) {
     const std::int64_t rows = least(tile_rows, t.rows - first), strip = first * score_stride;
+    fetch_some(t.next, first / tile_rows, (t.rows + tile_rows - 1) / tile_rows);
     const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float* to) {
       Product product;
       product.m = rows;
@@ -55,14 +56,13 @@ void differentiate(const GradientTile& t) {
       product.b = b + seen.begin * dim;
       product.b_panel = dim * columns;
       product.c = to;
-      product.c_row = score_stride;
       product.c_panel = columns;
       multiply<Left::packed>(product);
     };
     multiply_strip(t.q, t.k_columns, t.dim, weights + strip);
     multiply_strip(t.dout, t.v_columns, t.dim_v, dscores + strip);
-    differentiate_scores({rows, wide, weights + strip, dscores + strip, visible + first, t.scale, t.softcap,
-                          t.lse + first, t.delta + first});
+    differentiate_scores(
+        {rows, wide, weights + strip, dscores + strip, visible + first, t.softcap, t.lse + first, t.delta + first});
   }
 
   const auto add_to_keys = [&](const float* scores, const float* b, std::int64_t dim, float* to) {
@@ -74,7 +74,6 @@ void differentiate(const GradientTile& t) {
     product.b = b;
     product.b_panel = row_panel;
     product.c = to + seen.begin * columns;
-    product.c_row = columns;
     product.c_panel = key_panel;
     product.accumulate = true;
     multiply_transposed(product, visible, t.finite);
@@ -90,7 +89,6 @@ void differentiate(const GradientTile& t) {
   product.b = t.k + seen.begin * columns;
   product.b_panel = key_panel;
   product.c = t.dq;
-  product.c_row = columns;
   product.c_panel = row_panel;
   product.accumulate = true;
   multiply_weights(product, visible, t.finite);

@@ -18,27 +18,27 @@ struct Product {
   const float* b = nullptr;
   std::int64_t b_panel = 0;
   float* c = nullptr;
-  std::int64_t c_row = 0, c_panel = 0;
+  std::int64_t c_panel = 0;
   bool accumulate = false;
   const float* factor = nullptr;  // [m]
 };
 
-// Scores of a strip: products on entry, softmax weights on return, relative to the running max.
+// Scores of a strip on entry, before the softcap; softmax weights on return, relative to the running max.
 struct SoftmaxTile {
   std::int64_t rows, count;  // columns, whole vectors
   float* scores;             // [rows, score_stride]
   const Visible* visible;    // [rows]
-  float scale, softcap;
+  float softcap;
   float *max, *sum;  // [rows], running
   float* factor;     // [rows], written: by which earlier results of the row shrink
 };
 
-// Products of q and k, and of dout and v, on entry; softmax weights and the gradients of q.k on return.
+// Scores before the softcap, and products of dout and v, on entry; softmax weights and the gradients of the scores on return.
 struct ScoreGradients {
   std::int64_t rows, count;
   float *scores, *dscores;  // [rows, score_stride]
   const Visible* visible;
-  float scale, softcap;
+  float softcap;
   const float *lse, *delta;
 };
 

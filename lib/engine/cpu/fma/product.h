@@ -26,7 +26,7 @@ constexpr std::int64_t gradient_rows = RA_GRADIENT_ROWS;
 constexpr std::int64_t score_stride = key_block;  // floats between rows of scores
 static_assert(key_block % columns == 0);
 
-constexpr std::int64_t span = fused ? key_block : 16;
+constexpr std::int64_t span = fused ? INT64_MAX : 16;
 
 // c += a b over `count` terms.
 template <int Rows, int Vectors, std::int64_t a_row, std::int64_t a_column>
@@ -46,43 +46,56 @@ template <int Rows, int Vectors, std::int64_t a_row, std::int64_t a_column>
   }
 }
 
+// How rows of the left operand and of C lie: floats from one to the next.
+template <Left left>
+constexpr std::int64_t a_row = left == Left::packed    ? columns
+                               : left == Left::weights ? score_stride
+                                                       : 1;
+template <Left left>
+constexpr std::int64_t c_row = left == Left::packed ? score_stride : columns;
+
 template <Left left, int Rows, int Vectors>
-[[gnu::always_inline]] inline void add_products(Vector (&c)[Rows][Vectors], const Product& p, std::int64_t begin,
-                                                std::int64_t end) {
+[[gnu::always_inline]] inline void add_products(Vector (&c)[Rows][Vectors], const float* a, std::int64_t a_panel,
+                                                const float* b, std::int64_t begin, std::int64_t end) {
   if constexpr (left == Left::packed) {
     for (std::int64_t k = begin; k < end;) {
       const std::int64_t panel = k / columns, next = (panel + 1) * columns < end ? (panel + 1) * columns : end;
-      add_terms<Rows, Vectors, columns, 1>(c, p.a + panel * p.a_panel + k % columns, p.b + k * columns, next - k);
+      add_terms<Rows, Vectors, columns, 1>(c, a + panel * a_panel + k % columns, b + k * columns, next - k);
       k = next;
     }
   } else if constexpr (left == Left::weights) {
-    add_terms<Rows, Vectors, score_stride, 1>(c, p.a + begin, p.b + begin * columns, end - begin);
+    add_terms<Rows, Vectors, score_stride, 1>(c, a + begin, b + begin * columns, end - begin);
   } else {
-    add_terms<Rows, Vectors, 1, score_stride>(c, p.a + begin * score_stride, p.b + begin * columns, end - begin);
+    add_terms<Rows, Vectors, 1, score_stride>(c, a + begin * score_stride, b + begin * columns, end - begin);
   }
 }
 
-// A product of Rows rows and Vectors vectors.
+// A product of Rows rows and Vectors vectors. `a`, `b`, `c` and `factor` are those of its first row and column.
 template <Left left, int Rows, int Vectors>
-[[gnu::noinline]] void multiply_tile(const Product p) {  // by value: what is written may not be it
-  for (std::int64_t begin = 0; begin == 0 || begin < p.k; begin += span) {
-    Vector c[Rows][Vectors] = {};
-    add_products<left>(c, p, begin, p.k - begin < span ? p.k : begin + span);
-    const auto add = [&](auto sum) {
+[[gnu::noinline]] void multiply_tile(const Product& p, const float* a, const float* b, float* c, const float* factor) {
+  const std::int64_t k = p.k, a_panel = p.a_panel;
+  const bool accumulate = p.accumulate;
+  for (std::int64_t begin = 0;;) {
+    const std::int64_t end = span < k - begin ? begin + span : k;
+    Vector sum[Rows][Vectors] = {};
+    add_products<left>(sum, a, a_panel, b, begin, end);
+    const auto add = [&](auto result) {
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
         for (int n = 0; n < Vectors; ++n) {
-          float* const at = p.c + r * p.c_row + n * width;
-          write(at, sum(at, r, c[r][n]));
+          float* const at = c + r * c_row<left> + n * width;
+          write(at, result(at, r, sum[r][n]));
         }
     };
-    if (begin > 0 || (p.accumulate && p.factor == nullptr))
+    if (begin > 0 || (accumulate && factor == nullptr))
       add([](const float* at, int, Vector v) { return read(at) + v; });
-    else if (p.accumulate)
-      add([&](const float* at, int r, Vector v) { return read(at) * p.factor[r] + v; });
+    else if (accumulate)
+      add([&](const float* at, int r, Vector v) { return read(at) * factor[r] + v; });
     else
       add([](const float*, int, Vector v) { return v; });
+    if (fused || end == k) return;
+    begin = end;
   }
 }
 
@@ -113,14 +126,11 @@ inline void for_each_tile(std::int64_t rows, F&& f) {
 
 template <Left left, int vectors>
 void multiply_panel(const Product& p, std::int64_t panel) {
-  constexpr std::int64_t a_row = left == Left::packed ? columns : left == Left::weights ? score_stride : 1;
+  const float* const b = p.b + panel * p.b_panel;
+  float* const c = p.c + panel * p.c_panel;
   for_each_tile(p.m, [&](auto rows, std::int64_t first) {
-    Product tile = p;
-    tile.a += first * a_row;
-    tile.b += panel * p.b_panel;
-    tile.c += panel * p.c_panel + first * p.c_row;
-    if (p.factor != nullptr) tile.factor += first;
-    multiply_tile<left, rows(), vectors>(tile);
+    multiply_tile<left, rows(), vectors>(p, p.a + first * a_row<left>, b, c + first * c_row<left>,
+                                         p.factor == nullptr ? nullptr : p.factor + first);
   });
 }
 

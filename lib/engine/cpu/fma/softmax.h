@@ -1,9 +1,9 @@
 // What happens to a strip of scores, row by row: weights of the softmax forward, and both factors of the gradients backward.
 //
-// The largest score and the score that it is taken from are the same product, rounded alike, so their difference is 0 and its
-// weight 1 however large they are; fused, the difference would be what rounding took away.
+// Scores are products of queries that are scaled already, so the largest minus itself is 0 and its weight 1, however large: scaled
+// here, the difference would be fused, and hold what rounding took away from the largest.
 //
-// A row sees the columns lo .. hi - 1. The others become scores of -infinity before anything looks at them, so that whole
+// A row sees the columns lo .. hi - 1. The others become -infinity before anything looks at them, so that whole
 // vectors are processed and hidden weights come out as 0, whatever the products there were.
 #pragma once
 
@@ -18,29 +18,38 @@ inline void fill(float* row, std::int64_t begin, std::int64_t end, float value) 
   for (std::int64_t j = begin; j < end; ++j) row[j] = value;
 }
 
-// Hides all but columns lo .. hi - 1 of the first `count`. The value is a product that is scaled to -infinity.
-inline void hide(float* s, Visible seen, std::int64_t count, float scale) {
-  const float hidden = scale < 0.0F ? infinity : -infinity;
-  fill(s, 0, seen.lo, hidden);
-  fill(s, seen.hi, count, hidden);
+// Hides all but columns lo .. hi - 1 of the first `count`.
+inline void hide(float* s, Visible seen, std::int64_t count) {
+  fill(s, 0, seen.lo, -infinity);
+  fill(s, seen.hi, count, -infinity);
 }
 
-// Of the products: the one with the largest score.
-inline float largest_product(const float* s, std::int64_t count, float scale) {
-  Vector most = all(-infinity);
-  if (scale > 0.0F) {
-    for (std::int64_t j = 0; j < count; j += width) most = larger(read(s + j), most);
-    return largest_of(most);
+// Calls f(j, Group<n>()) for columns j, j + width, ... in groups of n vectors, so that their exponentials go side by side.
+template <int n>
+struct Group {};
+template <class F>
+inline void for_each_group(std::int64_t count, F&& f) {
+  constexpr int together = width == 16 ? 6 : 4;
+  std::int64_t j = 0;
+  for (; count - j >= together * width; j += together * width) f(j, Group<together>());
+  for (; j < count; j += width) f(j, Group<1>());
+}
+
+inline float largest_score(const float* s, std::int64_t count) {
+  Vector even = all(-infinity), odd = even;  // two chains are shorter than one
+  std::int64_t j = 0;
+  for (; count - j >= 2 * width; j += 2 * width) {
+    even = larger(read(s + j), even);
+    odd = larger(read(s + j + width), odd);
   }
-  for (std::int64_t j = 0; j < count; j += width) most = larger(-read(s + j), most);
-  return -largest_of(most);
+  if (j < count) even = larger(read(s + j), even);
+  return largest_of(larger(odd, even));
 }
 
 // Rows whose maxima, weights and sums are found one after the other, so that no row waits for the reductions of another.
 constexpr std::int64_t rows_together = 8;
 
 void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
-  const float scale = t.softcap == 0.0F ? t.scale : 1.0F;
   const std::int64_t count = t.count;
   float* const scores = t.scores + first * score_stride;
   float base[rows_together];
@@ -51,10 +60,10 @@ void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
     base[i] = before == -infinity ? 0.0F : before;
     t.factor[first + i] = 1.0F;
     if (t.softcap != 0.0F)
-      for (std::int64_t j = 0; j < count; j += width) write(s + j, cap_score(read(s + j) * t.scale, t.softcap).score);
-    hide(s, seen, count, scale);
+      for (std::int64_t j = 0; j < count; j += width) write(s + j, cap_score(read(s + j), t.softcap).score);
+    hide(s, seen, count);
     if (seen.lo >= seen.hi) continue;
-    const float here = largest_product(s, count, scale) * scale;
+    const float here = largest_score(s, count);
     const float largest = here > before ? here : before;
     base[i] = largest == -infinity ? 0.0F : largest;  // only scores of -infinity so far: weights of 0
     t.max[first + i] = largest;
@@ -68,11 +77,15 @@ void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
     float* const s = scores + i * score_stride;
     const float subtracted = base[i];
     Vector total = {};
-    for (std::int64_t j = 0; j < count; j += width) {
-      const Vector weight = exponential(rounded(read(s + j) * scale) - subtracted);
-      write(s + j, weight);
-      total += weight;
-    }
+    for_each_group(count, [&]<int n>(std::int64_t j, Group<n>) {
+      Vector weights[n];
+      for (int v = 0; v < n; ++v) weights[v] = read(s + j + v * width) - subtracted;
+      exponentials(weights);
+      for (int v = 0; v < n; ++v) {
+        write(s + j + v * width, weights[v]);
+        total += weights[v];
+      }
+    });
     sum[i] = total;
   }
   for (std::int64_t i = 0; i < rows; ++i) t.sum[first + i] = t.sum[first + i] * t.factor[first + i] + sum_of(sum[i]);
@@ -83,10 +96,9 @@ void softmax(const SoftmaxTile& t) {
     softmax_rows(t, first, t.rows - first < rows_together ? t.rows - first : rows_together);
 }
 
-// weights = exp(score - lse), and the gradient of the products: weights (dout.v - delta) d score / d product.
+// weights = exp(score - lse), and the gradient of what came before the softcap: weights (dout.v - delta) d score.
 void differentiate_scores(const ScoreGradients& t) {
   const std::int64_t count = t.count;
-  const float scale = t.scale;
   for (std::int64_t i = 0; i < t.rows; ++i) {
     float* const s = t.scores + i * score_stride;
     float* const ds = t.dscores + i * score_stride;
@@ -98,19 +110,22 @@ void differentiate_scores(const ScoreGradients& t) {
       continue;
     }
     if (t.softcap == 0.0F) {
-      for (std::int64_t j = 0; j < count; j += width) {
-        const Vector product = read(s + j), dweight = read(ds + j);
-        const Vector weight = exponential(rounded(product * scale) - lse);
-        write(s + j, weight);
-        write(ds + j, weight * (dweight - delta) * scale);
-      }
+      for_each_group(count, [&]<int n>(std::int64_t j, Group<n>) {
+        Vector weights[n];
+        for (int v = 0; v < n; ++v) weights[v] = read(s + j + v * width) - lse;
+        exponentials(weights);
+        for (int v = 0; v < n; ++v) {
+          write(s + j + v * width, weights[v]);
+          write(ds + j + v * width, weights[v] * (read(ds + j + v * width) - delta));
+        }
+      });
     } else {
       for (std::int64_t j = 0; j < count; j += width) {
         const Vector product = read(s + j), dweight = read(ds + j);
-        const Capped capped = cap_score(product * scale, t.softcap);
+        const Capped capped = cap_score(product, t.softcap);
         const Vector weight = exponential(capped.score - lse);
         write(s + j, weight);
-        write(ds + j, weight * (dweight - delta) * scale * (1.0F - capped.tangent * capped.tangent));
+        write(ds + j, weight * (dweight - delta) * (1.0F - capped.tangent * capped.tangent));
       }
     }
     // What is hidden may be anything up to here.

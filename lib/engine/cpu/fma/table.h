@@ -19,9 +19,9 @@ void multiply_any(Left left, const Product& product) {
 
 constexpr Parts parts = {score_stride, multiply_any, softmax, differentiate_scores};
 
-constexpr Tiles make_tiles(const char* name, std::int64_t unit_rows) {
-  return {name,   columns, key_block,     unit_rows, gradient_rows, pack_rows, pack_columns, unpack_rows,
-          attend, finish,  differentiate, load,      store,         dot_rows,  &parts};
+constexpr Tiles make_tiles(const char* name, std::int64_t unit_floats) {
+  return {name,        columns, key_block, tile_rows,     unit_floats, gradient_rows, pack_rows, pack_columns,
+          unpack_rows, attend,  finish,    differentiate, load,        store,         dot_rows,  &parts};
 }
 
 }  // namespace
