@@ -49,7 +49,8 @@ extern "C" {
 /** Outcome of a call. Values are stable; new ones are only added at the end. */
 typedef enum ra_status {
   RA_STATUS_SUCCESS = 0,
-  RA_STATUS_INVALID_ARGUMENT = 1, /**< a field is outside its documented range; nothing was done */
+  RA_STATUS_INVALID_ARGUMENT = 1, /**< a field is outside its documented range; nothing was done, but ra_create_context
+                                       uses up its id */
   RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
   RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
   RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread */
@@ -195,7 +196,9 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  *
  * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
  * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY,
- * TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the world size, or a rank joined twice), PEER_LOST.
+ * TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the world size, or a rank came twice), PEER_LOST.
+ * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
+ * is not clear which rank of which group was refused), and all ranks begin again with a new id.
  */
 RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
 

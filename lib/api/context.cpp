@@ -109,7 +109,8 @@ void join(Candidate &candidate) {
                                  [&threads] { threads.cancel(); });
 }
 
-// In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are.
+// In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are. That
+// breaks the group, for this rank too: they may be gone before it could come with a better config.
 void refuse(const ra_context_config &c) noexcept {
   if (c.world_size == 1) return;
   ra_error why;
