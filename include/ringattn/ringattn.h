@@ -167,7 +167,12 @@ typedef struct ra_context_config {
   int32_t device;           /**< CUDA device ordinal; must be 0 on the CPU backend */
   int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; no more are used than
                                  oneTBB allows the process. 0: the share of a rank in the machine */
-  int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes) */
+  int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes). What
+                                 the other rank does meanwhile counts, be it healthy or not: its way to the call, and in the
+                                 call what it computes before its next message, which is its longest block computation (its
+                                 queries against one chunk of keys), or several where chunks need not travel. So choose it with
+                                 regard to the length of the shards and to shardings that give some ranks more work than others;
+                                 more num_chunks make the blocks shorter */
   const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
   const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL */
   const char *engine;       /**< forces an engine by its name in ra_capabilities::engines; NULL: the fastest */
