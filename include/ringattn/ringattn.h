@@ -221,8 +221,12 @@ RA_API void ra_destroy_context(ra_context *context);
 RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
 
 /**
- * SUCCESS while the group is healthy, else what broke it, with the ra_error::rank that every rank names, also between calls.
- * From any thread; never blocks.
+ * SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
+ * known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
+ * that was refused or found a wrong result), and all ranks know at once, also between calls. That a rank destroyed its context,
+ * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. From any thread;
+ * never blocks.
+ * Errors: INVALID_ARGUMENT, and those of ra_forward.
  */
 RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
 

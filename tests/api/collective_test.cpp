@@ -386,6 +386,8 @@ TEST(Destroy, BeforeACallIsALostPeerToTheNextCall) {
     expect(forward(context, make_desc(24), 3, rank), RA_STATUS_SUCCESS);
   });
   ranks.destroy(1);
+  for (const std::int32_t rank : {0, 2})
+    expect(async_error(ranks[rank]), RA_STATUS_SUCCESS);  // nobody has missed it yet
   std::atomic<int> lost{0};
   run_threads(3, [&](std::int32_t rank) {
     if (rank == 1) return;
