@@ -195,16 +195,15 @@ void ra_destroy_context(ra_context *context) { delete context; }
 
 ra_status ra_abort_context(ra_context *context, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
-    context->transport->fail(RA_STATUS_ABORTED, context->rank.rank,
-                             text("ra_abort_context was called on rank ", context->rank.rank).c_str());
+    ra_context &c = checked(context);
+    c.transport->fail(RA_STATUS_ABORTED, c.rank.rank,
+                      text("ra_abort_context was called on rank ", c.rank.rank).c_str());
   });
 }
 
 ra_status ra_get_async_error(const ra_context *context, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
-    const Failure failure = context->transport->failure();
+    const Failure failure = checked(context).transport->failure();
     if (failure.status != RA_STATUS_SUCCESS) throw Error(failure.status, failure.message, failure.rank);
   });
 }
