@@ -49,7 +49,8 @@ extern "C" {
 /** Outcome of a call. Values are stable; new ones are only added at the end. */
 typedef enum ra_status {
   RA_STATUS_SUCCESS = 0,
-  RA_STATUS_INVALID_ARGUMENT = 1, /**< a field is outside its documented range; nothing was done */
+  RA_STATUS_INVALID_ARGUMENT = 1, /**< a field is outside its documented range; nothing was done, but ra_create_context
+                                       uses up its id */
   RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
   RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
   RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread */
@@ -166,7 +167,12 @@ typedef struct ra_context_config {
   int32_t device;           /**< CUDA device ordinal; must be 0 on the CPU backend */
   int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; no more are used than
                                  oneTBB allows the process. 0: the share of a rank in the machine */
-  int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes) */
+  int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes). What
+                                 the other rank does meanwhile counts, be it healthy or not: its way to the call, and in the
+                                 call what it computes before its next message, which is its longest block computation (its
+                                 queries against one chunk of keys), or several where chunks need not travel. So choose it with
+                                 regard to the length of the shards and to shardings that give some ranks more work than others;
+                                 more num_chunks make the blocks shorter */
   const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
   const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL */
   const char *engine;       /**< forces an engine by its name in ra_capabilities::engines; NULL: the fastest */
@@ -195,7 +201,9 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  *
  * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
  * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY,
- * TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the world size, or a rank joined twice), PEER_LOST.
+ * TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the world size, or a rank came twice), PEER_LOST.
+ * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
+ * is not clear which rank of which group was refused), and all ranks begin again with a new id.
  */
 RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
 
@@ -213,8 +221,12 @@ RA_API void ra_destroy_context(ra_context *context);
 RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
 
 /**
- * SUCCESS while the group is healthy, else what broke it, with the ra_error::rank that every rank names, also between calls.
- * From any thread; never blocks.
+ * SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
+ * known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
+ * that was refused or found a wrong result), and all ranks know at once, also between calls. That a rank destroyed its context,
+ * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. From any thread;
+ * never blocks.
+ * Errors: INVALID_ARGUMENT, and those of ra_forward.
  */
 RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
 

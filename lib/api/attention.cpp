@@ -99,6 +99,7 @@ extern "C" {
 void ra_init_forward_args(ra_forward_args *args, size_t struct_size) { init(args, struct_size); }
 void ra_init_backward_args(ra_backward_args *args, size_t struct_size) { init(args, struct_size); }
 void ra_init_merge_args(ra_merge_args *args, size_t struct_size) { init(args, struct_size); }
+void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size) { init(statistics, struct_size); }
 
 ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args, ra_error *error) {
   return guard(error, rank_of(context), [&] {
@@ -112,6 +113,25 @@ ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const 
   return guard(error, rank_of(context), [&] {
     ra_context &c = checked(context);
     c.exclusively([&] { differentiate(c, desc, args); });
+  });
+}
+
+ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error) {
+  return guard(error, [&] {
+    const ra_context &c = checked(context);
+    CallStatistics kept;
+    {
+      const std::lock_guard lock(c.statistics_mutex);
+      kept = c.statistics;
+    }
+    ra_call_statistics s = defaults<ra_call_statistics>();
+    s.steps = kept.totals.steps;
+    s.hops = kept.totals.hops;
+    s.hop_bytes = kept.totals.hop_bytes;
+    s.total_seconds = kept.total_seconds;
+    s.compute_seconds = kept.compute_seconds;
+    s.wait_seconds = kept.wait_seconds;
+    write(statistics, "statistics", s);
   });
 }
 

@@ -109,7 +109,8 @@ void join(Candidate &candidate) {
                                  [&threads] { threads.cancel(); });
 }
 
-// In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are.
+// In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are. That
+// breaks the group, for this rank too: they may be gone before it could come with a better config.
 void refuse(const ra_context_config &c) noexcept {
   if (c.world_size == 1) return;
   ra_error why;
@@ -194,16 +195,15 @@ void ra_destroy_context(ra_context *context) { delete context; }
 
 ra_status ra_abort_context(ra_context *context, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
-    context->transport->fail(RA_STATUS_ABORTED, context->rank.rank,
-                             text("ra_abort_context was called on rank ", context->rank.rank).c_str());
+    ra_context &c = checked(context);
+    c.transport->fail(RA_STATUS_ABORTED, c.rank.rank,
+                      text("ra_abort_context was called on rank ", c.rank.rank).c_str());
   });
 }
 
 ra_status ra_get_async_error(const ra_context *context, ra_error *error) {
   return guard(error, [&] {
-    require(context != nullptr, "context is NULL; must come from ra_create_context");
-    const Failure failure = context->transport->failure();
+    const Failure failure = checked(context).transport->failure();
     if (failure.status != RA_STATUS_SUCCESS) throw Error(failure.status, failure.message, failure.rank);
   });
 }

@@ -45,18 +45,8 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
 
 extern "C" {
 
-void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size) { init(desc, struct_size); }
 void ra_init_memory_requirements(ra_memory_requirements *requirements, size_t struct_size) {
   init(requirements, struct_size);
-}
-void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size) { init(statistics, struct_size); }
-
-ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error) {
-  return guard(error, [&] {
-    const ra_context &c = checked(context);
-    const ra_attention_desc d = read(desc, "desc");
-    require_supported(d, to_problem(d), *c.engine);
-  });
 }
 
 ra_status ra_get_memory_requirements(const ra_context *context, const ra_attention_desc *desc,
@@ -80,25 +70,6 @@ ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention
     const Problem p = to_problem(d);
     require_supported(d, p, *engine);
     write(requirements, "requirements", describe_memory(p, rank, *engine, sizeof(ra_context)));
-  });
-}
-
-ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error) {
-  return guard(error, [&] {
-    const ra_context &c = checked(context);
-    CallStatistics kept;
-    {
-      const std::lock_guard lock(c.statistics_mutex);
-      kept = c.statistics;
-    }
-    ra_call_statistics s = defaults<ra_call_statistics>();
-    s.steps = kept.totals.steps;
-    s.hops = kept.totals.hops;
-    s.hop_bytes = kept.totals.hop_bytes;
-    s.total_seconds = kept.total_seconds;
-    s.compute_seconds = kept.compute_seconds;
-    s.wait_seconds = kept.wait_seconds;
-    write(statistics, "statistics", s);
   });
 }
 

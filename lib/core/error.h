@@ -2,6 +2,7 @@
 #pragma once
 
 #include <exception>
+#include <locale>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -20,11 +21,18 @@ struct Error : std::exception {
   std::string message;
 };
 
+// A stream that all texts are written with: numbers look the same whatever locale the program has set.
+inline std::ostringstream text_stream() {
+  std::ostringstream stream;
+  stream.imbue(std::locale::classic());
+  stream.exceptions(std::ios::badbit);  // else a stream without memory ends its text early and says nothing
+  return stream;
+}
+
 // text("head_dim is ", 320, "; must be 1 .. 256")
 template <class... Parts>
 std::string text(const Parts&... parts) {
-  std::ostringstream stream;
-  stream.exceptions(std::ios::badbit);  // else a stream without memory ends its text early and says nothing
+  std::ostringstream stream = text_stream();
   (stream << ... << parts);
   return std::move(stream).str();
 }

@@ -85,34 +85,32 @@ std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
          size_of(DType::float32);
 }
 
-std::vector<bool> Plan::find_seeing(int owner, std::int64_t chunk) {
+RankSet Plan::find_seeing(int owner, std::int64_t chunk) {
   const Shards keys = shards(Side::key_value), queries = shards(Side::query);
   const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
-  RankSet seeing(world_size_);
+  RankSet seeing(world_size_, owner);
   for (const std::int64_t d : keys.documents(owner, begin, end)) {
     if (seeing.is_full()) break;
     ++documents_visited_;
-    for (const Piece& piece : keys.deal(owner, d, begin, end)) add_seeing(problem_, piece, kv_length_, queries, seeing);
+    for (const Piece& piece : keys.deal(owner, d, begin, end))
+      if (!seeing.is_full()) add_seeing(problem_, piece, kv_length_, queries, seeing);
   }
-  return seeing.members();
+  return seeing;
 }
 
 // Of the ranks at distance 1 .. P - 1 downstream, those that see the chunk; the widest gap between them is left out.
 Plan::Reach Plan::find_reach(int owner, std::int64_t chunk) {
-  const std::vector<bool> seeing = find_seeing(owner, chunk);
-  const auto sees = [&](int rank) { return seeing[static_cast<std::size_t>(rank)]; };
+  const RankSet seeing = find_seeing(owner, chunk);
   Reach best;
-  int previous = 0, widest_gap = 0;
-  for (int distance = 1; distance <= world_size_; ++distance) {
-    const bool home = distance == world_size_;
-    if (!home && !sees((owner + distance) % world_size_)) continue;
-    if (distance - previous >= widest_gap) {  // the last of equal gaps: a chunk that all see goes once around, one way
-      widest_gap = distance - previous;
-      best = {.downstream = previous, .upstream = world_size_ - distance};
+  int widest_gap = 0;
+  for (int before = 0, after = 0; after < world_size_; before = seeing.find(after, false) - 1) {
+    after = seeing.find(before + 1, true);  // or home
+    if (after - before >= widest_gap) {     // the last of equal gaps: a chunk that all see goes once around, one way
+      widest_gap = after - before;
+      best = {.downstream = before, .upstream = world_size_ - after};
     }
-    previous = distance;
   }
-  best.here = sees(rank_);
+  best.here = seeing.has(at_distance(-owner));
   return best;
 }
 

@@ -119,8 +119,8 @@ class Plan {
   std::int64_t chunk_begin(int owner, std::int64_t chunk) const {  // in the order of dealing
     return Cut(key_rows(owner), num_chunks_).begin(chunk);
   }
-  // The ranks that see a chunk.
-  std::vector<bool> find_seeing(int owner, std::int64_t chunk);
+  // The ranks that see a chunk, by their distance from its owner.
+  RankSet find_seeing(int owner, std::int64_t chunk);
   Reach find_reach(int owner, std::int64_t chunk);
   void add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches);
   int at_distance(int steps) const { return ((rank_ + steps) % world_size_ + world_size_) % world_size_; }

@@ -1,5 +1,7 @@
 #include "plan/shard.h"
 
+#include <bit>
+
 namespace ringattn {
 
 std::int64_t Cut::part_of(std::int64_t thing) const {
@@ -8,23 +10,30 @@ std::int64_t Cut::part_of(std::int64_t thing) const {
 }
 
 void RankSet::add(std::int64_t first, std::int64_t count) {
-  const auto world_size = static_cast<std::int64_t>(changes_.size()) - 1;
-  const std::int64_t end = first + std::min(count, world_size);
-  const auto change = [&](std::int64_t rank, std::int64_t by) { changes_[static_cast<std::size_t>(rank)] += by; };
-  change(first, 1);
-  change(std::min(end, world_size), -1);
-  if (end > world_size) {
-    change(0, 1);
-    change(end - world_size, -1);
-  }
-  is_full_ = is_full_ || count >= world_size;
+  const int begin = static_cast<int>((first - origin_ + world_size_) % world_size_);
+  const int end = begin + static_cast<int>(std::min<std::int64_t>(count, world_size_));
+  add_distances(begin, std::min(end, world_size_));
+  add_distances(0, end - world_size_);
+  is_full_ = is_full_ || count >= world_size_;
 }
 
-std::vector<bool> RankSet::members() const {
-  std::vector<bool> members;
-  std::int64_t stretches = 0;
-  for (std::size_t rank = 0; rank + 1 < changes_.size(); ++rank) members.push_back((stretches += changes_[rank]) > 0);
-  return members;
+void RankSet::add_distances(int begin, int end) {
+  for (int next = 0; begin < end; begin = next) {
+    const int word = begin / word_bits;
+    next = std::min(end, (word + 1) * word_bits);
+    words_[static_cast<std::size_t>(word)] |= ~std::uint64_t{0} >> (word_bits - (next - begin)) << begin % word_bits;
+  }
+}
+
+int RankSet::find(int from, bool member) const {
+  for (int next = 0; from < world_size_; from = next) {
+    const int word = from / word_bits;
+    next = (word + 1) * word_bits;
+    const std::uint64_t bits = words_[static_cast<std::size_t>(word)],
+                        wanted = (member ? bits : ~bits) >> from % word_bits;
+    if (wanted != 0) return std::min(from + std::countr_zero(wanted), world_size_);
+  }
+  return world_size_;
 }
 
 std::int64_t Shards::rows_before(int rank, std::int64_t position) const {

@@ -105,19 +105,28 @@ class Cut {
   std::int64_t ahead_;   // longer parts from `first` on
 };
 
-// A set of ranks, made of stretches of the ring.
+// A set of ranks on the ring. Each goes by its distance downstream from one of them, `origin`: 0 .. world_size - 1.
 class RankSet {
  public:
-  explicit RankSet(int world_size) : changes_(static_cast<std::size_t>(world_size) + 1) {}
+  RankSet(int world_size, int origin)
+      : world_size_(world_size),
+        origin_(origin),
+        words_(static_cast<std::size_t>(world_size + word_bits - 1) / word_bits) {}
 
   // Adds rank `first` and those behind it, `count` in all, around from the last rank to rank 0.
   void add(std::int64_t first, std::int64_t count);
   // Whether one of the stretches alone had every rank.
   bool is_full() const { return is_full_; }
-  std::vector<bool> members() const;
+  // The least distance, `from` or more, of a rank that is a member, or is none; world_size if there is no such rank.
+  int find(int from, bool member) const;
+  bool has(int distance) const { return find(distance, true) == distance; }
 
  private:
-  std::vector<std::int64_t> changes_;  // of the number of stretches, from one rank to the next
+  static constexpr int word_bits = 64;
+  void add_distances(int begin, int end);
+
+  int world_size_, origin_;
+  std::vector<std::uint64_t> words_;  // a bit for each distance
   bool is_full_ = false;
 };
 

@@ -379,7 +379,9 @@ std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int
       refuse(text("world_size is ", world_size, " on rank ", rank, " but ", group->world_size(),
                   " on the ranks before it"));
     Member& me = group->members[static_cast<std::size_t>(rank)];
-    if (me.state != Member::absent) refuse(text("rank is ", rank, " twice in one group; each rank joins once"));
+    if (me.state != Member::absent)
+      refuse(text("rank is ", rank,
+                  ", which already joined or was refused; each rank comes once, and a new group needs a new id"));
     transport = std::make_unique<LocalTransport>(id, group, rank, timeout_ms);
     me.sends.reserve(4);
     me.receives.reserve(4);

@@ -21,7 +21,8 @@ bool is_own_local_id(const std::string& id);  // of this one
 std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int rank, std::int64_t timeout_ms,
                                       std::function<void()> on_failure);
 
-// Tells the ranks that wait, or will wait, for `rank` to join that it never will: for failures before join_local.
+// Tells the ranks that wait, or will wait, for `rank` to join that it never will: for failures before join_local. From then on
+// that rank has been there, and cannot come.
 void refuse_local(const std::string& id, int world_size, int rank, ra_status status, const char* message) noexcept;
 
 }  // namespace ringattn

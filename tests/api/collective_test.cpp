@@ -319,6 +319,18 @@ TEST(Join, WithARefusedConfigIsALostPeerToTheOthers) {
   expect_new_group_works(3);
 }
 
+// It has come and gone: with a better config it must come to another group.
+TEST(Join, AfterARefusedConfigNeedsANewId) {
+  const ra_unique_id id = make_unique_id();
+  ra_context_config config = make_config(2, 0, &id);
+  config.num_threads = -1;
+  expect(create(config), RA_STATUS_INVALID_ARGUMENT, {"num_threads", "-1"});
+  config.num_threads = 1;
+  expect(create(config), RA_STATUS_MISMATCH, {"rank is 0", "already joined or was refused", "new id"});
+  expect_names(create(make_config(2, 1, &id)), RA_STATUS_PEER_LOST, 0);
+  expect_new_group_works(2);
+}
+
 // Several groups form and work at the same time in one process.
 TEST(Join, GroupsAreIndependent) {
   run_threads(3, [](std::int32_t) { expect_new_group_works(2); });
@@ -374,6 +386,8 @@ TEST(Destroy, BeforeACallIsALostPeerToTheNextCall) {
     expect(forward(context, make_desc(24), 3, rank), RA_STATUS_SUCCESS);
   });
   ranks.destroy(1);
+  for (const std::int32_t rank : {0, 2})
+    expect(async_error(ranks[rank]), RA_STATUS_SUCCESS);  // nobody has missed it yet
   std::atomic<int> lost{0};
   run_threads(3, [&](std::int32_t rank) {
     if (rank == 1) return;

@@ -6,9 +6,11 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <locale>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -76,6 +78,35 @@ TEST(UniqueId, IsTextAndUnique) {
     for (const char c : text) EXPECT_TRUE(c > ' ' && c < 0x7F) << text;
     EXPECT_TRUE(seen.insert(text).second) << text;
   }
+}
+
+// What the program's locale does to numbers, the library's texts know nothing of.
+TEST(Locale, OfTheProgramStaysOutOfTexts) {
+  struct Grouped : std::numpunct<char> {
+    char do_thousands_sep() const override { return ','; }
+    std::string do_grouping() const override { return "\1"; }
+  };
+  const struct Restored {
+    std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+    ~Restored() { std::locale::global(before); }
+  } restored;
+  std::ostringstream grouped;
+  grouped << 1234;
+  ASSERT_EQ(grouped.str(), "1,2,3,4");
+
+  const ra_unique_id id = make_unique_id();
+  EXPECT_EQ(std::string(id.text).find(','), std::string::npos) << id.text;
+  std::locale::global(std::locale::classic());  // an id outlives the locale that it was made under
+  const ra_context_config config = make_config(1, 0, &id);
+  Error error;
+  const Context context(ra_create_context(&config, &error));
+  ASSERT_NE(context, nullptr) << error;
+
+  std::locale::global(grouped.getloc());
+  ra_attention_desc desc = make_desc(8);
+  desc.head_dim = 1234;
+  EXPECT_EQ(ra_check_support(context.get(), &desc, &error), RA_STATUS_INVALID_ARGUMENT);
+  EXPECT_NE(error.text().find("head_dim is 1234; must be 1 .. 256"), std::string::npos) << error;
 }
 
 // ---------------------------------------------------------------- defaults

@@ -32,8 +32,9 @@ struct Merged {
 
 template <class Real>
 Merged<Real> merge(Real a, Real lse_a, Real b, Real lse_b) {
+  const Real nothing = -std::numeric_limits<Real>::infinity();
+  if (lse_a == nothing && lse_b == nothing) return {0, nothing};
   const Real top = std::max(lse_a, lse_b);
-  if (std::isinf(top) && top < 0) return {0, top};
   const Real lse = top + std::log(std::exp(lse_a - top) + std::exp(lse_b - top));
   return {std::exp(lse_a - lse) * a + std::exp(lse_b - lse) * b, lse};
 }
@@ -136,6 +137,33 @@ TEST(Merge, IsAttentionOverTheUnion) {
         EXPECT_LE(lse_error, 2 * std::max(plain_lse_error, 0x1p-24));
         EXPECT_TRUE(out.gaps_untouched());
       }
+    }
+  }
+}
+
+// A part that is not a number makes the whole none, whatever the other part is and whichever comes first.
+TEST(Merge, KeepsNaN) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  const float others[] = {-kInfinity, -3e38F, 0, 3e38F, kInfinity, kNaN};
+  for (const float other : others) {
+    for (const bool nan_first : {true, false}) {
+      const float out_a = nan_first ? kNaN : 1, out_b = nan_first ? 1 : kNaN;
+      const float lse_a = nan_first ? kNaN : other, lse_b = nan_first ? other : kNaN;
+      float a = out_a, b = out_b, out = 0, lse = 0;
+      ra_merge_args args;
+      ra_init_merge_args(&args, sizeof args);
+      args.seqlen = args.head_dim_v = 1;
+      args.out_a.data = &a;
+      args.out_b.data = &b;
+      args.out.data = &out;
+      args.lse_a = &lse_a;
+      args.lse_b = &lse_b;
+      args.lse = &lse;
+      Error error;
+      ASSERT_EQ(ra_merge_attention(&args, &error), RA_STATUS_SUCCESS) << error;
+      EXPECT_TRUE(std::isnan(out) && std::isnan(lse)) << lse_a << " and " << lse_b << " give " << out << ", " << lse;
+      const Merged<double> truth = merge<double>(out_a, lse_a, out_b, lse_b);
+      EXPECT_TRUE(std::isnan(truth.out) && std::isnan(truth.lse)) << lse_a << " and " << lse_b;
     }
   }
 }

@@ -77,6 +77,27 @@ TEST(Plan, ComputesEveryVisiblePairExactlyOnce) {
   std::cout << problems << " problems\n";
 }
 
+TEST(Plan, RankSetsAgreeWithEnumeration) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(20'000); ++n) {
+    const int world_size = static_cast<int>(draw(random, 1, 200)),
+              origin = static_cast<int>(draw(random, 0, world_size - 1));
+    RankSet set(world_size, origin);
+    std::vector<bool> members(static_cast<std::size_t>(world_size));  // by distance
+    for (std::int64_t stretches = draw(random, 0, 3); stretches > 0; --stretches) {
+      const std::int64_t first = draw(random, 0, world_size - 1), count = draw(random, 1, world_size + 2);
+      set.add(first, count);
+      for (std::int64_t rank = first; rank < first + count; ++rank)
+        members[static_cast<std::size_t>((rank - origin + world_size) % world_size)] = true;
+    }
+    for (const bool member : {false, true})
+      for (int from = 0; from <= world_size; ++from) {
+        const auto next = std::find(members.begin() + from, members.end(), member) - members.begin();
+        ASSERT_EQ(set.find(from, member), next) << "set " << n << " of " << world_size << " ranks, from " << from;
+      }
+  }
+}
+
 TEST(Plan, SeeingRanksAgreeWithEnumeration) {
   Random random(test::seed());
   for (int n = 0; n < test::sample(100'000); ++n) {
@@ -97,7 +118,7 @@ TEST(Plan, SeeingRanksAgreeWithEnumeration) {
               owner = static_cast<int>(draw(random, 0, world_size - 1));
     const Shards all_keys(p, Side::key_value, world_size), all_queries(p, Side::query, world_size);
     const std::int64_t begin = draw(random, 0, all_keys.rows(owner)), end = draw(random, begin, all_keys.rows(owner));
-    RankSet seeing(world_size);
+    RankSet seeing(world_size, owner);
     std::vector<std::int64_t> keys;  // positions in the whole sequence
     for (const Piece& piece : all_keys.deal(owner, 1, begin, end)) {
       add_seeing(p, piece, p.longest_kv(), all_queries, seeing);
@@ -110,7 +131,7 @@ TEST(Plan, SeeingRanksAgreeWithEnumeration) {
           sees = sees || std::any_of(keys.begin(), keys.end(), [&](std::int64_t key) {
                    return reference::sees(p, 0, q_begin + piece.position(i), key);
                  });
-      ASSERT_EQ(seeing.members()[static_cast<std::size_t>(rank)], sees)
+      ASSERT_EQ(seeing.has((rank - owner + world_size) % world_size), sees)
           << "problem " << n << ": rows " << begin << " .. " << end << " of rank " << owner << " on rank " << rank
           << " of " << world_size << ": " << reference::describe(p);
     }

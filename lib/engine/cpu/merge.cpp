@@ -22,8 +22,8 @@ void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const 
     for (std::int64_t h = 0; h < extent.heads; ++h)
       for (std::int64_t i = 0; i < extent.rows; ++i) {
         const std::int64_t row = (entry * extent.heads + h) * extent.rows + i;
-        const float larger = std::max(a.lse[row], b.lse[row]);
-        const bool nothing = larger == -infinity;
+        const bool nothing = a.lse[row] == -infinity && b.lse[row] == -infinity;
+        const float larger = std::max(a.lse[row], b.lse[row]);  // may miss a NaN, but then its weight is one
         const float weight_a = nothing ? 0.0F : std::exp(a.lse[row] - larger),
                     weight_b = nothing ? 0.0F : std::exp(b.lse[row] - larger);
         const float sum = weight_a + weight_b;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <locale>
 #include <numeric>
 #include <sstream>
 
@@ -120,6 +121,7 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
 
 std::string describe(const Problem& p) {
   std::ostringstream s;
+  s.imbue(std::locale::classic());  // whatever the program has set
   s << "batch " << p.batch << ", seqlen " << p.seqlen_q << " x " << p.seqlen_kv << ", heads " << p.num_heads_q << ":"
     << p.num_heads_kv << ", head_dim " << p.head_dim << "/" << p.head_dim_v << ", dtype " << static_cast<int>(p.dtype)
     << "/" << static_cast<int>(p.out_dtype) << "/" << static_cast<int>(p.grad_dtype) << ", sharding "
