@@ -61,23 +61,22 @@ std::vector<Visible> draw_visible(Random& random, std::int64_t rows, std::int64_
   return visible;
 }
 
-// Plain rows of q times the softmax scale, k, v and dout.
+// Plain rows of q, k, v and dout.
 struct Attention {
   Attention(Random& random, std::int64_t rows, std::int64_t keys, bool ascending)
       : rows(rows),
         keys(keys),
         dim(draw_dim(random)),
         dim_v(draw_dim(random)),
+        scale(uniform(random, 0.02, 0.5) * (once_in(random, 4) ? -1.0F : 1.0F)),
         softcap(once_in(random, 2) ? 0.0F : uniform(random, 1, 30)),
         q(in_rows(rows, dim)),
         k(in_rows(keys, dim)),
         v(in_rows(keys, dim_v)),
         dout(in_rows(rows, dim_v)),
         visible(draw_visible(random, rows, keys, ascending)) {
-    for (Matrix* m : {&k, &v, &dout})
+    for (Matrix* m : {&q, &k, &v, &dout})
       std::generate(m->values.begin(), m->values.end(), [&] { return ordinary(random); });
-    const float scale = uniform(random, 0.02, 0.5);
-    std::generate(q.values.begin(), q.values.end(), [&] { return scale * ordinary(random); });
   }
   Visible seen(std::int64_t i) const { return visible[static_cast<std::size_t>(i)]; }
   bool sees_any(std::int64_t i) const { return seen(i).lo < seen(i).hi; }
@@ -89,7 +88,8 @@ struct Attention {
   }
   std::string describe() const {
     std::ostringstream s;
-    s << rows << " rows, " << keys << " keys, dim " << dim << " and " << dim_v << ", softcap " << softcap;
+    s << rows << " rows, " << keys << " keys, dim " << dim << " and " << dim_v << ", scale " << scale << ", softcap "
+      << softcap;
     return std::move(s).str();
   }
   std::string describe(std::int64_t i) const {
@@ -99,7 +99,7 @@ struct Attention {
   }
 
   std::int64_t rows, keys, dim, dim_v;
-  float softcap;
+  float scale, softcap;
   Matrix q, k, v, dout;
   std::vector<Visible> visible;
 };
@@ -111,8 +111,8 @@ Near product_of(const std::vector<double>& a, std::int64_t i, const std::vector<
   return {sum.exact, static_cast<double>(dim + 1) * u * sum.magnitude};
 }
 Near score_of(const Attention& x, Near product) {
-  const double s = score(product.exact, x.softcap);
-  return {s, product.error + 8 * u * std::abs(s)};
+  const double s = score(product.exact * x.scale, x.softcap);
+  return {s, std::abs(x.scale) * product.error + 8 * u * std::abs(s)};
 }
 Near weight_of(Near score, double base) {
   const double weight = std::exp(score.exact - base);
@@ -202,6 +202,7 @@ void attend(const Tiles& tiles, const Attention& x, const Block& block, std::int
                 .v = block.v.at(0, 0),
                 .finite = finite,
                 .visible = x.visible.data() + first,
+                .scale = x.scale,
                 .softcap = x.softcap,
                 .out = state.out.at(0, 0),
                 .max = state.max.data(),
@@ -366,6 +367,7 @@ void differentiate(const Tiles& tiles, const Attention& x, const Block& block, s
                        .v_columns = block.v_columns.at(0, 0),
                        .finite = finite,
                        .visible = x.visible.data() + first,
+                       .scale = x.scale,
                        .softcap = x.softcap,
                        .lse = saved.lse.data() + first,
                        .delta = saved.delta.data() + first,
@@ -384,7 +386,7 @@ Pair pair_of(const Attention& x, Near product, Near dweight, double lse, double 
   const Near s = score_of(x, product);
   if (lse == -INFINITY) return {};
   const Near weight = weight_of(s, lse);
-  // d score / d product is 1, or 1 - tanh^2, whose two terms may cancel.
+  // Of the scaled product: d score is 1, or 1 - tanh^2, whose two terms may cancel.
   const double tangent = x.softcap == 0 ? 0 : s.exact / x.softcap;
   const Near slope{1 - tangent * tangent, x.softcap == 0 ? 0 : 2 * s.error / x.softcap + 16 * u};
   const Near through{dweight.exact - delta, dweight.error + u * (std::abs(dweight.exact - delta) + dweight.error)};

@@ -36,7 +36,8 @@ struct DrawnProduct {
       : m(m),
         n(n),
         k(k),
-        accumulate(once_in(random, 2)),
+        scale(scores && once_in(random, 2) ? uniform(random, -1, 1) : 1.0F),
+        accumulate(!scores && once_in(random, 2)),
         a(left, *tiles.parts, tiles.columns, m, k, gap_between(random, tiles)),
         b(in_panels(tiles.columns, k, n, gap_between(random, tiles))),
         c(scores ? Matrix(tiles.columns, tiles.parts->score_stride, tiles.columns, m * tiles.parts->score_stride)
@@ -62,6 +63,7 @@ struct DrawnProduct {
             .b_panel = b.panel,
             .c = c.at(0, 0),
             .c_panel = c.panel,
+            .scale = scale,
             .accumulate = accumulate,
             .factor = factor.empty() ? nullptr : factor.data()};
   }
@@ -69,7 +71,7 @@ struct DrawnProduct {
 
   // Element (i, j) as a product of its own, given what C held. B is packed, A lies in any way.
   float alone(const Tiles& tiles, Random& random, std::int64_t i, std::int64_t j, float before) {
-    const auto left = static_cast<Left>(draw(random, 0, 2));
+    const auto left = scale == 1 ? static_cast<Left>(draw(random, 0, 2)) : Left::packed;
     LeftOperand row(left, *tiles.parts, tiles.columns, 1, k, 0);
     Matrix column = in_panels(tiles.columns, k, 1), result = in_panels(tiles.columns, 1, 1);
     for (std::int64_t p = 0; p < k; ++p) {
@@ -91,6 +93,7 @@ struct DrawnProduct {
   }
 
   std::int64_t m, n, k;
+  float scale;
   bool accumulate;
   LeftOperand a;
   Matrix b, c;
@@ -121,7 +124,9 @@ TEST_P(Products, OfAnyShape) {
       for (std::int64_t j = 0; j < n; ++j) {
         Sum sum = dot(a.data() + i * k, b.data() + j * k, k);
         if (x.accumulate) sum.add(before(i, j), x.factor_of(i));
-        ASSERT_LE(std::abs(x.c(i, j) - sum.exact), static_cast<double>(k + 2) * u * sum.magnitude)
+        const double scale = x.scale;
+        ASSERT_LE(std::abs(x.c(i, j) - scale * sum.exact),
+                  static_cast<double>(k + 2) * u * std::abs(scale) * sum.magnitude)
             << "C[" << i << "][" << j << "]";
       }
     }

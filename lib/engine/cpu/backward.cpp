@@ -2,10 +2,10 @@
 //
 //   for each stretch of two blocks of keys of the chunk:
 //     for each lane in parallel:  every G-th tile of query rows of one item, in one group of heads
-//       for each tile of the lane, and each block of which it sees some:  pack Q' = softmax_scale Q, dout, K and V if need be
-//         P = exp(score(Q' K^T) - lse)    dS = P (dout V^T - delta) score'      the instruction set's own loop (tiles.h)
-//         dV += P^T dout    dK += dS^T Q'    dQ' += dS K
-//       dQ += softmax_scale dQ'
+//       for each tile of the lane, and each block of which it sees some:  pack Q, dout, K and V where they are not yet
+//         P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'       the instruction set's own loop (tiles.h)
+//         dV += P^T dout    dK += dS^T Q    dQ += dS K
+//       (dK and dQ get their softmax_scale when they are unpacked)
 //     add up the dK and dV of an item's lanes, in the order of lanes
 //
 // Deterministic without locks: a tile of dQ belongs to one lane, which meets the keys in ascending order; dK and dV of an
@@ -124,11 +124,25 @@ struct Lane {
       if (!tile.packed) pack_rows(tile);
       const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
       const std::int64_t room = block.room;
-      tiles.differentiate({tile.count, block.count, dim(), dim_v(), scratch.q, scratch.dout,
-                           scratch.k + room * padded(dim()), scratch.k_columns + room * dim(),
-                           scratch.v_columns + room * dim_v(), block.finite && tile.finite, scratch.visible,
-                           problem.softcap, step.lse + state, step.delta + state, scratch.scores,
-                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq,
+      tiles.differentiate({tile.count,
+                           block.count,
+                           dim(),
+                           dim_v(),
+                           scratch.q,
+                           scratch.dout,
+                           scratch.k + room * padded(dim()),
+                           scratch.k_columns + room * dim(),
+                           scratch.v_columns + room * dim_v(),
+                           block.finite && tile.finite,
+                           scratch.visible,
+                           problem.softmax_scale,
+                           problem.softcap,
+                           step.lse + state,
+                           step.delta + state,
+                           scratch.scores,
+                           scratch.dk + room * padded(dim()),
+                           scratch.dv + room * padded(dim_v()),
+                           scratch.dq,
                            &block == &blocks.back() ? next : Upcoming{}});
     }
     if (tile.packed)
@@ -161,9 +175,7 @@ struct Lane {
 
   void pack_rows(Tile& tile) const {
     const std::int64_t panel = tile.count * tiles.columns;
-    PackedRows q = rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel);
-    q.scale = problem.softmax_scale;
-    const bool q_finite = tiles.pack_rows(q);
+    const bool q_finite = tiles.pack_rows(rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel));
     const bool dout_finite =
         tiles.pack_rows(rows_of(step.dout, tile.row(), tile.head, tile.count, dim_v(), scratch.dout, panel));
     std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
@@ -182,7 +194,7 @@ struct Lane {
   void add_gradients(const Block& block) const {
     const std::int64_t row = block.keys->row + block.first - cell.first_row, panel = block.count * tiles.columns;
     tiles.unpack_rows({scratch.dk + block.room * padded(dim()), panel, block.count, dim(),
-                       target.dk + row * target.dk_stride, target.dk_stride, true});
+                       target.dk + row * target.dk_stride, target.dk_stride, true, problem.softmax_scale});
     tiles.unpack_rows({scratch.dv + block.room * padded(dim_v()), panel, block.count, dim_v(),
                        target.dv + row * target.dv_stride, target.dv_stride, true});
   }

@@ -1,7 +1,7 @@
 // Forward on a CPU: online softmax over tiles (Dao et al. 2022, "FlashAttention", Algorithm 1).
 //
 //   for each unit in parallel:  the query rows of one stretch of one piece, in all heads of a group
-//     pack softmax_scale Q, and the running (O, max, sum) or their beginning
+//     pack Q, and the running (O, max, sum) or their beginning
 //     for each block of keys that any row sees:
 //       pack K (as columns) and V once for all rows and heads of the unit
 //       S = Q K^T;  P = softmax(S), running;  O = O * factor + P V         the instruction set's own loop (tiles.h)
@@ -74,7 +74,7 @@ struct Attend {
 
   // Rows of the q and the out of this unit lie in panels of all its rows, head by head.
   void begin() const {
-    for (std::int64_t g = 0; g < problem.group(); ++g) pack_head(step.q, g, dim(), scratch.q, problem.softmax_scale);
+    for (std::int64_t g = 0; g < problem.group(); ++g) pack_head(step.q, g, dim(), scratch.q);
     if (step.first) {
       std::fill_n(scratch.out, total() * padded(dim_v()), 0.0F);
       std::fill_n(scratch.max, total(), -infinity);
@@ -134,15 +134,14 @@ struct Attend {
     const bool finite = tiles.pack_rows({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
                                          dim_v(), scratch.v, count * tiles.columns});
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
-                  problem.softcap, scratch.out, scratch.max, scratch.sum,
+                  problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum,
                   upcoming(row + count, std::min(tiles.key_block, end - block - count))});
   }
 
   std::int64_t panel() const { return total() * tiles.columns; }
   float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
-  void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to, float scale = 1) const {
-    tiles.pack_rows(
-        {t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel(), scale});
+  void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
+    tiles.pack_rows({t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()});
   }
 
   Upcoming upcoming(std::int64_t row, std::int64_t count) const {

@@ -23,14 +23,13 @@ struct Visible {
   std::int32_t lo, hi;
 };
 
-// Rows of a tensor, `stride` elements apart, and where they are packed, times `scale`: `panel` floats from one panel to the next.
+// Rows of a tensor, `stride` elements apart, and where they are packed: `panel` floats from one panel to the next.
 struct PackedRows {
   DType dtype;
   const void* from;
   std::int64_t stride, rows, dim;
   float* to;
   std::int64_t panel;
-  float scale = 1;
 };
 
 // Back from panels to fp32 rows, `stride` floats apart: to = scale * from, or to += scale * from.
@@ -63,23 +62,23 @@ using Upcoming = std::array<UpcomingRows, 2>;
 // Rows of queries attend to a block of keys. [rows]: one per row.
 struct AttendTile {
   std::int64_t rows, keys, dim, dim_v;
-  const float *q, *k, *v;  // packed [rows, dim] times the softmax scale, [dim, keys], [keys, dim_v]
+  const float *q, *k, *v;  // packed [rows, dim], [dim, keys], [keys, dim_v]
   bool finite;             // all of v
   const Visible* visible;  // [rows]
-  float softcap;
+  float scale, softcap;
   float* out;        // packed [rows, dim_v], running
   float *max, *sum;  // [rows], running
   Upcoming next = {};
 };
 
-// Gradients of a tile of query rows and a block of keys: of the q that is given, so dq lacks the softmax scale.
+// Gradients of a tile of query rows and a block of keys. dq and dk lack the softmax scale.
 struct GradientTile {
   std::int64_t rows, keys, dim, dim_v;
-  const float *q, *dout;                   // packed [rows, dim] times the softmax scale, [rows, dim_v]
+  const float *q, *dout;                   // packed [rows, dim], [rows, dim_v]
   const float *k, *k_columns, *v_columns;  // packed [keys, dim], [dim, keys], [dim_v, keys]
   bool finite;                             // all of q, dout, k and v
   const Visible* visible;                  // [rows]
-  float softcap;
+  float scale, softcap;
   const float *lse, *delta;  // [rows]
   float* scores;             // room for 2 * rows * key_block floats
   float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to

@@ -1,6 +1,6 @@
 // Rows of queries and a block of keys, a strip of two register tiles' rows at a time:
 //
-//   S = Q K^T            a strip's scores stay in the first cache
+//   S = scale Q K^T      a strip's scores stay in the first cache
 //   S -> P, max, sum     softmax.h
 //   O = factor O + P V
 //
@@ -67,6 +67,7 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   product.b_panel = t.dim * columns;
   product.c = scores;
   product.c_panel = columns;
+  product.scale = t.scale;
   multiply<Left::packed>(product);
 
   softmax({rows, product.n, scores, visible, t.softcap, t.max + first, t.sum + first, factor});

@@ -1,6 +1,6 @@
 // The five products of the backward pass for a tile of query rows and a block of keys:
 //
-//   S = Q K^T    dP = dout V^T    S -> P, dP -> dS     strip by strip, in the first cache as they are made
+//   S = scale Q K^T    dP = dout V^T    S -> P, dP -> dS     strip by strip, in the first cache as they are made
 //   dV += P^T dout    dK += dS^T Q    dQ += dS K       over all rows, and all keys, of the tile
 //
 // Where anything is not finite, a row is multiplied only by the keys that it sees, and a key by the rows that see it.
@@ -46,7 +46,7 @@ void differentiate(const GradientTile& t) {
   for (std::int64_t first = 0; first < t.rows; first += tile_rows) {
     const std::int64_t rows = least(tile_rows, t.rows - first), strip = first * score_stride;
     fetch_some(t.next, first / tile_rows, (t.rows + tile_rows - 1) / tile_rows);
-    const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float* to) {
+    const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float scale, float* to) {
       Product product;
       product.m = rows;
       product.n = wide;
@@ -57,10 +57,11 @@ void differentiate(const GradientTile& t) {
       product.b_panel = dim * columns;
       product.c = to;
       product.c_panel = columns;
+      product.scale = scale;
       multiply<Left::packed>(product);
     };
-    multiply_strip(t.q, t.k_columns, t.dim, weights + strip);
-    multiply_strip(t.dout, t.v_columns, t.dim_v, dscores + strip);
+    multiply_strip(t.q, t.k_columns, t.dim, t.scale, weights + strip);
+    multiply_strip(t.dout, t.v_columns, t.dim_v, 1, dscores + strip);
     differentiate_scores(
         {rows, wide, weights + strip, dscores + strip, visible + first, t.softcap, t.lse + first, t.delta + first});
   }

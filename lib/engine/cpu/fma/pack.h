@@ -42,7 +42,7 @@ bool pack_rows(const PackedRows& p) {
       for (std::int64_t d = 0; d < p.dim; d += columns)
         for (int n = 0; n < tile_vectors; ++n) {
           const std::int64_t at = d + n * width;
-          const Vector v = at < p.dim ? row_of.read(row, at, p.dim - at) * p.scale : Vector{};
+          const Vector v = at < p.dim ? row_of.read(row, at, p.dim - at) : Vector{};
           check += v * 0.0F;
           write(p.to + d / columns * p.panel + r * columns + n * width, v);
         }
@@ -60,7 +60,7 @@ bool pack_columns(const PackedRows& p) {
         Vector block[width];
         for (std::int64_t r = 0; r < width; ++r) {
           const void* const row = static_cast<const std::byte*>(p.from) + (first + r) * p.stride * size_of(p.dtype);
-          block[r] = first + r < p.rows ? row_of.read(row, d, p.dim - d) * p.scale : Vector{};
+          block[r] = first + r < p.rows ? row_of.read(row, d, p.dim - d) : Vector{};
           check += block[r] * 0.0F;
         }
         transpose(block);

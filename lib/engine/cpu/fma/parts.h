@@ -10,7 +10,8 @@ namespace ringattn::cpu {
 // How the left operand of a product lies in memory: in panels, or as rows of scores, or as columns of scores.
 enum class Left { packed, weights, transposed };
 
-// C[m, n] = A[m, k] B[k, n], B in panels. C = factor C + A B where accumulating, row by row, with factors of 1 if there are none.
+// B[k, n] lies in panels. Where A[m, k] does, C[m, n] = scale A B are scores. Else C = A B in panels, or C = factor C + A B where
+// accumulating, row by row, with factors of 1 if there are none.
 struct Product {
   std::int64_t m = 0, n = 0, k = 0;
   const float* a = nullptr;
@@ -19,6 +20,7 @@ struct Product {
   std::int64_t b_panel = 0;
   float* c = nullptr;
   std::int64_t c_panel = 0;
+  float scale = 1;
   bool accumulate = false;
   const float* factor = nullptr;  // [m]
 };

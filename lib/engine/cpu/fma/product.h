@@ -75,6 +75,7 @@ template <Left left, int Rows, int Vectors>
 [[gnu::noinline]] void multiply_tile(const Product& p, const float* a, const float* b, float* c, const float* factor) {
   const std::int64_t k = p.k, a_panel = p.a_panel;
   const bool accumulate = p.accumulate;
+  const float scale = p.scale;
   for (std::int64_t begin = 0;;) {
     const std::int64_t end = span < k - begin ? begin + span : k;
     Vector sum[Rows][Vectors] = {};
@@ -85,7 +86,7 @@ template <Left left, int Rows, int Vectors>
 #pragma GCC unroll 4
         for (int n = 0; n < Vectors; ++n) {
           float* const at = c + r * c_row<left> + n * width;
-          write(at, result(at, r, sum[r][n]));
+          write(at, result(at, r, left == Left::packed ? sum[r][n] * scale : sum[r][n]));
         }
     };
     if (begin > 0 || (accumulate && factor == nullptr))

@@ -1,7 +1,7 @@
 // What happens to a strip of scores, row by row: weights of the softmax forward, and both factors of the gradients backward.
 //
-// Scores are products of queries that are scaled already, so the largest minus itself is 0 and its weight 1, however large: scaled
-// here, the difference would be fused, and hold what rounding took away from the largest.
+// Scores are scaled and rounded already, so the largest minus itself is 0 and its weight 1, however large: scaled here, the
+// difference would be fused, and hold what rounding took away from the largest.
 //
 // A row sees the columns lo .. hi - 1. The others become -infinity before anything looks at them, so that whole
 // vectors are processed and hidden weights come out as 0, whatever the products there were.
