@@ -1,6 +1,6 @@
 // Backward on a CPU, recomputed from lse (Dao et al. 2022, "FlashAttention", Algorithm 4) with five products:
 //
-//   for each stretch of two blocks of keys of the chunk:
+//   for each stretch of a block or two of keys of the chunk:
 //     for each lane in parallel:  every G-th tile of query rows of one item, in one group of heads
 //       for each tile of the lane, and each block of which it sees some:  pack Q, dout, K and V where they are not yet
 //         P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'       the instruction set's own loop (tiles.h)
@@ -102,21 +102,18 @@ struct Lane {
         blocks.push_back({&keys, first, std::min(tiles.key_block, keys.length - first), room});
         room += padded(blocks.back().count);
       }
-    std::vector<Tile> own;
     std::int64_t number_of_tile = 0;
     for (const Piece& queries : cell.item.queries)
       for (std::int64_t g = 0; g < problem.group(); ++g)
         for (std::int64_t first = 0; first < queries.length; first += tiles.gradient_rows)
-          if (number_of_tile++ % cell.lanes == number)
-            own.push_back({&queries, first, std::min(tiles.gradient_rows, queries.length - first),
-                           head_kv * problem.group() + g});
-    for (std::size_t n = 0; n < own.size() && !threads.cancelled(); ++n)
-      run_tile(blocks, own[n], n + 1 < own.size() ? upcoming(own[n + 1]) : Upcoming{});
+          if (number_of_tile++ % cell.lanes == number && !threads.cancelled())
+            run_tile(blocks, {&queries, first, std::min(tiles.gradient_rows, queries.length - first),
+                              head_kv * problem.group() + g});
     for (const Block& block : blocks)
       if (block.packed) add_gradients(block);
   }
 
-  void run_tile(std::vector<Block>& blocks, Tile& tile, const Upcoming& next) const {
+  void run_tile(std::vector<Block>& blocks, Tile tile) const {
     for (Block& block : blocks) {
       if (threads.cancelled()) return;
       if (!find_visible(tile, block)) continue;
@@ -124,26 +121,11 @@ struct Lane {
       if (!tile.packed) pack_rows(tile);
       const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
       const std::int64_t room = block.room;
-      tiles.differentiate({tile.count,
-                           block.count,
-                           dim(),
-                           dim_v(),
-                           scratch.q,
-                           scratch.dout,
-                           scratch.k + room * padded(dim()),
-                           scratch.k_columns + room * dim(),
-                           scratch.v_columns + room * dim_v(),
-                           block.finite && tile.finite,
-                           scratch.visible,
-                           problem.softmax_scale,
-                           problem.softcap,
-                           step.lse + state,
-                           step.delta + state,
-                           scratch.scores,
-                           scratch.dk + room * padded(dim()),
-                           scratch.dv + room * padded(dim_v()),
-                           scratch.dq,
-                           &block == &blocks.back() ? next : Upcoming{}});
+      tiles.differentiate({tile.count, block.count, dim(), dim_v(), scratch.q, scratch.dout,
+                           scratch.k + room * padded(dim()), scratch.k_columns + room * dim(),
+                           scratch.v_columns + room * dim_v(), block.finite && tile.finite, scratch.visible,
+                           problem.softmax_scale, problem.softcap, step.lse + state, step.delta + state, scratch.scores,
+                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq});
     }
     if (tile.packed)
       tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
@@ -183,14 +165,6 @@ struct Lane {
     tile.finite = q_finite && dout_finite;
   }
 
-  Upcoming upcoming(const Tile& tile) const {
-    const auto rows_of = [&](const Tensor& t, std::int64_t width) -> UpcomingRows {
-      return {static_cast<std::byte*>(t.data) + t.offset(b, tile.row(), tile.head) * size_of(t.dtype),
-              t.seq_stride * size_of(t.dtype), tile.count, width * size_of(t.dtype)};
-    };
-    return {rows_of(step.q, dim()), rows_of(step.dout, dim_v())};
-  }
-
   void add_gradients(const Block& block) const {
     const std::int64_t row = block.keys->row + block.first - cell.first_row, panel = block.count * tiles.columns;
     tiles.unpack_rows({scratch.dk + block.room * padded(dim()), panel, block.count, dim(),
@@ -213,8 +187,7 @@ struct Lane {
 // Room for the partial gradients of the worst step: one item, since every further item or head needs fewer lanes of each.
 static std::int64_t most_partial_floats(const Tiles& tiles, const Problem& p) {
   const std::int64_t lanes = choose_lanes(p, 1, std::numeric_limits<std::int64_t>::max());
-  return lanes == 1 ? 0
-                    : p.batch * p.num_heads_kv * lanes * stretch_blocks * tiles.key_block * (p.head_dim + p.head_dim_v);
+  return lanes == 1 ? 0 : p.batch * p.num_heads_kv * lanes * stretch_keys(tiles, p) * (p.head_dim + p.head_dim_v);
 }
 
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
@@ -230,7 +203,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
   auto* const partials =
       reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) + thread_bytes<BackwardScratch>(tiles_, problem) *
                                                                            static_cast<std::size_t>(threads.count()));
-  const std::int64_t stretch = stretch_blocks * tiles_.key_block;
+  const std::int64_t stretch = stretch_keys(tiles_, problem);
   for (std::int64_t begin = 0; begin < step.key_rows; begin += stretch) {
     std::vector<Cell> cells;
     std::vector<std::vector<Piece>> keys;

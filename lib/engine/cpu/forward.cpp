@@ -119,12 +119,10 @@ struct Attend {
     }
     for (std::int64_t block = begin / tiles.key_block * tiles.key_block; block < end && !threads.cancelled();
          block += tiles.key_block)
-      attend_block(keys, block, end);
+      attend_block(keys, block, std::min(tiles.key_block, keys.length - block));
   }
 
-  // Keys from `block` on; those from `end` on are seen by nobody.
-  void attend_block(const Piece& keys, std::int64_t block, std::int64_t end) const {
-    const std::int64_t count = std::min(tiles.key_block, keys.length - block);
+  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
     if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) return;
     for (std::int64_t g = 1; g < problem.group(); ++g)
       std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
@@ -134,22 +132,13 @@ struct Attend {
     const bool finite = tiles.pack_rows({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
                                          dim_v(), scratch.v, count * tiles.columns});
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
-                  problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum,
-                  upcoming(row + count, std::min(tiles.key_block, end - block - count))});
+                  problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum});
   }
 
   std::int64_t panel() const { return total() * tiles.columns; }
   float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
   void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
     tiles.pack_rows({t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()});
-  }
-
-  Upcoming upcoming(std::int64_t row, std::int64_t count) const {
-    const auto rows_of = [&](const Tensor& t, std::int64_t width) -> UpcomingRows {
-      return {address(t, row, head_kv), t.seq_stride * size_of(t.dtype), count, width * size_of(t.dtype)};
-    };
-    if (count <= 0) return {};
-    return {rows_of(step.k, dim()), rows_of(step.v, dim_v())};
   }
 
   std::byte* address(const Tensor& t, std::int64_t row, std::int64_t h) const {

@@ -39,7 +39,13 @@ struct ForwardScratch {
   }
 };
 
-constexpr std::int64_t stretch_blocks = 2;  // of keys whose gradients a backward lane sums up before it hands them on
+// Keys whose gradients a backward lane sums up before it hands them on: one block or two, or less where rows are long. Two are
+// better than one as long as all that is made of them takes no more than twice a unit: tiles of rows are packed half as often.
+inline std::int64_t stretch_keys(const Tiles& tiles, const Problem& p) {
+  const std::int64_t keys = 2 * tiles.unit_floats / (3 * padded(p.head_dim) + 2 * padded(p.head_dim_v));
+  return keys < tiles.key_block ? std::max(keys / padding, std::int64_t{1}) * padding
+                                : std::min<std::int64_t>(keys / tiles.key_block, 2) * tiles.key_block;
+}
 
 struct BackwardScratch {
   float *k, *k_columns, *v_columns;  // packed, the blocks of a stretch of keys
@@ -53,7 +59,7 @@ struct BackwardScratch {
     const std::int64_t dim = padded(p.head_dim), dim_v = padded(p.head_dim_v);
     BackwardScratch s;
     // An item has one or two pieces of keys (plan/shard.h), each of which may end within a panel.
-    const std::int64_t keys = stretch_blocks * tiles.key_block + 2 * padding;
+    const std::int64_t keys = stretch_keys(tiles, p) + 2 * padding;
     s.k = arena.take<float>(keys * dim);
     s.k_columns = arena.take<float>(keys * p.head_dim);
     s.v_columns = arena.take<float>(keys * p.head_dim_v);

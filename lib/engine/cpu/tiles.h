@@ -6,8 +6,6 @@
 // packed matrix takes rows * padded(dim) floats. K and V^T stand with keys as columns, [dim, keys], where a product sums over dim.
 #pragma once
 
-#include <array>
-#include <cstddef>
 #include <cstdint>
 
 #include "plan/problem.h"
@@ -52,13 +50,6 @@ struct FinishedRows {
   std::int64_t stride;
 };
 
-// Rows of a tensor that will be packed next: `bytes` each, `stride` bytes apart. They are brought to the second cache meanwhile.
-struct UpcomingRows {
-  const std::byte* from = nullptr;
-  std::int64_t stride = 0, rows = 0, bytes = 0;
-};
-using Upcoming = std::array<UpcomingRows, 2>;
-
 // Rows of queries attend to a block of keys. [rows]: one per row.
 struct AttendTile {
   std::int64_t rows, keys, dim, dim_v;
@@ -68,7 +59,6 @@ struct AttendTile {
   float scale, softcap;
   float* out;        // packed [rows, dim_v], running
   float *max, *sum;  // [rows], running
-  Upcoming next = {};
 };
 
 // Gradients of a tile of query rows and a block of keys. dq and dk lack the softmax scale.
@@ -82,7 +72,6 @@ struct GradientTile {
   const float *lse, *delta;  // [rows]
   float* scores;             // room for 2 * rows * key_block floats
   float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to
-  Upcoming next = {};
 };
 
 // delta[r] = dot(a row, b row).

@@ -84,22 +84,9 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   multiply_weights(product, visible, t.finite);
 }
 
-// Strip by strip, so many rows at a time that all have been fetched when the last strip begins.
-// Inlined always: GCC 12 takes a function that only prefetches for one that does nothing, and drops its calls.
-[[gnu::always_inline]] inline void fetch_some(const Upcoming& next, std::int64_t strip, std::int64_t strips) {
-  for (std::size_t n = 0; n < 2; ++n) {
-    const UpcomingRows& u = next[n];
-    for (std::int64_t r = u.rows * strip / strips; r < u.rows * (strip + 1) / strips; ++r)
-      for (std::int64_t at = 0; at < u.bytes; at += 64) __builtin_prefetch(u.from + r * u.stride + at, 0, 2);
-  }
-}
-
 void attend(const AttendTile& t) {
-  const std::int64_t strips = (t.rows + strip_rows - 1) / strip_rows;
-  for (std::int64_t strip = 0; strip < strips; ++strip) {
-    fetch_some(t.next, strip, strips);
-    attend_strip(t, strip * strip_rows, least(strip_rows, t.rows - strip * strip_rows));
-  }
+  for (std::int64_t first = 0; first < t.rows; first += strip_rows)
+    attend_strip(t, first, least(strip_rows, t.rows - first));
 }
 
 }  // namespace

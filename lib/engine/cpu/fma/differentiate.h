@@ -45,7 +45,6 @@ void differentiate(const GradientTile& t) {
 
   for (std::int64_t first = 0; first < t.rows; first += tile_rows) {
     const std::int64_t rows = least(tile_rows, t.rows - first), strip = first * score_stride;
-    fetch_some(t.next, first / tile_rows, (t.rows + tile_rows - 1) / tile_rows);
     const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float scale, float* to) {
       Product product;
       product.m = rows;
