@@ -29,20 +29,28 @@ inline ra_attention_desc make_desc(std::int64_t tokens, std::int64_t num_heads, 
 
 class Tensors {
  public:
-  // `desc` has equal numbers of queries and keys, of their heads, and equal head dimensions. A rank makes its own.
+  // `desc` has equal head dimensions. A rank makes its own.
   Tensors(const ra_attention_desc& desc, std::int32_t world_size, std::int32_t rank, Pass pass) {
-    ra_error error;
-    const std::int64_t tokens = ra_get_shard_length(&desc, world_size, rank, RA_SIDE_QUERY, &error);
-    if (tokens < 0) check(static_cast<ra_status>(error.status), error);
-    const auto rows = static_cast<std::size_t>(desc.batch * tokens * desc.num_heads_q);
-    const std::size_t elements = rows * static_cast<std::size_t>(desc.head_dim);
-    for (std::vector<float>* input : {&q_, &k_, &v_}) fill(*input, elements);
-    fill(out_, elements);  // what the forward pass writes over it is of the same size
+    const auto count_rows = [&](ra_side side, std::int64_t heads) {
+      ra_error error;
+      const std::int64_t tokens = ra_get_shard_length(&desc, world_size, rank, side, &error);
+      if (tokens < 0) check(static_cast<ra_status>(error.status), error);
+      return static_cast<std::size_t>(desc.batch * tokens * heads);
+    };
+    const std::int64_t heads_kv = desc.num_heads_kv == 0 ? desc.num_heads_q : desc.num_heads_kv;
+    const std::size_t rows = count_rows(RA_SIDE_QUERY, desc.num_heads_q), dim = static_cast<std::size_t>(desc.head_dim);
+    const std::size_t query_elements = rows * dim, key_elements = count_rows(RA_SIDE_KEY_VALUE, heads_kv) * dim;
+    fill(q_, query_elements);
+    for (std::vector<float>* input : {&k_, &v_}) fill(*input, key_elements);
+    fill(out_, query_elements);  // what the forward pass writes over it is of the same size
     lse_.assign(rows, 6.0F);
     if (pass == Pass::forward) return;
-    fill(dout_, elements);
-    for (std::vector<float>* gradient : {&dq_, &dk_, &dv_}) gradient->assign(elements, 0.0F);
+    fill(dout_, query_elements);
+    dq_.assign(query_elements, 0.0F);
+    for (std::vector<float>* gradient : {&dk_, &dv_}) gradient->assign(key_elements, 0.0F);
   }
+
+  const std::vector<float>& keys() const { return k_; }
 
   void forward(ra_context* context, const ra_attention_desc& desc) {
     ra_forward_args args;

@@ -1,0 +1,260 @@
+// How fast the engines of this processor are, and what keeps their speed: masks, documents, padding, grouped heads, threads.
+//
+//   rate       flops of visible pairs a second: 4 for each pair, head and dimension forward, 10 backward
+//   of peak    over fused multiply-adds on registers alone, measured beside it, times the threads
+//   ratio      of two rates: the case's and its base's, median over alternating pairs
+#include <oneapi/tbb/global_control.h>
+
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <sstream>
+
+#include "benchmark/peaks.h"
+#include "benchmark/report.h"
+#include "benchmark/tensors.h"
+
+namespace ringattn::benchmark {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t n = values.size();
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
+struct DestroyContext {
+  void operator()(ra_context* context) const { ra_destroy_context(context); }
+};
+
+// A problem on one rank, ready to be computed again and again.
+class Computation {
+ public:
+  Computation(const ra_attention_desc& desc, Pass pass, const std::string& engine, std::int32_t threads)
+      : desc_(desc), pass_(pass), tensors_(desc, 1, 0, pass) {
+    ra_context_config config;
+    ra_init_context_config(&config, sizeof config);
+    config.world_size = 1;
+    config.num_threads = threads;
+    config.engine = engine.c_str();
+    ra_error error;
+    context_.reset(ra_create_context(&config, &error));
+    if (context_ == nullptr) check(static_cast<ra_status>(error.status), error);
+    ra_memory_requirements needs;
+    ra_init_memory_requirements(&needs, sizeof needs);
+    check(ra_get_memory_requirements(context_.get(), &desc_, &needs, &error), error);
+    flops_ = pass == Pass::forward ? needs.forward_flops : needs.backward_flops;
+    run();
+  }
+
+  double flops() const { return flops_; }
+  const Tensors& tensors() const { return tensors_; }
+
+  // Of one call, as the mean of as many as take `least` seconds.
+  double seconds(double least) {
+    int calls = 0;
+    double seconds = 0;
+    for (const auto begin = Clock::now(); seconds < least; ++calls) {
+      run();
+      seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    }
+    return seconds / calls;
+  }
+
+ private:
+  void run() {
+    pass_ == Pass::forward ? tensors_.forward(context_.get(), desc_) : tensors_.backward(context_.get(), desc_);
+  }
+
+  ra_attention_desc desc_;
+  Pass pass_;
+  Tensors tensors_;
+  std::unique_ptr<ra_context, DestroyContext> context_;
+  double flops_ = 0;
+};
+
+struct Options {
+  std::string engine;  // empty: all
+  int pairs = 0;       // 0: 7, or 3 with --quick
+};
+
+std::vector<std::string> engines_of(const Options& options) {
+  std::vector<std::string> engines;
+  std::istringstream names(read_capabilities().engines);
+  for (std::string name; std::getline(names, name, ',');)
+    if (options.engine.empty() || name == options.engine) engines.push_back(name);
+  if (engines.empty()) throw std::runtime_error("no engine " + options.engine + " on this processor");
+  return engines;
+}
+
+int lanes_of(const std::string& engine) { return engine == "avx512" ? 16 : engine == "avx2" ? 8 : 0; }
+const char* name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
+
+ra_attention_desc describe(std::int64_t tokens, std::int64_t heads, std::int64_t dim, ra_mask mask = RA_MASK_FULL) {
+  ra_attention_desc desc = make_desc(tokens, heads, mask);
+  desc.head_dim = dim;
+  return desc;
+}
+
+// ---------------------------------------------------------------- speed and peak
+
+void measure_peaks(Report& report, Progress& progress, const std::string& engine, int pairs) {
+  report.begin_table(engine + ": share of the peak, full mask, one head", {{"tokens", "tokens"},
+                                                                           {"head_dim", "head_dim"},
+                                                                           {"pass", "pass", "", "", 1, 8},
+                                                                           {"threads", "threads"},
+                                                                           {"rate", "rate", "GFLOP/s", "{:.1f}", 1e9},
+                                                                           {"peak", "peak", "GFLOP/s", "{:.1f}", 1e9},
+                                                                           {"share", "of peak", "", "{:.3f}"},
+                                                                           {"gain", "over 1", "", "{:.3f}"}});
+  const std::int64_t tokens = report.quick() ? 2048 : 8192;
+  for (const std::int64_t dim : {64, 128})
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      Computation one(describe(tokens, 1, dim), pass, engine, 1), two(describe(tokens, 1, dim), pass, engine, 2);
+      std::vector<double> rates[2], peaks, gains;
+      progress.begin_step(fmt::format("{}, head_dim {}, {}", engine, dim, name_of(pass)));
+      for (int pair = 0; pair < pairs; ++pair) {
+        const double alone = one.seconds(0.1), both = two.seconds(0.1);
+        rates[0].push_back(one.flops() / alone);
+        rates[1].push_back(two.flops() / both);
+        gains.push_back(alone / both);
+        peaks.push_back(lanes_of(engine) == 0 ? 0 : ringattn_measure_fma_rate(lanes_of(engine)));
+      }
+      for (const int threads : {1, 2}) {
+        const double rate = median(rates[threads - 1]), peak = threads * median(peaks);
+        report.add_row({double(tokens), double(dim), name_of(pass), double(threads), rate, peak,
+                        peak == 0 ? NAN : rate / peak, threads == 1 ? 1.0 : median(gains)});
+      }
+      const std::string name = fmt::format("{}, head_dim {}, {}", engine, dim, name_of(pass));
+      const bool forward = pass == Pass::forward;
+      if (engine == "avx512")
+        report.add_bar(name + ", of peak", median(rates[0]) / median(peaks), ">=", forward ? 0.80 : 0.70);
+      if (engine == "avx2")
+        report.add_bar(name + ", of peak", median(rates[0]) / median(peaks), ">=", forward ? 0.75 : 0.65);
+      report.add_bar(name + ", 2 threads over 1", median(gains), ">=", 1.85);
+    }
+}
+
+// ---------------------------------------------------------------- what keeps the speed
+
+struct Kept {
+  std::string name;
+  ra_attention_desc desc, base;
+  double bar;
+};
+
+void measure_kept(Report& report, Progress& progress, const std::string& engine, int pairs) {
+  report.begin_table(engine + ": rates over those of a full mask or of as many heads, 1 thread",
+                     {{"case", "case", "", "", 1, 34},
+                      {"pass", "pass", "", "", 1, 8},
+                      {"base_rate", "base", "GFLOP/s", "{:.1f}", 1e9},
+                      {"rate", "rate", "GFLOP/s", "{:.1f}", 1e9},
+                      {"ratio", "ratio", "", "{:.3f}"}});
+  const std::int64_t scale = report.quick() ? 4 : 1;
+  std::vector<std::int64_t> offsets;
+  for (std::int64_t d = 0; d <= 64 / scale; ++d) offsets.push_back(512 * d);
+  const std::int64_t padded_to = 6000 / scale;
+  const ra_attention_desc full = describe(8192 / scale, 1, 64), heads = describe(4096 / scale, 8, 64);
+
+  ra_attention_desc window = describe(32768 / scale, 1, 64, RA_MASK_CAUSAL),
+                    documents = describe(offsets.back(), 1, 64), padding = full, grouped = heads;
+  window.window_left = 1023;
+  documents.num_documents = static_cast<std::int64_t>(offsets.size()) - 1;
+  documents.document_offsets_q = offsets.data();
+  padding.kv_lengths = &padded_to;
+  grouped.num_heads_kv = 1;
+  const std::vector<Kept> all = {
+      {"causal", describe(8192 / scale, 1, 64, RA_MASK_CAUSAL), full, 0.93},
+      {fmt::format("window of 1024, {} tokens", 32768 / scale), window, full, 0.90},
+      {fmt::format("{} documents of 512", 64 / scale), documents, full, 0.90},
+      {fmt::format("{} of {} keys, then padding", padded_to, 8192 / scale), padding, full, 0.90},
+      {"8 query heads to a key head", grouped, heads, 1.0}};
+  for (const Kept& kept : all)
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      progress.begin_step(fmt::format("{}, {}, {}", engine, kept.name, name_of(pass)));
+      Computation of(kept.desc, pass, engine, 1), base(kept.base, pass, engine, 1);
+      std::vector<double> rates, bases, ratios;
+      for (int pair = 0; pair < pairs; ++pair) {
+        bases.push_back(base.flops() / base.seconds(0.1));
+        rates.push_back(of.flops() / of.seconds(0.1));
+        ratios.push_back(rates.back() / bases.back());
+      }
+      report.add_row({kept.name, name_of(pass), median(bases), median(rates), median(ratios)});
+      report.add_bar(fmt::format("{}, {}, {}", engine, kept.name, name_of(pass)), median(ratios), ">=", kept.bar);
+    }
+}
+
+// ---------------------------------------------------------------- short calls
+
+void measure_latency(Report& report, Progress& progress, const std::string& engine, int pairs) {
+  report.begin_table(engine + ": one short call, 16 tokens x 1 head x 64, 1 thread",
+                     {{"pass", "pass", "", "", 1, 8}, {"seconds", "time", "us", "{:.2f}", 1e-6}});
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    progress.begin_step(fmt::format("{}, short call, {}", engine, name_of(pass)));
+    Computation call(describe(16, 1, 64), pass, engine, 1);
+    std::vector<double> seconds;
+    for (int pair = 0; pair < 3 * pairs; ++pair) seconds.push_back(call.seconds(0.01));
+    report.add_row({name_of(pass), median(seconds)});
+    if (pass == Pass::forward) report.add_bar(engine + ", short call, us", median(seconds) * 1e6, "<=", 5);
+  }
+}
+
+// A few queries and many keys: as fast as the keys and values can be read.
+void measure_decoding(Report& report, Progress& progress, const std::string& engine, int pairs) {
+  report.begin_table(engine + ": few queries, 65,536 keys, 8 query heads to a key head",
+                     {{"queries", "queries"},
+                      {"threads", "threads"},
+                      {"seconds", "time", "ms", "{:.3f}", 1e-3},
+                      {"read", "keys", "GB/s", "{:.2f}", 1e9},
+                      {"bandwidth", "memory", "GB/s", "{:.2f}", 1e9},
+                      {"share", "share", "", "{:.3f}"}});
+  for (const std::int32_t threads : {1, 2})
+    for (const std::int64_t queries : {1, 4, 16}) {
+      progress.begin_step(fmt::format("{}, {} queries, {} threads", engine, queries, threads));
+      ra_attention_desc desc = describe(queries, 16, 128);
+      desc.seqlen_kv = report.quick() ? 16384 : 65536;
+      desc.num_heads_kv = 2;
+      Computation call(desc, Pass::forward, engine, threads);
+      const std::vector<float>& keys = call.tensors().keys();
+      const double bytes = 2.0 * static_cast<double>(keys.size()) * sizeof(float);
+      std::vector<double> seconds, bandwidths;
+      for (int pair = 0; pair < pairs; ++pair) {
+        seconds.push_back(call.seconds(0.05));
+        bandwidths.push_back(threads * ringattn_measure_read_rate(keys.data(), keys.size()));
+      }
+      const double read = bytes / median(seconds), share = read / median(bandwidths);
+      report.add_row({double(queries), double(threads), median(seconds), read, median(bandwidths), share});
+      report.add_bar(fmt::format("{}, {} queries, {} threads, of the read bandwidth", engine, queries, threads), share,
+                     ">=", 0.85);
+    }
+}
+
+void run(Report& report, const Options& options) {
+  const std::vector<std::string> engines = engines_of(options);
+  const int pairs = options.pairs > 0 ? options.pairs : report.quick() ? 3 : 7;
+  const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, 2);
+  report.note(fmt::format("float32; medians of {} alternating pairs", pairs));
+  Progress progress(static_cast<int>(engines.size()) * (4 + 10 + 2 + 6));
+  for (const std::string& engine : engines) {
+    measure_peaks(report, progress, engine, pairs);
+    measure_kept(report, progress, engine, pairs);
+    measure_latency(report, progress, engine, pairs);
+    measure_decoding(report, progress, engine, pairs);
+  }
+}
+
+}  // namespace
+}  // namespace ringattn::benchmark
+
+int main(int argc, char** argv) {
+  ringattn::benchmark::Options options;
+  return ringattn::benchmark::run_benchmark(
+      argc, argv, "engines", "Speed of the engines of this processor, and what keeps it",
+      [&](CLI::App& app) {
+        app.add_option("--engine", options.engine, "one of them; default: all");
+        app.add_option("--pairs", options.pairs, "pairs that count (default 7, with --quick 3)");
+      },
+      [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });
+}
