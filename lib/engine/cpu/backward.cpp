@@ -1,7 +1,7 @@
 // Backward on a CPU, recomputed from lse (Dao et al. 2022, "FlashAttention", Algorithm 4) with five products:
 //
 //   for each stretch of a block or two of keys of the chunk:
-//     for each lane in parallel:  every G-th tile of query rows of one item, in one group of heads
+//     for each lane in parallel:  every G-th tile of query rows of one item that sees the stretch, in one group of heads
 //       for each tile of the lane, and each block of which it sees some:  pack Q, dout, K and V where they are not yet
 //         P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'       the instruction set's own loop (tiles.h)
 //         dV += P^T dout    dK += dS^T Q    dQ += dS K
@@ -27,19 +27,28 @@ namespace {
 constexpr std::int64_t enough_lanes = 16;  // over all items, batch entries and heads
 
 // Lanes of one item in one group of heads: a power of two, so that few threads share them evenly, and each with tiles enough
-// that packing the keys is a small part of its work.
+// that packing the keys is a small part of its work; with half as many, rather than one lane alone or two.
 std::int64_t choose_lanes(const Problem& problem, std::int64_t items, std::int64_t tiles) {
-  constexpr std::int64_t tiles_of_a_lane = 8;
+  constexpr std::int64_t tiles_of_a_lane = 8, few_lanes = 4;
   const std::int64_t others = problem.batch * problem.num_heads_kv * std::max<std::int64_t>(items, 1);
   const std::int64_t wanted = (enough_lanes + others - 1) / others,
-                     worthwhile = std::max<std::int64_t>(tiles / tiles_of_a_lane, 1);
+                     worthwhile = std::max(
+                         {tiles / tiles_of_a_lane, std::min(2 * tiles / tiles_of_a_lane, few_lanes), std::int64_t{1}});
   return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::min(wanted, worthwhile))));
 }
 
+// Query rows first .. first + count - 1 of a piece, in one head of a group.
+struct QueryTile {
+  const Piece* queries;
+  std::int64_t first, count, head;
+
+  std::int64_t row() const { return queries->row + first; }
+};
+
 // One item's part of a stretch.
 struct Cell {
-  WorkItem item;           // its keys cut to the stretch, rows counted from there
-  std::int64_t tiles = 0;  // of query rows, over the heads of a group
+  WorkItem item;                   // its keys cut to the stretch, rows counted from there
+  std::vector<QueryTile> tiles{};  // that see some of the keys, in all heads of a group
   std::int64_t lanes = 1;
   std::int64_t first_lane = 0;  // of all lanes of the stretch
   std::int64_t first_row = 0;   // its keys are rows first_row .. first_row + rows - 1 of the stretch
@@ -51,10 +60,25 @@ std::int64_t partial_floats(const Problem& p, const Cell& cell) {
   return cell.lanes == 1 ? 0 : p.batch * p.num_heads_kv * cell.lanes * cell.rows * (p.head_dim + p.head_dim_v);
 }
 
-std::int64_t count_tiles(const Tiles& set, const Problem& problem, const WorkItem& item) {
-  std::int64_t tiles = 0;
-  for (const Piece& queries : item.queries) tiles += (queries.length + set.gradient_rows - 1) / set.gradient_rows;
-  return tiles * problem.group();
+// Whether rows of `tile` may see any of keys begin .. end - 1; the keys that rows see ascend.
+bool may_see(const WorkItem& item, const QueryTile& tile, const Piece& keys, std::int64_t begin, std::int64_t end,
+             std::int64_t kv_length) {
+  return item.visible(*tile.queries, tile.first, keys, kv_length).lo < end &&
+         item.visible(*tile.queries, tile.first + tile.count - 1, keys, kv_length).hi > begin;
+}
+
+std::vector<QueryTile> find_tiles(const Tiles& set, const Problem& problem, const WorkItem& item) {
+  std::vector<QueryTile> tiles;
+  for (const Piece& queries : item.queries)
+    for (std::int64_t g = 0; g < problem.group(); ++g)
+      for (std::int64_t first = 0; first < queries.length; first += set.gradient_rows) {
+        const QueryTile tile{&queries, first, std::min(set.gradient_rows, queries.length - first), g};
+        if (std::any_of(item.keys.begin(), item.keys.end(), [&](const Piece& keys) {
+              return may_see(item, tile, keys, 0, keys.length, problem.longest_kv());
+            }))
+          tiles.push_back(tile);
+      }
+  return tiles;
 }
 
 // Where a lane adds the gradients of the stretch's keys.
@@ -85,13 +109,8 @@ struct Lane {
     bool packed = false, finite = true;
   };
 
-  // Query rows first .. first + count - 1 of a piece, in one head.
-  struct Tile {
-    const Piece* queries;
-    std::int64_t first, count, head;
+  struct Tile : QueryTile {
     bool packed = false, finite = true;
-
-    std::int64_t row() const { return queries->row + first; }
   };
 
   void run() const {
@@ -102,18 +121,17 @@ struct Lane {
         blocks.push_back({&keys, first, std::min(tiles.key_block, keys.length - first), room});
         room += padded(blocks.back().count);
       }
-    std::int64_t number_of_tile = 0;
-    for (const Piece& queries : cell.item.queries)
-      for (std::int64_t g = 0; g < problem.group(); ++g)
-        for (std::int64_t first = 0; first < queries.length; first += tiles.gradient_rows)
-          if (number_of_tile++ % cell.lanes == number && !threads.cancelled())
-            run_tile(blocks, {&queries, first, std::min(tiles.gradient_rows, queries.length - first),
-                              head_kv * problem.group() + g});
+    for (std::size_t n = static_cast<std::size_t>(number); n < cell.tiles.size() && !threads.cancelled();
+         n += static_cast<std::size_t>(cell.lanes)) {
+      Tile tile{cell.tiles[n]};
+      tile.head += head_kv * problem.group();
+      run_tile(blocks, tile);
+    }
     for (const Block& block : blocks)
       if (block.packed) add_gradients(block);
   }
 
-  void run_tile(std::vector<Block>& blocks, Tile tile) const {
+  void run_tile(std::vector<Block>& blocks, Tile& tile) const {
     for (Block& block : blocks) {
       if (threads.cancelled()) return;
       if (!find_visible(tile, block)) continue;
@@ -133,11 +151,10 @@ struct Lane {
   }
 
   bool find_visible(const Tile& tile, const Block& block) const {
-    const auto seen = [&](std::int64_t i) {
-      return cell.item.visible(*tile.queries, tile.first + i, *block.keys, problem.kv_length(b));
-    };
-    if (seen(0).lo >= block.first + block.count || seen(tile.count - 1).hi <= block.first) return false;
-    for (std::int64_t i = 0; i < tile.count; ++i) scratch.seen[i] = seen(i);
+    const std::int64_t kv_length = problem.kv_length(b);
+    if (!may_see(cell.item, tile, *block.keys, block.first, block.first + block.count, kv_length)) return false;
+    for (std::int64_t i = 0; i < tile.count; ++i)
+      scratch.seen[i] = cell.item.visible(*tile.queries, tile.first + i, *block.keys, kv_length);
     return clip(scratch.seen, tile.count, block.first, block.count, scratch.visible);
   }
 
@@ -213,14 +230,15 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       Cell cell{.item = item};
       cell.first_row = cut.front().row;
       cell.rows = cut.back().row + cut.back().length - cell.first_row;
-      cell.tiles = count_tiles(tiles_, problem, item);
       keys.push_back(std::move(cut));
       cell.item.keys = keys.back();  // the pieces stay where they are when `keys` grows
-      cells.push_back(cell);
+      cell.tiles = find_tiles(tiles_, problem, cell.item);
+      if (!cell.tiles.empty()) cells.push_back(std::move(cell));
     }
     std::int64_t lanes = 0, floats = 0;
     for (Cell& cell : cells) {
-      cell.lanes = choose_lanes(problem, static_cast<std::int64_t>(cells.size()), cell.tiles);
+      cell.lanes =
+          choose_lanes(problem, static_cast<std::int64_t>(cells.size()), static_cast<std::int64_t>(cell.tiles.size()));
       cell.first_lane = lanes;
       cell.partial = partials + floats;
       lanes += groups * cell.lanes;
