@@ -32,8 +32,8 @@ std::int64_t choose_lanes(const Problem& problem, std::int64_t items, std::int64
   constexpr std::int64_t tiles_of_a_lane = 8, few_lanes = 4;
   const std::int64_t others = problem.batch * problem.num_heads_kv * std::max<std::int64_t>(items, 1);
   const std::int64_t wanted = (enough_lanes + others - 1) / others,
-                     worthwhile = std::max(
-                         {tiles / tiles_of_a_lane, std::min(2 * tiles / tiles_of_a_lane, few_lanes), std::int64_t{1}});
+                     worthwhile = std::max({tiles / tiles_of_a_lane, std::min(tiles / (tiles_of_a_lane / 2), few_lanes),
+                                            std::int64_t{1}});
   return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::min(wanted, worthwhile))));
 }
 
