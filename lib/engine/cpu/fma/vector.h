@@ -62,8 +62,7 @@ inline float largest_of(Vector v) { return reduce(v, larger); }
 //
 //   exp(x) = 2^k exp(r), k = x / ln 2 rounded to an integer;  exp(r) = 1 + r + r^2 p(r), minimax: relative error 3e-9
 //
-// k ln 2 is taken off at once where the processor fuses, which leaves an error of k 1.9e-9; else in two parts, as in Cephes.
-// At most 2 + |x| / 30 units in the last place off.
+// k ln 2 is taken off in two parts, as in Cephes, the first of them exact. At most 2 units in the last place off.
 template <int n>
 inline void exponentials(Vector (&x)[n]) {
   constexpr float magic = 12582912.0F;  // 1.5 2^23: the last digit of a sum with it is 1
@@ -77,10 +76,7 @@ inline void exponentials(Vector (&x)[n]) {
   };
   each([&](int i) { shifted[i] = x[i] * 1.44269504F + magic; });
   each([&](int i) { k[i] = shifted[i] - magic; });
-  if constexpr (fused)
-    each([&](int i) { r[i] = x[i] - k[i] * 0.69314718F; });
-  else
-    each([&](int i) { r[i] = x[i] - k[i] * 0.693359375F - k[i] * -2.12194440e-4F; });
+  each([&](int i) { r[i] = x[i] - k[i] * 0.693359375F - k[i] * -2.12194440e-4F; });
   each([&](int i) { series[i] = p[4] * r[i] + p[3]; });
   each([&](int i) { series[i] = series[i] * r[i] + p[2]; });
   each([&](int i) { series[i] = series[i] * r[i] + p[1]; });
