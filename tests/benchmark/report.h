@@ -38,6 +38,12 @@ namespace ringattn::benchmark {
 
 constexpr double megabyte = 1 << 20;
 
+inline double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t n = values.size();
+  return (values[(n - 1) / 2] + values[n / 2]) / 2;
+}
+
 inline void check(ra_status status, const ra_error& error) {
   if (status != RA_STATUS_SUCCESS)
     throw std::runtime_error(fmt::format("{}: {}", ra_get_status_name(status), error.message));
