@@ -70,7 +70,10 @@ void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
     // One number scales all earlier results of the row, so its error does not average out: it is rounded once. It is seldom
     // anything but 1 after the first blocks.
     if (before != base[i])
-      t.factor[first + i] = static_cast<float>(std::exp(static_cast<double>(before) - static_cast<double>(base[i])));
+      t.factor[first + i] =
+          before == -infinity
+              ? 0.0F
+              : static_cast<float>(std::exp(static_cast<double>(before) - static_cast<double>(base[i])));
   }
   Vector sum[rows_together];
   for (std::int64_t i = 0; i < rows; ++i) {
