@@ -1,8 +1,10 @@
 // What the ring costs: P ranks of one thread each against one rank with P threads, on the same machine and problem.
 //
-//   ratio        median over pairs of (seconds of one rank) / (seconds of the ring); pairs alternate, one rank first
+//   ratio        median over pairs of (seconds of one rank) / (seconds of the ring); one rank goes first in every other pair
 //   seconds      median; of the ring from the moment all ranks are ready until the last has its result
 //   CPU ratio    the same for the processor time of the whole program: what other programs do hardly touches it
+//   quiet        pairs before, within and after which other programs left the processors alone (quiet.h). Only they count, if
+//                there are as many as asked for within the time; or else all do
 //   waiting      share of the ranks' time that ra_call_statistics calls wait_seconds
 //
 // oneTBB starts no more threads than the machine has processors unless told otherwise; the ranks of a ring bring their own.
@@ -15,6 +17,7 @@
 #include <memory>
 #include <numeric>
 
+#include "benchmark/quiet.h"
 #include "benchmark/report.h"
 #include "benchmark/tensors.h"
 #include "support/ranks.h"
@@ -115,8 +118,9 @@ class Group {
 struct Options {
   std::int64_t tokens = 0;  // 0: 16,384, or 4,096 with --quick
   std::int64_t heads = 1;
-  int pairs = 0;     // 0: 5, or 3 with --quick
-  std::string only;  // rows whose name contains this
+  std::size_t pairs = 0;    // 0: 7, or 3 with --quick
+  double most_seconds = 0;  // of a row; 0: 40, or 4 with --quick
+  std::string only;         // rows whose name contains this
 };
 
 struct Row {
@@ -129,33 +133,64 @@ struct Row {
   std::string name() const { return fmt::format("{} ranks, {}, {}", world_size, mask(), pass()); }
 };
 
-void measure_row(Report& report, Progress& progress, const Row& row, const ra_attention_desc& desc, int pairs) {
+struct PairOfRuns {
+  Measured one, ring;
+  double slowest;  // processor, at its worst
+
+  double ratio() const { return one.seconds / ring.seconds; }
+};
+
+PairOfRuns measure_pair(Group& one, Group& ring, Pass last, bool one_first, Quiet& quiet) {
+  PairOfRuns pair{};
+  const auto measure = [&](bool of_one) { (of_one ? pair.one : pair.ring) = (of_one ? one : ring).measure(last); };
+  const double before = quiet.look();
+  measure(one_first);
+  const double within = quiet.look();
+  measure(!one_first);
+  pair.slowest = std::min({before, within, quiet.look()});
+  return pair;
+}
+
+void measure_row(Report& report, Progress& progress, const Row& row, const ra_attention_desc& desc, std::size_t pairs,
+                 double most_seconds, Quiet& quiet) {
   const std::string name = row.name();
   const Pass last = row.last;
   Group one(desc, 1, row.world_size), ring(desc, row.world_size, 1);
-  std::vector<double> one_seconds, ring_seconds, ratios, cpu_ratios, waiting;
-  for (int pair = 0; pair <= pairs; ++pair) {
-    progress.begin_step(fmt::format("{}, pair {} of {}", name, pair, pairs));
-    const Measured a = one.measure(last);
-    const Measured b = ring.measure(last);
-    if (pair == 0) continue;  // threads start, workspaces grow
-    one_seconds.push_back(a.seconds);
-    ring_seconds.push_back(b.seconds);
-    ratios.push_back(a.seconds / b.seconds);
-    cpu_ratios.push_back(a.cpu_seconds / b.cpu_seconds);
-    waiting.push_back(b.waiting);
+  std::vector<PairOfRuns> all, counted;
+  measure_pair(one, ring, last, true, quiet);  // threads start, workspaces grow
+  progress.begin_step(name);
+  for (const auto begin = Clock::now(); counted.size() < pairs;) {
+    if (all.size() >= pairs && Clock::now() - begin > std::chrono::duration<double>(most_seconds)) break;
+    progress.update_step(fmt::format("{}, pair {}, {} of {} quiet", name, all.size() + 1, counted.size(), pairs));
+    all.push_back(measure_pair(one, ring, last, all.size() % 2 == 0, quiet));
+    counted.clear();
+    std::copy_if(all.begin(), all.end(), std::back_inserter(counted),
+                 [&](const PairOfRuns& pair) { return quiet.was_quiet(pair.slowest); });
   }
+  const std::string quiet_pairs = fmt::format("{} of {}", counted.size(), all.size());
+  if (counted.size() < pairs) counted = all;
+  const auto of_pairs = [&](auto&& value) {
+    std::vector<double> values;
+    std::transform(counted.begin(), counted.end(), std::back_inserter(values), value);
+    return values;
+  };
   const double gigaflops = ring.flops(last) / 1e9;
+  const double one_seconds = median(of_pairs([](const PairOfRuns& pair) { return pair.one.seconds; }));
+  const double ring_seconds = median(of_pairs([](const PairOfRuns& pair) { return pair.ring.seconds; }));
+  const std::vector<double> ratios = of_pairs([](const PairOfRuns& pair) { return pair.ratio(); });
   const auto [least, most] = std::minmax_element(ratios.begin(), ratios.end());
-  report.add_row({double(row.world_size), row.mask(), row.pass(), median(one_seconds), median(ring_seconds),
-                  gigaflops / median(one_seconds), gigaflops / median(ring_seconds), median(waiting), median(ratios),
-                  *least, *most, median(cpu_ratios)});
+  report.add_row(
+      {double(row.world_size), row.mask(), row.pass(), one_seconds, ring_seconds, gigaflops / one_seconds,
+       gigaflops / ring_seconds, median(of_pairs([](const PairOfRuns& pair) { return pair.ring.waiting; })),
+       quiet_pairs, median(ratios), *least, *most,
+       median(of_pairs([](const PairOfRuns& pair) { return pair.one.cpu_seconds / pair.ring.cpu_seconds; }))});
   report.add_bar(name, median(ratios), ">=", 0.95);
 }
 
 void run(Report& report, const Options& options) {
   const std::int64_t tokens = options.tokens > 0 ? options.tokens : report.quick() ? 4096 : 16384;
-  const int pairs = options.pairs > 0 ? options.pairs : report.quick() ? 3 : 5;
+  const std::size_t pairs = options.pairs > 0 ? options.pairs : report.quick() ? 3 : 7;
+  const double most_seconds = options.most_seconds > 0 ? options.most_seconds : report.quick() ? 4 : 40;
   const std::vector<std::int32_t> world_sizes = {2, 4};
   const tbb::global_control limit(tbb::global_control::max_allowed_parallelism,
                                   2 * static_cast<std::size_t>(world_sizes.back()));
@@ -163,8 +198,9 @@ void run(Report& report, const Options& options) {
   report.note(
       fmt::format("{} tokens x {} head(s) x 64, fp32, zigzag; one rank with P threads, P ranks with one thread each;",
                   fmt::group_digits(tokens), options.heads));
-  report.note(
-      fmt::format("median of {} alternating pairs after one that does not count; oneTBB's limit raised", pairs));
+  report.note(fmt::format(
+      "median of {} quiet alternating pairs, or of all if there are not as many in {:.0f} s; oneTBB's limit raised",
+      pairs, most_seconds));
   if (const std::int32_t processors = read_capabilities().hardware_threads; processors < world_sizes.back())
     report.note(fmt::format("{} threads share {} processors", world_sizes.back(), processors));
   report.begin_table("P ranks against one rank", {{"ranks", "P"},
@@ -175,6 +211,7 @@ void run(Report& report, const Options& options) {
                                                   {"one_rank_gflops", "one rank", "GFLOP/s", "{:.1f}"},
                                                   {"ring_gflops", "ring", "GFLOP/s", "{:.1f}"},
                                                   {"waiting", "waiting", "%", "{:.1f}", 0.01},
+                                                  {"quiet", "quiet"},
                                                   {"ratio", "ratio", "", "{:.3f}"},
                                                   {"least_ratio", "least", "", "{:.3f}"},
                                                   {"most_ratio", "most", "", "{:.3f}"},
@@ -184,9 +221,10 @@ void run(Report& report, const Options& options) {
     for (const ra_mask mask : {RA_MASK_CAUSAL, RA_MASK_FULL})
       for (const Pass last : {Pass::forward, Pass::backward}) rows.push_back({world_size, mask, last});
   std::erase_if(rows, [&](const Row& row) { return row.name().find(options.only) == std::string::npos; });
-  Progress progress(static_cast<int>(rows.size()) * (pairs + 1));
+  Progress progress(static_cast<int>(rows.size()));
+  Quiet quiet;
   for (const Row& row : rows)
-    measure_row(report, progress, row, make_desc(tokens, options.heads, row.mask_kind), pairs);
+    measure_row(report, progress, row, make_desc(tokens, options.heads, row.mask_kind), pairs, most_seconds, quiet);
 }
 
 }  // namespace
@@ -199,7 +237,8 @@ int main(int argc, char** argv) {
       [&](CLI::App& app) {
         app.add_option("--tokens", options.tokens, "length of the sequence (default 16384, with --quick 4096)");
         app.add_option("--heads", options.heads, "heads of 64")->capture_default_str();
-        app.add_option("--pairs", options.pairs, "pairs that count (default 5, with --quick 3)");
+        app.add_option("--pairs", options.pairs, "quiet pairs of a row (default 7, with --quick 3)");
+        app.add_option("--seconds", options.most_seconds, "that a row may wait for them (default 40, with --quick 4)");
         app.add_option("--only", options.only, "rows whose name contains this, such as '2 ranks, full'");
       },
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });

@@ -55,6 +55,14 @@ double ringattn_measure_fma_rate(int) { return 0; }
 
 #endif
 
+double ringattn_measure_instruction_rate() {
+  constexpr int rounds = 20'000, together = 256;
+  const double seconds = seconds_of([&] {
+    for (int round = 0; round < rounds; ++round) asm volatile(".rept 256\nnop\n.endr");
+  });
+  return static_cast<double>(together) * rounds / seconds;
+}
+
 double ringattn_measure_read_rate(const float* data, std::size_t count) {
   typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
   Vector sums[8] = {};

@@ -91,6 +91,9 @@ class Progress {
 
   void begin_step(const std::string& what) {
     ++step_;
+    update_step(what);
+  }
+  void update_step(const std::string& what) const {
     if (!terminal()) return;
     fmt::print(stderr, "\r\033[K[{:>3} / {}]  {}", step_, steps_, what);
     std::fflush(stderr);

@@ -2,7 +2,7 @@
 #define RA_WIDTH 16
 #define RA_ROWS 6
 #define RA_VECTORS 4
-#define RA_KEY_BLOCK 192
+#define RA_KEY_BLOCK 256
 #define RA_GRADIENT_ROWS 96
 #include "engine/cpu/fma/table.h"
 
