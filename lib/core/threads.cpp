@@ -14,9 +14,13 @@ void Threads::run(std::int64_t count, const Work& work) {
     for (std::int64_t index = 0; index < count; ++index) work(index, 0);
     return;
   }
+  std::atomic<std::int64_t> next{0};  // oneTBB hands out its own indices in any order
   arena_.execute([&] {
     tbb::parallel_for(
-        std::int64_t{0}, count, [&](std::int64_t index) { work(index, tbb::this_task_arena::current_thread_index()); },
+        std::int64_t{0}, count,
+        [&](std::int64_t) {
+          work(next.fetch_add(1, std::memory_order_relaxed), tbb::this_task_arena::current_thread_index());
+        },
         tbb::simple_partitioner());
   });
 }

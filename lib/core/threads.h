@@ -73,8 +73,9 @@ class Threads {
 
   int count() const;
 
-  // Calls f(index, slot) for every index < count, in any order, on any thread. `slot` < count() is the thread's own while
-  // f runs: it names its scratch memory. Returns early, with work left undone, once cancelled.
+  // Calls f(index, slot) for every index < count, on any thread; they begin in ascending order, so that f may wait for what a
+  // smaller index does. `slot` < count() is the thread's own while f runs: it names its scratch memory. Returns early, with
+  // work left undone, once cancelled.
   template <class F>
   void for_each(std::int64_t count, F&& f) {
     auto part = [&](std::int64_t index, int slot) {

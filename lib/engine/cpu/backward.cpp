@@ -1,20 +1,21 @@
 // Backward on a CPU, recomputed from lse (Dao et al. 2022, "FlashAttention", Algorithm 4) with five products:
 //
-//   for each stretch of a block or two of keys of the chunk:
-//     for each lane in parallel:  every G-th tile of query rows of one item that sees the stretch, in one group of heads
-//       for each tile of the lane, and each block of which it sees some:  pack Q, dout, K and V where they are not yet
+//   for each column in parallel, begun in ascending order:   the keys of one item in a stretch of the chunk, in one group of heads
+//     pack K and V
+//     for each tile of query rows that sees the column, the last first, when the item's earlier columns have passed it:
+//       pack Q and dout
 //         P = exp(score(Q K^T) - lse)    dS = P (dout V^T - delta) score'       the instruction set's own loop (tiles.h)
 //         dV += P^T dout    dK += dS^T Q    dQ += dS K
-//       (dK and dQ get their softmax_scale when they are unpacked)
-//     add up the dK and dV of an item's lanes, in the order of lanes
+//     (dK and dQ get their softmax_scale when they are unpacked)
 //
-// Deterministic without locks: a tile of dQ belongs to one lane, which meets the keys in ascending order; dK and dV of an
-// item belong to its lanes, whose number G is a function of the problem alone, never of the threads. With G = 1, the rule
-// when there are many heads or documents, there is nothing to add up. Items of one stretch share neither queries nor keys.
+// Deterministic without locks: dK and dV of a column belong to one thread, and a tile of dQ meets the columns in ascending
+// order. Columns follow one another through the tiles, each a tile behind the one before; the last tile comes first because
+// under a causal mask it is seen by all of them. Items share neither queries nor keys, nor do groups, and never wait.
 #include <algorithm>
-#include <bit>
-#include <cstring>
+#include <atomic>
 #include <limits>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 #include "core/memory.h"
@@ -24,20 +25,7 @@
 namespace ringattn::cpu {
 namespace {
 
-constexpr std::int64_t enough_lanes = 16;  // over all items, batch entries and heads
-
-// Lanes of one item in one group of heads: a power of two, so that few threads share them evenly, and each with tiles enough
-// that packing the keys is a small part of its work; with half as many, rather than one lane alone or two.
-std::int64_t choose_lanes(const Problem& problem, std::int64_t items, std::int64_t tiles) {
-  constexpr std::int64_t tiles_of_a_lane = 8, few_lanes = 4;
-  const std::int64_t others = problem.batch * problem.num_heads_kv * std::max<std::int64_t>(items, 1);
-  const std::int64_t wanted = (enough_lanes + others - 1) / others,
-                     worthwhile = std::max({tiles / tiles_of_a_lane, std::min(tiles / (tiles_of_a_lane / 2), few_lanes),
-                                            std::int64_t{1}});
-  return static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(std::min(wanted, worthwhile))));
-}
-
-// Query rows first .. first + count - 1 of a piece, in one head of a group.
+// Query rows first .. first + count - 1 of a piece, in one head.
 struct QueryTile {
   const Piece* queries;
   std::int64_t first, count, head;
@@ -45,58 +33,77 @@ struct QueryTile {
   std::int64_t row() const { return queries->row + first; }
 };
 
-// One item's part of a stretch.
-struct Cell {
-  WorkItem item;                   // its keys cut to the stretch, rows counted from there
-  std::vector<QueryTile> tiles{};  // that see some of the keys, in all heads of a group
-  std::int64_t lanes = 1;
-  std::int64_t first_lane = 0;  // of all lanes of the stretch
-  std::int64_t first_row = 0;   // its keys are rows first_row .. first_row + rows - 1 of the stretch
-  std::int64_t rows = 0;
-  float* partial = nullptr;  // [batch, num_heads_kv, lanes] of dk [rows, head_dim] and dv [rows, head_dim_v]
+// Calls f(number, tile) for the tiles of an item, in all heads of a group, the last tile first. Numbers count up from 0.
+template <class F>
+void for_each_tile_backward(const WorkItem& item, std::int64_t rows, std::int64_t group, F&& f) {
+  std::int64_t number = 0;
+  for (std::size_t piece = item.queries.size(); piece-- > 0;) {
+    const Piece& queries = item.queries[piece];
+    for (std::int64_t first = (queries.length + rows - 1) / rows * rows - rows; first >= 0; first -= rows)
+      for (std::int64_t g = 0; g < group; ++g)
+        f(number++, QueryTile{&queries, first, std::min(rows, queries.length - first), g});
+  }
+}
+
+// One item's keys in a stretch of the chunk.
+struct Column {
+  const WorkItem* item;
+  std::vector<Piece> keys;
+  std::int64_t stretch;
+  std::size_t before;  // columns of the same item, which stand before this one
 };
 
-std::int64_t partial_floats(const Problem& p, const Cell& cell) {
-  return cell.lanes == 1 ? 0 : p.batch * p.num_heads_kv * cell.lanes * cell.rows * (p.head_dim + p.head_dim_v);
+// All columns, item by item.
+std::vector<Column> find_columns(const BackwardStep& step, std::int64_t stretch_keys) {
+  std::vector<Column> columns;
+  for (const WorkItem& item : step.items) {
+    if (item.keys.empty() || item.queries.empty()) continue;
+    const std::int64_t end = item.keys.back().row + item.keys.back().length;
+    std::size_t before = 0;
+    for (std::int64_t stretch = item.keys.front().row / stretch_keys; stretch * stretch_keys < end; ++stretch) {
+      const std::int64_t begin = stretch * stretch_keys;
+      std::vector<Piece> keys = cut_rows(item.keys, begin, begin + stretch_keys);
+      if (keys.empty()) continue;
+      for (Piece& piece : keys) piece.row += begin;
+      columns.push_back({&item, std::move(keys), stretch, before++});
+    }
+  }
+  return columns;
 }
 
-// Whether rows of `tile` may see any of keys begin .. end - 1; the keys that rows see ascend.
-bool may_see(const WorkItem& item, const QueryTile& tile, const Piece& keys, std::int64_t begin, std::int64_t end,
-             std::int64_t kv_length) {
-  return item.visible(*tile.queries, tile.first, keys, kv_length).lo < end &&
-         item.visible(*tile.queries, tile.first + tile.count - 1, keys, kv_length).hi > begin;
-}
+// How many tiles of its item each column has passed, in each group of heads.
+class Progress {
+ public:
+  Progress(std::size_t columns, std::size_t groups) : groups_(groups), passed_(columns * groups) {}
 
-std::vector<QueryTile> find_tiles(const Tiles& set, const Problem& problem, const WorkItem& item) {
-  std::vector<QueryTile> tiles;
-  for (const Piece& queries : item.queries)
-    for (std::int64_t g = 0; g < problem.group(); ++g)
-      for (std::int64_t first = 0; first < queries.length; first += set.gradient_rows) {
-        const QueryTile tile{&queries, first, std::min(set.gradient_rows, queries.length - first), g};
-        if (std::any_of(item.keys.begin(), item.keys.end(), [&](const Piece& keys) {
-              return may_see(item, tile, keys, 0, keys.length, problem.longest_kv());
-            }))
-          tiles.push_back(tile);
+  void pass(std::size_t column, std::size_t group, std::int64_t number) {
+    of(column, group).store(number + 1, std::memory_order_release);
+  }
+  // Until the columns before this one, as many as `before`, have passed a tile. False if the call is off.
+  bool wait(std::size_t column, std::size_t group, std::size_t before, std::int64_t number, const Threads& threads) {
+    for (std::size_t c = column - before; c < column; ++c)
+      while (of(c, group).load(std::memory_order_acquire) <= number) {
+        if (threads.cancelled()) return false;
+        std::this_thread::yield();
       }
-  return tiles;
-}
+    return true;
+  }
 
-// Where a lane adds the gradients of the stretch's keys.
-struct Target {
-  float *dk, *dv;  // of row 0 of the cell
-  std::int64_t dk_stride, dv_stride;
+ private:
+  std::atomic<std::int64_t>& of(std::size_t column, std::size_t group) { return passed_[column * groups_ + group]; }
+
+  std::size_t groups_;
+  std::vector<std::atomic<std::int64_t>> passed_;
 };
 
-struct Lane {
+struct Differentiate {
   const Tiles& tiles;
   const Problem& problem;
   const BackwardStep& step;
   const Threads& threads;  // asked between blocks and tiles whether the call is off
   const BackwardScratch& scratch;
-  const Cell& cell;
-  const Target& target;
-  std::int64_t stretch_begin;
-  std::int64_t b, head_kv, number;
+  const Column& column;
+  std::int64_t b, head_kv;
 
   std::int64_t dim() const { return problem.head_dim; }
   std::int64_t dim_v() const { return problem.head_dim_v; }
@@ -113,20 +120,25 @@ struct Lane {
     bool packed = false, finite = true;
   };
 
-  void run() const {
+  // `wait(number)`: until the tile is this column's; false if the call is off. `pass(number)`: it has done with it.
+  template <class Wait, class Pass>
+  void run(Wait&& wait, Pass&& pass) const {
     std::vector<Block> blocks;
     std::int64_t room = 0;
-    for (const Piece& keys : cell.item.keys)
+    for (const Piece& keys : column.keys)
       for (std::int64_t first = 0; first < keys.length; first += tiles.key_block) {
         blocks.push_back({&keys, first, std::min(tiles.key_block, keys.length - first), room});
         room += padded(blocks.back().count);
       }
-    for (std::size_t n = static_cast<std::size_t>(number); n < cell.tiles.size() && !threads.cancelled();
-         n += static_cast<std::size_t>(cell.lanes)) {
-      Tile tile{cell.tiles[n]};
-      tile.head += head_kv * problem.group();
-      run_tile(blocks, tile);
-    }
+    for_each_tile_backward(*column.item, tiles.gradient_rows, problem.group(),
+                           [&](std::int64_t number, const QueryTile& rows) {
+                             Tile tile{rows};
+                             const auto seen = [&](const Block& block) { return may_see(tile, block); };
+                             if (std::none_of(blocks.begin(), blocks.end(), seen) || !wait(number)) return;
+                             tile.head += head_kv * problem.group();
+                             run_tile(blocks, tile);
+                             pass(number);
+                           });
     for (const Block& block : blocks)
       if (block.packed) add_gradients(block);
   }
@@ -150,16 +162,22 @@ struct Lane {
                          step.dq.at<float>(b, tile.row(), tile.head), step.dq.seq_stride, true, problem.softmax_scale});
   }
 
-  bool find_visible(const Tile& tile, const Block& block) const {
+  // The keys that rows see ascend.
+  bool may_see(const QueryTile& tile, const Block& block) const {
     const std::int64_t kv_length = problem.kv_length(b);
-    if (!may_see(cell.item, tile, *block.keys, block.first, block.first + block.count, kv_length)) return false;
+    return column.item->visible(*tile.queries, tile.first, *block.keys, kv_length).lo < block.first + block.count &&
+           column.item->visible(*tile.queries, tile.first + tile.count - 1, *block.keys, kv_length).hi > block.first;
+  }
+
+  bool find_visible(const Tile& tile, const Block& block) const {
+    if (!may_see(tile, block)) return false;
     for (std::int64_t i = 0; i < tile.count; ++i)
-      scratch.seen[i] = cell.item.visible(*tile.queries, tile.first + i, *block.keys, kv_length);
+      scratch.seen[i] = column.item->visible(*tile.queries, tile.first + i, *block.keys, problem.kv_length(b));
     return clip(scratch.seen, tile.count, block.first, block.count, scratch.visible);
   }
 
   void pack_keys(Block& block) const {
-    const std::int64_t row = stretch_begin + block.keys->row + block.first, count = block.count, room = block.room;
+    const std::int64_t row = block.keys->row + block.first, count = block.count, room = block.room;
     const bool k_finite = tiles.pack_rows(
         rows_of(step.k, row, head_kv, count, dim(), scratch.k + room * padded(dim()), count * tiles.columns));
     tiles.pack_columns(
@@ -183,11 +201,11 @@ struct Lane {
   }
 
   void add_gradients(const Block& block) const {
-    const std::int64_t row = block.keys->row + block.first - cell.first_row, panel = block.count * tiles.columns;
+    const std::int64_t row = block.keys->row + block.first, panel = block.count * tiles.columns;
     tiles.unpack_rows({scratch.dk + block.room * padded(dim()), panel, block.count, dim(),
-                       target.dk + row * target.dk_stride, target.dk_stride, true, problem.softmax_scale});
+                       step.dk.at<float>(b, row, head_kv), step.dk.seq_stride, true, problem.softmax_scale});
     tiles.unpack_rows({scratch.dv + block.room * padded(dim_v()), panel, block.count, dim_v(),
-                       target.dv + row * target.dv_stride, target.dv_stride, true});
+                       step.dv.at<float>(b, row, head_kv), step.dv.seq_stride, true});
   }
 
   PackedRows rows_of(const Tensor& t, std::int64_t row, std::int64_t head, std::int64_t rows, std::int64_t width,
@@ -201,102 +219,54 @@ struct Lane {
 
 }  // namespace
 
-// Room for the partial gradients of the worst step: one item, since every further item or head needs fewer lanes of each.
-static std::int64_t most_partial_floats(const Tiles& tiles, const Problem& p) {
-  const std::int64_t lanes = choose_lanes(p, 1, std::numeric_limits<std::int64_t>::max());
-  return lanes == 1 ? 0 : p.batch * p.num_heads_kv * lanes * stretch_keys(tiles, p) * (p.head_dim + p.head_dim_v);
-}
-
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
   const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles_, problem)
                                                        : thread_bytes<BackwardScratch>(tiles_, problem);
-  Arena shared;
-  if (pass == Pass::backward) shared.take<float>(most_partial_floats(tiles_, problem));
-  return per_thread * static_cast<std::size_t>(threads) + shared.size();
+  return per_thread * static_cast<std::size_t>(threads);
+}
+
+// Keys of a stretch: fewer where there would be work for few threads only, but never so few that packing the tiles would take
+// longer than what is done with them. Never a matter of how many threads there are: results depend on it.
+static std::int64_t choose_stretch(const Tiles& tiles, const Problem& problem, std::int64_t key_rows) {
+  constexpr std::int64_t enough_columns = 4, least_keys = 128;
+  const std::int64_t groups = problem.batch * problem.num_heads_kv;
+  std::int64_t keys = stretch_keys(tiles, problem);
+  while (keys / 2 >= least_keys && key_rows / keys * groups < enough_columns) keys /= 2;
+  return keys;
 }
 
 void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threads& threads) {
-  const std::int64_t groups = problem.batch * problem.num_heads_kv;
-  auto* const partials =
-      reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) + thread_bytes<BackwardScratch>(tiles_, problem) *
-                                                                           static_cast<std::size_t>(threads.count()));
-  const std::int64_t stretch = stretch_keys(tiles_, problem);
-  for (std::int64_t begin = 0; begin < step.key_rows; begin += stretch) {
-    std::vector<Cell> cells;
-    std::vector<std::vector<Piece>> keys;
-    for (const WorkItem& item : step.items) {
-      std::vector<Piece> cut = cut_rows(item.keys, begin, std::min(begin + stretch, step.key_rows));
-      if (cut.empty()) continue;
-      Cell cell{.item = item};
-      cell.first_row = cut.front().row;
-      cell.rows = cut.back().row + cut.back().length - cell.first_row;
-      keys.push_back(std::move(cut));
-      cell.item.keys = keys.back();  // the pieces stay where they are when `keys` grows
-      cell.tiles = find_tiles(tiles_, problem, cell.item);
-      if (!cell.tiles.empty()) cells.push_back(std::move(cell));
-    }
-    std::int64_t lanes = 0, floats = 0;
-    for (Cell& cell : cells) {
-      cell.lanes =
-          choose_lanes(problem, static_cast<std::int64_t>(cells.size()), static_cast<std::int64_t>(cell.tiles.size()));
-      cell.first_lane = lanes;
-      cell.partial = partials + floats;
-      lanes += groups * cell.lanes;
-      floats += partial_floats(problem, cell);
-    }
+  const std::vector<Column> columns = find_columns(step, choose_stretch(tiles_, problem, step.key_rows));
+  std::vector<std::size_t> order(columns.size());  // stretch by stretch, so that neighbours seldom wait for each other
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return columns[a].stretch < columns[b].stretch; });
 
-    const auto cell_of = [&](std::int64_t lane) -> const Cell& {
-      return *std::prev(
-          std::partition_point(cells.begin(), cells.end(), [&](const Cell& c) { return c.first_lane <= lane; }));
-    };
-    // dk and dv of one lane: its own partial sums, or the step's where it is the only lane.
-    const auto target_of = [&](const Cell& cell, std::int64_t group, std::int64_t number) -> Target {
-      if (cell.lanes > 1) {
-        float* dk = cell.partial + (group * cell.lanes + number) * cell.rows * (problem.head_dim + problem.head_dim_v);
-        return {dk, dk + cell.rows * problem.head_dim, problem.head_dim, problem.head_dim_v};
-      }
-      const std::int64_t b = group / problem.num_heads_kv, head = group % problem.num_heads_kv;
-      return {step.dk.at<float>(b, begin + cell.first_row, head), step.dv.at<float>(b, begin + cell.first_row, head),
-              step.dk.seq_stride, step.dv.seq_stride};
-    };
-
-    threads.for_each(lanes, [&](std::int64_t index, int slot) {
-      const Cell& cell = cell_of(index);
-      const std::int64_t group = (index - cell.first_lane) / cell.lanes,
-                         number = (index - cell.first_lane) % cell.lanes;
-      const Target target = target_of(cell, group, number);
-      if (cell.lanes > 1) std::fill_n(target.dk, cell.rows * (problem.head_dim + problem.head_dim_v), 0.0F);
-      const auto scratch = of_thread<BackwardScratch>(tiles_, problem, step.scratch, slot);
-      Lane{tiles_,
-           problem,
-           step,
-           threads,
-           scratch,
-           cell,
-           target,
-           begin,
-           group / problem.num_heads_kv,
-           group % problem.num_heads_kv,
-           number}
-          .run();
-    });
-
-    for (const Cell& cell : cells) {
-      if (cell.lanes == 1) continue;
-      threads.for_each(groups * cell.rows, [&](std::int64_t index, int) {
-        const std::int64_t group = index / cell.rows, row = index % cell.rows;
-        const std::int64_t b = group / problem.num_heads_kv, head = group % problem.num_heads_kv;
-        for (std::int64_t number = 0; number < cell.lanes; ++number) {
-          const Target from = target_of(cell, group, number);
-          const std::int64_t to = begin + cell.first_row + row;
-          tiles_.store(DType::float32, from.dk + row * from.dk_stride, problem.head_dim, step.dk.at<float>(b, to, head),
-                       true);
-          tiles_.store(DType::float32, from.dv + row * from.dv_stride, problem.head_dim_v,
-                       step.dv.at<float>(b, to, head), true);
-        }
-      });
-    }
-  }
+  const auto groups = static_cast<std::size_t>(problem.batch * problem.num_heads_kv);
+  Progress progress(columns.size(), groups);
+  threads.for_each(static_cast<std::int64_t>(order.size() * groups), [&](std::int64_t index, int slot) {
+    const std::size_t c = order[static_cast<std::size_t>(index) / groups],
+                      group = static_cast<std::size_t>(index) % groups;
+    const Column& column = columns[c];
+    // However it ends, nobody waits for it any longer.
+    const struct Passed {
+      Progress& progress;
+      std::size_t column, group;
+      ~Passed() { progress.pass(column, group, std::numeric_limits<std::int64_t>::max() - 1); }
+    } passed{progress, c, group};
+    const auto scratch = of_thread<BackwardScratch>(tiles_, problem, step.scratch, slot);
+    const auto heads = static_cast<std::size_t>(problem.num_heads_kv);
+    Differentiate{tiles_,
+                  problem,
+                  step,
+                  threads,
+                  scratch,
+                  column,
+                  static_cast<std::int64_t>(group / heads),
+                  static_cast<std::int64_t>(group % heads)}
+        .run([&](std::int64_t number) { return progress.wait(c, group, column.before, number, threads); },
+             [&](std::int64_t number) { progress.pass(c, group, number); });
+  });
 }
 
 }  // namespace ringattn::cpu

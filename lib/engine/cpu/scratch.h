@@ -11,10 +11,10 @@
 
 namespace ringattn::cpu {
 
-// Query rows of a unit: they and a block of keys stay in the second cache.
+// Query rows of a unit, in all heads of a group: packing a block of keys is a small part of what is done with it.
 inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p) {
   const std::int64_t rows = tiles.unit_floats / (padded(p.head_dim) + padded(p.head_dim_v)) - tiles.key_block;
-  return rows / tiles.rows * tiles.rows;
+  return std::min(rows / tiles.rows * tiles.rows, std::max<std::int64_t>(p.seqlen_q * p.group(), 1));
 }
 
 struct ForwardScratch {
@@ -39,10 +39,11 @@ struct ForwardScratch {
   }
 };
 
-// Keys whose gradients a backward lane sums up before it hands them on: one block or two, or less where rows are long. Two are
-// better than one as long as all that is made of them takes no more than twice a unit: tiles of rows are packed half as often.
+// Keys that a backward thread takes on at a time: one block or two, or less where rows are long. Two are better than one, as tiles
+// of rows are packed half as often, as long as all that is made of the keys stays near.
 inline std::int64_t stretch_keys(const Tiles& tiles, const Problem& p) {
-  const std::int64_t keys = 2 * tiles.unit_floats / (3 * padded(p.head_dim) + 2 * padded(p.head_dim_v));
+  constexpr std::int64_t most_floats = 416 * 1024;
+  const std::int64_t keys = most_floats / (3 * padded(p.head_dim) + 2 * padded(p.head_dim_v));
   return keys < tiles.key_block ? std::max(keys / padding, std::int64_t{1}) * padding
                                 : std::min<std::int64_t>(keys / tiles.key_block, 2) * tiles.key_block;
 }

@@ -89,10 +89,10 @@ struct Parts;  // fma/parts.h
 
 struct Tiles {
   const char* name;
-  std::int64_t columns;        // of a panel
-  std::int64_t key_block;      // keys that are packed and attended at a time
-  std::int64_t rows;           // of a register tile
-  std::int64_t unit_floats;    // that stay in the second cache: forward a packed block and the query rows that share it
+  std::int64_t columns;      // of a panel
+  std::int64_t key_block;    // keys that are packed and attended at a time
+  std::int64_t rows;         // of a register tile
+  std::int64_t unit_floats;  // forward: a packed block and the query rows that share it, streamed from the second cache
   std::int64_t gradient_rows;  // and backward
 
   // Whether all values are finite.

@@ -43,8 +43,8 @@ void differentiate(const GradientTile& t) {
   Visible visible[gradient_rows];
   for (std::int64_t r = 0; r < t.rows; ++r) visible[r] = clipped(t.visible[r], seen);
 
-  for (std::int64_t first = 0; first < t.rows; first += tile_rows) {
-    const std::int64_t rows = least(tile_rows, t.rows - first), strip = first * score_stride;
+  for (std::int64_t first = 0; first < t.rows; first += strip_rows) {
+    const std::int64_t rows = least(strip_rows, t.rows - first), strip = first * score_stride;
     const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float scale, float* to) {
       Product product;
       product.m = rows;
