@@ -12,10 +12,11 @@
 
 namespace ringattn::test {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;
+// Whether code runs so slowly that a sample has to do: under a sanitizer, or emulated (tests/CMakeLists.txt).
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(RINGATTN_EMULATED)
+constexpr bool slow = true;
 #else
-constexpr bool sanitized = false;
+constexpr bool slow = false;
 #endif
 
 inline bool full() {
@@ -23,11 +24,11 @@ inline bool full() {
   return value != nullptr && *value != '\0' && *value != '0';
 }
 
-// Repetitions of a random test: all of them in an ordinary build, a sample under a sanitizer.
-inline int sample(int all) { return sanitized && !full() ? (all + 19) / 20 : all; }
+// Repetitions of a random test: all of them in an ordinary build, a sample where it is slow.
+inline int sample(int all) { return slow && !full() ? (all + 19) / 20 : all; }
 
-// Whether case n of a table runs: every one in an ordinary build, one in `every` under a sanitizer.
-inline bool sampled(int n, int every) { return !sanitized || full() || n % every == 0; }
+// Whether case n of a table runs: every one in an ordinary build, one in `every` where it is slow.
+inline bool sampled(int n, int every) { return !slow || full() || n % every == 0; }
 
 inline std::uint64_t seed() {
   const char* const value = std::getenv("RINGATTN_TEST_SEED");

@@ -14,6 +14,8 @@ std::vector<const cpu::Tiles*> cpu::cpu_tiles() {
     tiles.push_back(&avx512_tiles());
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     tiles.push_back(&avx2_tiles());
+#elif defined(__aarch64__)
+  tiles.push_back(&neon_tiles());
 #endif
   tiles.push_back(&portable_tiles());
   return tiles;

@@ -116,5 +116,6 @@ struct Tiles {
 const Tiles& portable_tiles();
 const Tiles& avx2_tiles();
 const Tiles& avx512_tiles();
+const Tiles& neon_tiles();
 
 }  // namespace ringattn::cpu
