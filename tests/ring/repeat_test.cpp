@@ -104,7 +104,7 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
   return all;
 }
 
-Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype) {
+Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype, std::int64_t num_chunks) {
   Problem p;
   p.seqlen_q = p.seqlen_kv = 700;
   p.num_heads_kv = num_heads_kv;
@@ -115,7 +115,7 @@ Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype) {
   p.causal = true;
   p.window_left = 300;
   p.sharding = Sharding::zigzag;
-  p.num_chunks = 3;
+  p.num_chunks = num_chunks;
   p.documents = {{0, 450, 0, 450}, {450, 250, 450, 250}};
   return p;
 }
@@ -123,10 +123,14 @@ Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype) {
 TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
   const std::uint64_t seed = test::seed();
-  for (const auto& [heads, dtype] :
-       {std::pair{std::int64_t{1}, DType::float32}, std::pair{std::int64_t{8}, DType::bfloat16}}) {
+  struct Case {
+    std::int64_t heads;
+    DType dtype;
+    std::int64_t num_chunks;
+  };
+  for (const Case& c : {Case{1, DType::float32, 1}, Case{8, DType::bfloat16, 3}}) {
     Random random(seed);
-    const Inputs inputs(problem_to_repeat(heads, dtype), random);
+    const Inputs inputs(problem_to_repeat(c.heads, c.dtype, c.num_chunks), random);
     for (const int world_size : {1, 4}) {
       const std::vector<std::byte> first = run_delayed(inputs, world_size, 1, seed);
       for (int n = 1; n < test::sample(100); ++n)

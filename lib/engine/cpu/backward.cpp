@@ -16,6 +16,7 @@
 #include <limits>
 #include <numeric>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/memory.h"
@@ -239,8 +240,9 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
   const std::vector<Column> columns = find_columns(step, choose_stretch(tiles_, problem, step.key_rows));
   std::vector<std::size_t> order(columns.size());  // stretch by stretch, so that neighbours seldom wait for each other
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return columns[a].stretch < columns[b].stretch; });
+  std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::pair(columns[a].stretch, a) < std::pair(columns[b].stretch, b);
+  });
 
   const auto groups = static_cast<std::size_t>(problem.batch * problem.num_heads_kv);
   Progress progress(columns.size(), groups);
