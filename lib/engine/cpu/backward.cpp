@@ -139,11 +139,27 @@ struct Lane {
       if (!tile.packed) pack_rows(tile);
       const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
       const std::int64_t room = block.room;
-      tiles.differentiate({tile.count, block.count, dim(), dim_v(), scratch.q, scratch.dout,
-                           scratch.k + room * padded(dim()), scratch.k_columns + room * dim(),
-                           scratch.v_columns + room * dim_v(), block.finite && tile.finite, scratch.visible,
-                           problem.softmax_scale, problem.softcap, step.lse + state, step.delta + state, scratch.scores,
-                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq});
+      tiles.differentiate({tile.count,
+                           block.count,
+                           dim(),
+                           dim_v(),
+                           scratch.q,
+                           scratch.dout,
+                           scratch.q_right,
+                           scratch.dout_right,
+                           scratch.k + tiles.cells(room) * padded(dim()),
+                           scratch.k_columns + room * tiles.cells(dim()),
+                           scratch.v_columns + room * tiles.cells(dim_v()),
+                           block.finite && tile.finite,
+                           scratch.visible,
+                           problem.softmax_scale,
+                           problem.softcap,
+                           step.lse + state,
+                           step.delta + state,
+                           scratch.scores,
+                           scratch.dk + room * padded(dim()),
+                           scratch.dv + room * padded(dim_v()),
+                           scratch.dq});
     }
     if (tile.packed)
       tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
@@ -160,12 +176,14 @@ struct Lane {
 
   void pack_keys(Block& block) const {
     const std::int64_t row = stretch_begin + block.keys->row + block.first, count = block.count, room = block.room;
-    const bool k_finite = tiles.pack_rows(
-        rows_of(step.k, row, head_kv, count, dim(), scratch.k + room * padded(dim()), count * tiles.columns));
-    tiles.pack_columns(
-        rows_of(step.k, row, head_kv, count, dim(), scratch.k_columns + room * dim(), dim() * tiles.columns));
-    const bool v_finite = tiles.pack_columns(
-        rows_of(step.v, row, head_kv, count, dim_v(), scratch.v_columns + room * dim_v(), dim_v() * tiles.columns));
+    const bool k_finite =
+        tiles.pack_right(rows_of(step.k, row, head_kv, count, dim(), scratch.k + tiles.cells(room) * padded(dim()),
+                                 tiles.cells(count) * tiles.columns));
+    tiles.pack_columns(rows_of(step.k, row, head_kv, count, dim(), scratch.k_columns + room * tiles.cells(dim()),
+                               tiles.cells(dim()) * tiles.columns));
+    const bool v_finite = tiles.pack_columns(rows_of(step.v, row, head_kv, count, dim_v(),
+                                                     scratch.v_columns + room * tiles.cells(dim_v()),
+                                                     tiles.cells(dim_v()) * tiles.columns));
     std::fill_n(scratch.dk + room * padded(dim()), count * padded(dim()), 0.0F);
     std::fill_n(scratch.dv + room * padded(dim_v()), count * padded(dim_v()), 0.0F);
     block.packed = true;
@@ -173,10 +191,15 @@ struct Lane {
   }
 
   void pack_rows(Tile& tile) const {
-    const std::int64_t panel = tile.count * tiles.columns;
-    const bool q_finite = tiles.pack_rows(rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel));
-    const bool dout_finite =
-        tiles.pack_rows(rows_of(step.dout, tile.row(), tile.head, tile.count, dim_v(), scratch.dout, panel));
+    const auto pack = [&](const Tensor& t, std::int64_t width, float* left, float* right) {
+      const auto rows = [&](float* to, std::int64_t panel_rows) {
+        return rows_of(t, tile.row(), tile.head, tile.count, width, to, panel_rows * tiles.columns);
+      };
+      if (right != left) tiles.pack_right(rows(right, tiles.cells(tile.count)));
+      return tiles.pack_left(rows(left, tile.count));
+    };
+    const bool q_finite = pack(step.q, dim(), scratch.q, scratch.q_right),
+               dout_finite = pack(step.dout, dim_v(), scratch.dout, scratch.dout_right);
     std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
     tile.packed = true;
     tile.finite = q_finite && dout_finite;
@@ -208,19 +231,21 @@ static std::int64_t most_partial_floats(const Tiles& tiles, const Problem& p) {
 }
 
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
-  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles_, problem)
-                                                       : thread_bytes<BackwardScratch>(tiles_, problem);
+  const Tiles& tiles = tiles_.choose(problem, pass);
+  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem)
+                                                       : thread_bytes<BackwardScratch>(tiles, problem);
   Arena shared;
-  if (pass == Pass::backward) shared.take<float>(most_partial_floats(tiles_, problem));
+  if (pass == Pass::backward) shared.take<float>(most_partial_floats(tiles, problem));
   return per_thread * static_cast<std::size_t>(threads) + shared.size();
 }
 
 void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threads& threads) {
+  const Tiles& tiles = tiles_.choose(problem, Pass::backward);
   const std::int64_t groups = problem.batch * problem.num_heads_kv;
   auto* const partials =
-      reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) + thread_bytes<BackwardScratch>(tiles_, problem) *
+      reinterpret_cast<float*>(static_cast<std::byte*>(step.scratch) + thread_bytes<BackwardScratch>(tiles, problem) *
                                                                            static_cast<std::size_t>(threads.count()));
-  const std::int64_t stretch = stretch_keys(tiles_, problem);
+  const std::int64_t stretch = stretch_keys(tiles, problem);
   for (std::int64_t begin = 0; begin < step.key_rows; begin += stretch) {
     std::vector<Cell> cells;
     std::vector<std::vector<Piece>> keys;
@@ -232,7 +257,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       cell.rows = cut.back().row + cut.back().length - cell.first_row;
       keys.push_back(std::move(cut));
       cell.item.keys = keys.back();  // the pieces stay where they are when `keys` grows
-      cell.tiles = find_tiles(tiles_, problem, cell.item);
+      cell.tiles = find_tiles(tiles, problem, cell.item);
       if (!cell.tiles.empty()) cells.push_back(std::move(cell));
     }
     std::int64_t lanes = 0, floats = 0;
@@ -266,8 +291,8 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
                          number = (index - cell.first_lane) % cell.lanes;
       const Target target = target_of(cell, group, number);
       if (cell.lanes > 1) std::fill_n(target.dk, cell.rows * (problem.head_dim + problem.head_dim_v), 0.0F);
-      const auto scratch = of_thread<BackwardScratch>(tiles_, problem, step.scratch, slot);
-      Lane{tiles_,
+      const auto scratch = of_thread<BackwardScratch>(tiles, problem, step.scratch, slot);
+      Lane{tiles,
            problem,
            step,
            threads,
@@ -289,10 +314,10 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
         for (std::int64_t number = 0; number < cell.lanes; ++number) {
           const Target from = target_of(cell, group, number);
           const std::int64_t to = begin + cell.first_row + row;
-          tiles_.store(DType::float32, from.dk + row * from.dk_stride, problem.head_dim, step.dk.at<float>(b, to, head),
-                       true);
-          tiles_.store(DType::float32, from.dv + row * from.dv_stride, problem.head_dim_v,
-                       step.dv.at<float>(b, to, head), true);
+          tiles.store(DType::float32, from.dk + row * from.dk_stride, problem.head_dim, step.dk.at<float>(b, to, head),
+                      true);
+          tiles.store(DType::float32, from.dv + row * from.dv_stride, problem.head_dim_v,
+                      step.dv.at<float>(b, to, head), true);
         }
       });
     }
