@@ -39,7 +39,7 @@ namespace {
 constexpr std::int64_t kMin = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
 constexpr std::int64_t kBatch = 2, kSeqlen = 6, kHeadsQ = 4, kHeadsKv = 2, kDim = 8, kDimV = 8;
-constexpr std::int64_t kWorkspaceLimit = 1 << 20;  // more than these small problems need
+constexpr std::int64_t kWorkspaceLimit = 1 << 21;  // more than these small problems need
 
 // Distances between regions of an arena, so that a shifted pointer still points into memory of the test.
 constexpr std::size_t kRegion = 4096;

@@ -63,8 +63,9 @@ std::vector<Visible> draw_visible(Random& random, std::int64_t rows, std::int64_
 
 // Plain rows of q, k, v and dout.
 struct Attention {
-  Attention(Random& random, std::int64_t rows, std::int64_t keys, bool ascending)
-      : rows(rows),
+  Attention(const Tiles& tiles, Random& random, std::int64_t rows, std::int64_t keys, bool ascending)
+      : rounds(tiles.terms == 2),
+        rows(rows),
         keys(keys),
         dim(draw_dim(random)),
         dim_v(draw_dim(random)),
@@ -76,7 +77,14 @@ struct Attention {
         dout(in_rows(rows, dim_v)),
         visible(draw_visible(random, rows, keys, ascending)) {
     for (Matrix* m : {&q, &k, &v, &dout})
-      std::generate(m->values.begin(), m->values.end(), [&] { return ordinary(random); });
+      std::generate(m->values.begin(), m->values.end(), [&] {
+        const float value = ordinary(random);
+        return rounds ? static_cast<float>(reference::rounded(value, DType::bfloat16)) : value;
+      });
+  }
+  // What multiplies a row of an operand: a weight, or the gradient of a score.
+  Near as_operand(Near value) const {
+    return {value.exact, value.error + (rounds ? 0x1p-8 * (std::abs(value.exact) + value.error) : 0)};
   }
   Visible seen(std::int64_t i) const { return visible[static_cast<std::size_t>(i)]; }
   bool sees_any(std::int64_t i) const { return seen(i).lo < seen(i).hi; }
@@ -98,6 +106,7 @@ struct Attention {
     return std::move(s).str();
   }
 
+  bool rounds;  // operands to bfloat16
   std::int64_t rows, keys, dim, dim_v;
   float scale, softcap;
   Matrix q, k, v, dout;
@@ -122,16 +131,17 @@ Near weight_of(Near score, double base) {
 // A block of keys, packed once for all rows, in every way that a tile takes them.
 struct Block {
   Block(const Tiles& tiles, const Attention& x)
-      : k(packed(tiles.columns, x.k, x.keys, x.dim)),
-        k_columns(packed_columns(tiles.columns, x.k, x.keys, x.dim)),
-        v(packed(tiles.columns, x.v, x.keys, x.dim_v)),
-        v_columns(packed_columns(tiles.columns, x.v, x.keys, x.dim_v)) {}
+      : k(packed(tiles, Operand::right, x.k, x.keys, x.dim)),
+        k_columns(packed(tiles, Operand::columns, x.k, x.keys, x.dim)),
+        v(packed(tiles, Operand::right, x.v, x.keys, x.dim_v)),
+        v_columns(packed(tiles, Operand::columns, x.v, x.keys, x.dim_v)) {}
   Matrix k, k_columns, v, v_columns;
 };
-Matrix packed_some(const Tiles& tiles, const Matrix& from, std::int64_t first, std::int64_t rows, std::int64_t dim) {
+Matrix packed_some(const Tiles& tiles, Operand operand, const Matrix& from, std::int64_t first, std::int64_t rows,
+                   std::int64_t dim) {
   Matrix some = in_rows(rows, dim);
   std::copy_n(from.at(first, 0), rows * dim, some.at(0, 0));
-  return packed(tiles.columns, some, rows, dim);
+  return packed(tiles, operand, some, rows, dim);
 }
 
 // Values that are not finite, of q, k, v or dout.
@@ -192,7 +202,7 @@ struct State {
 // Rows first .. first + rows - 1.
 void attend(const Tiles& tiles, const Attention& x, const Block& block, std::int64_t first, std::int64_t rows,
             bool finite, State& state) {
-  const Matrix q = packed_some(tiles, x.q, first, rows, x.dim);
+  const Matrix q = packed_some(tiles, Operand::left, x.q, first, rows, x.dim);
   tiles.attend({.rows = rows,
                 .keys = x.keys,
                 .dim = x.dim,
@@ -232,7 +242,7 @@ void check_row(const Attention& x, std::int64_t i, const std::vector<Near>& scor
   for (std::int64_t j = x.seen(i).lo; j < x.seen(i).hi; ++j) {
     const Near weight = weight_of(scores[static_cast<std::size_t>(j - x.seen(i).lo)], base);
     sum.add(weight, 1);
-    for (std::int64_t d = 0; d < x.dim_v; ++d) out[static_cast<std::size_t>(d)].add(weight, x.v(j, d));
+    for (std::int64_t d = 0; d < x.dim_v; ++d) out[static_cast<std::size_t>(d)].add(x.as_operand(weight), x.v(j, d));
   }
   ASSERT_TRUE(is_near(after.sum[row], sum.rounded())) << "sum";
   for (std::int64_t d = 0; d < x.dim_v; ++d)
@@ -242,7 +252,7 @@ void check_row(const Attention& x, std::int64_t i, const std::vector<Near>& scor
 TEST_P(Attend, AnyRowsToAnyKeys) {
   for (int repeat = 0; repeat < test::sample(200); ++repeat) {
     const std::int64_t rows = once_in(random, 20) ? draw(random, 1, 900) : draw(random, 1, 24);
-    const Attention x(random, rows, draw(random, 1, tiles.key_block), once_in(random, 2));
+    const Attention x(tiles, random, rows, draw(random, 1, tiles.key_block), once_in(random, 2));
     SCOPED_TRACE(x.describe());
     const State before(tiles, random, x);
     State after = before;
@@ -264,7 +274,7 @@ TEST_P(Attend, AnyRowsToAnyKeys) {
 // So results do not depend on how rows are shared out.
 TEST_P(Attend, ARowByItselfGivesTheSameBits) {
   for (int repeat = 0; repeat < test::sample(200); ++repeat) {
-    const Attention x(random, draw(random, 2, 60), draw(random, 1, tiles.key_block), once_in(random, 2));
+    const Attention x(tiles, random, draw(random, 2, 60), draw(random, 1, tiles.key_block), once_in(random, 2));
     SCOPED_TRACE(x.describe());
     const bool finite = once_in(random, 2);
     const State before(tiles, random, x);
@@ -286,7 +296,7 @@ TEST_P(Attend, ARowByItselfGivesTheSameBits) {
 
 TEST_P(Attend, WhatIsNotFiniteReachesWhatSeesItAndNothingElse) {
   for (int repeat = 0; repeat < test::sample(250); ++repeat) {
-    const Attention clean(random, draw(random, 1, 40), draw(random, 1, tiles.key_block), once_in(random, 2));
+    const Attention clean(tiles, random, draw(random, 1, 40), draw(random, 1, tiles.key_block), once_in(random, 2));
     Attention spoilt = clean;
     const float value = once_in(random, 2) ? nan : once_in(random, 2) ? infinity : -infinity;
     const std::vector<Poison> poisons = poison(random, spoilt, once_in(random, 2) ? "qk" : "qkv", value);
@@ -353,8 +363,11 @@ struct Saved {
 // Rows first .. first + rows - 1.
 void differentiate(const Tiles& tiles, const Attention& x, const Block& block, std::int64_t first, std::int64_t rows,
                    const Saved& saved, bool finite, Gradients& to) {
-  const Matrix q = packed_some(tiles, x.q, first, rows, x.dim), dout = packed_some(tiles, x.dout, first, rows, x.dim_v);
-  const std::int64_t room = 2 * rows * tiles.key_block;
+  const Matrix q = packed_some(tiles, Operand::left, x.q, first, rows, x.dim),
+               dout = packed_some(tiles, Operand::left, x.dout, first, rows, x.dim_v);
+  const Matrix q_right = packed_some(tiles, Operand::right, x.q, first, rows, x.dim),
+               dout_right = packed_some(tiles, Operand::right, x.dout, first, rows, x.dim_v);
+  const std::int64_t room = 2 * tiles.gradient_rows * tiles.key_block;
   std::vector<float> scores(static_cast<std::size_t>(room + tiles.columns), gap);
   tiles.differentiate({.rows = rows,
                        .keys = x.keys,
@@ -362,6 +375,8 @@ void differentiate(const Tiles& tiles, const Attention& x, const Block& block, s
                        .dim_v = x.dim_v,
                        .q = q.at(0, 0),
                        .dout = dout.at(0, 0),
+                       .q_right = q_right.at(0, 0),
+                       .dout_right = dout_right.at(0, 0),
                        .k = block.k.at(0, 0),
                        .k_columns = block.k_columns.at(0, 0),
                        .v_columns = block.v_columns.at(0, 0),
@@ -395,13 +410,13 @@ Pair pair_of(const Attention& x, Near product, Near dweight, double lse, double 
     const double error = a.error * std::abs(b.exact) + std::abs(a.exact) * b.error + a.error * b.error;
     return Near{exact, error + u * (std::abs(exact) + error)};
   };
-  return {weight, times(times(weight, through), slope)};
+  return {x.as_operand(weight), x.as_operand(times(times(weight, through), slope))};
 }
 
 TEST_P(Differentiate, AnyTile) {
   for (int repeat = 0; repeat < test::sample(80); ++repeat) {
     const std::int64_t rows = once_in(random, 8) ? draw(random, 1, tiles.gradient_rows) : draw(random, 1, 24);
-    const Attention x(random, rows, draw(random, 1, tiles.key_block), true);
+    const Attention x(tiles, random, rows, draw(random, 1, tiles.key_block), true);
     const bool finite = once_in(random, 2);
     SCOPED_TRACE(::testing::Message() << x.describe() << ", finite " << finite);
     const Saved saved(random, x, true);
@@ -453,7 +468,7 @@ TEST_P(Differentiate, AnyTile) {
 // Of dk and dv, which are sums over the rows of a tile, it cannot be so.
 TEST_P(Differentiate, DqOfARowByItselfHasTheSameBits) {
   for (int repeat = 0; repeat < test::sample(80); ++repeat) {
-    const Attention x(random, draw(random, 2, 40), draw(random, 1, tiles.key_block), true);
+    const Attention x(tiles, random, draw(random, 2, 40), draw(random, 1, tiles.key_block), true);
     SCOPED_TRACE(x.describe());
     const bool finite = once_in(random, 2);
     const Saved saved(random, x, true);
@@ -474,7 +489,7 @@ TEST_P(Differentiate, DqOfARowByItselfHasTheSameBits) {
 
 TEST_P(Differentiate, WhatIsNotFiniteReachesWhatSeesItAndNothingElse) {
   for (int repeat = 0; repeat < test::sample(200); ++repeat) {
-    const Attention clean(random, draw(random, 1, 40), draw(random, 1, tiles.key_block), true);
+    const Attention clean(tiles, random, draw(random, 1, 40), draw(random, 1, tiles.key_block), true);
     Attention spoilt = clean;
     const float value = once_in(random, 2) ? nan : once_in(random, 2) ? infinity : -infinity;
     const std::vector<Poison> poisons = poison(random, spoilt, "qkvd", value);

@@ -23,7 +23,6 @@ float widened(std::uint32_t pattern, DType dtype) {
   return static_cast<float>(decode(&half, dtype));
 }
 bool same_value(float a, float b) { return std::isnan(a) ? std::isnan(b) : bits(a) == bits(b); }
-bool is_zero(float x) { return bits(x) == 0; }
 
 DType draw_dtype(Random& random) { return static_cast<DType>(draw(random, 1, 3)); }
 
@@ -70,58 +69,99 @@ std::ostream& operator<<(std::ostream& s, const Tensor& t) {
 
 // ---------------------------------------------------------------- panels
 
-// Values, zeros up to the panel's end, nothing else touched, and whether all are finite. `transposed`: pack_columns.
-void pack_any(const Tiles& tiles, Random& random, bool transposed) {
+// As floats, or as an operand, whose cells have terms that are neighbours along one dimension.
+enum class Packing { rows, left, right, columns };
+struct Packed {
+  Packed(const Tiles& tiles, Packing packing, std::int64_t rows, std::int64_t dim)
+      : packing(packing),
+        terms(packing == Packing::rows ? 1 : tiles.terms),
+        rows(packing == Packing::right     ? tiles.cells(rows)
+             : packing == Packing::columns ? tiles.cells(dim)
+                                           : rows),
+        dim(packing == Packing::left      ? tiles.cells(dim)
+            : packing == Packing::columns ? rows
+                                          : dim),
+        pack(packing == Packing::rows    ? tiles.pack_rows
+             : packing == Packing::left  ? tiles.pack_left
+             : packing == Packing::right ? tiles.pack_right
+                                         : tiles.pack_columns) {}
+  // Where term `term` of cell (i, j) comes from.
+  std::pair<std::int64_t, std::int64_t> source(std::int64_t i, std::int64_t j, std::int64_t term) const {
+    switch (packing) {
+      case Packing::right:
+        return {i * terms + term, j};
+      case Packing::columns:
+        return {j, i * terms + term};
+      default:
+        return {i, j * terms + term};
+    }
+  }
+  DType draw(Random& random) const { return terms == 1 ? draw_dtype(random) : DType::bfloat16; }
+
+  Packing packing;
+  std::int64_t terms, rows, dim;
+  bool (*pack)(const PackedRows&);
+};
+
+// Values, zeros up to the panel's end, nothing else touched, and whether all are finite.
+void pack_any(const Tiles& tiles, Random& random, Packing packing) {
   for (int repeat = 0; repeat < test::sample(800); ++repeat) {
     Tensor from = Tensor::drawn(random, draw(random, 1, 40));
+    while (packing != Packing::rows && tiles.terms == 2 && from.dtype != DType::bfloat16)
+      from = Tensor::drawn(random, from.rows);
+    const Packed packed(tiles, packing, from.rows, from.dim);
     SCOPED_TRACE(::testing::Message() << from);
     const bool spoilt = once_in(random, 2);
     if (spoilt) from.spoil(random, draw(random, 0, from.rows - 1), draw(random, 0, from.dim - 1));
 
-    const std::int64_t rows = transposed ? from.dim : from.rows,
-                       dim = transposed ? from.rows : from.dim;  // of the result
-    Matrix to = in_panels(tiles.columns, rows, dim, draw(random, 0, 2) * tiles.columns, tiles.columns);
+    Matrix to = in_panels(tiles.columns, packed.rows, packed.dim, draw(random, 0, 2) * tiles.columns, tiles.columns);
     const Matrix before = to;
-    const auto pack = transposed ? tiles.pack_columns : tiles.pack_rows;
-    const bool finite = pack({from.dtype, from.data.data(), from.stride, from.rows, from.dim, to.at(0, 0), to.panel});
+    const bool finite =
+        packed.pack({from.dtype, from.data.data(), from.stride, from.rows, from.dim, to.at(0, 0), to.panel});
     ASSERT_EQ(finite, !spoilt);
-    const std::int64_t end = rounded_up(dim, tiles.columns);
-    for (std::int64_t i = 0; i < rows; ++i) {
-      for (std::int64_t j = 0; j < dim; ++j)
-        ASSERT_TRUE(same_value(to(i, j), transposed ? from(j, i) : from(i, j))) << "row " << i << ", column " << j;
-      for (std::int64_t j = dim; j < end; ++j) ASSERT_TRUE(is_zero(to(i, j))) << "row " << i << ", column " << j;
-    }
-    ASSERT_TRUE(unchanged_but(before, to, rows, end));
+    const std::int64_t end = rounded_up(packed.dim, tiles.columns);
+    for (std::int64_t i = 0; i < packed.rows; ++i)
+      for (std::int64_t j = 0; j < end; ++j)
+        for (std::int64_t t = 0; t < packed.terms; ++t) {
+          const auto [r, d] = packed.source(i, j, t);
+          const float expected = r < from.rows && d < from.dim ? from(r, d) : 0.0F;
+          ASSERT_TRUE(same_value(term_of(to(i, j), packed.terms, t), expected))
+              << "row " << i << ", column " << j << ", term " << t;
+        }
+    ASSERT_TRUE(unchanged_but(before, to, packed.rows, end));
   }
 }
-TEST_P(Rows, PackedAsRows) { pack_any(tiles, random, false); }
-TEST_P(Rows, PackedAsColumns) { pack_any(tiles, random, true); }
+TEST_P(Rows, Packed) { pack_any(tiles, random, Packing::rows); }
+TEST_P(Rows, PackedAsLeftOperand) { pack_any(tiles, random, Packing::left); }
+TEST_P(Rows, PackedAsRightOperand) { pack_any(tiles, random, Packing::right); }
+TEST_P(Rows, PackedAsColumns) { pack_any(tiles, random, Packing::columns); }
 
 // One value that is not finite is enough, wherever it is, and whatever its bits are.
 TEST_P(Rows, PackedWithOneValueThatIsNotFinite) {
-  for (const DType dtype : half_types)
-    for (std::uint32_t pattern = 0; pattern < patterns; ++pattern) {
-      const auto half = static_cast<std::uint16_t>(pattern);
-      const float expected = widened(pattern, dtype);
-      Matrix row = in_panels(columns, 1, 1), column = row;
-      ASSERT_EQ(tiles.pack_rows({dtype, &half, 1, 1, 1, row.at(0, 0), row.panel}), std::isfinite(expected)) << pattern;
-      ASSERT_EQ(tiles.pack_columns({dtype, &half, 1, 1, 1, column.at(0, 0), column.panel}), std::isfinite(expected))
-          << pattern;
-      ASSERT_TRUE(same_value(row(0, 0), expected) && same_value(column(0, 0), expected)) << pattern;
+  for (const Packing packing : {Packing::rows, Packing::left, Packing::right, Packing::columns}) {
+    const Packed one(tiles, packing, 1, 1);
+    for (const DType dtype : half_types) {
+      if (one.terms == 2 && dtype != DType::bfloat16) continue;
+      for (std::uint32_t pattern = 0; pattern < patterns; ++pattern) {
+        const auto half = static_cast<std::uint16_t>(pattern);
+        const float expected = widened(pattern, dtype);
+        Matrix to = in_panels(columns, 1, 1);
+        ASSERT_EQ(one.pack({dtype, &half, 1, 1, 1, to.at(0, 0), to.panel}), std::isfinite(expected)) << pattern;
+        ASSERT_TRUE(same_value(term_of(to(0, 0), one.terms, 0), expected)) << pattern;
+      }
     }
-  constexpr std::int64_t rows = 19, dim = 75;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t d = 0; d < dim; ++d) {
-      Tensor from(draw_dtype(random), rows, dim, dim);
-      std::fill(from.data.begin(), from.data.end(), std::byte{0});
-      from.spoil(random, r, d);
-      Matrix to = in_panels(columns, rows, dim), transposed = in_panels(columns, dim, rows);
-      ASSERT_FALSE(tiles.pack_rows({from.dtype, from.data.data(), dim, rows, dim, to.at(0, 0), to.panel}))
-          << "row " << r << ", element " << d;
-      ASSERT_FALSE(
-          tiles.pack_columns({from.dtype, from.data.data(), dim, rows, dim, transposed.at(0, 0), transposed.panel}))
-          << "row " << r << ", element " << d;
-    }
+    constexpr std::int64_t rows = 19, dim = 75;
+    const Packed all(tiles, packing, rows, dim);
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t d = 0; d < dim; ++d) {
+        Tensor from(all.draw(random), rows, dim, dim);
+        std::fill(from.data.begin(), from.data.end(), std::byte{0});
+        from.spoil(random, r, d);
+        Matrix to = in_panels(columns, all.rows, all.dim);
+        ASSERT_FALSE(all.pack({from.dtype, from.data.data(), dim, rows, dim, to.at(0, 0), to.panel}))
+            << "row " << r << ", element " << d;
+      }
+  }
 }
 
 TEST_P(Rows, Unpacked) {

@@ -98,12 +98,32 @@ inline Matrix packed(std::int64_t columns, const Matrix& from, std::int64_t rows
     for (std::int64_t j = 0; j < dim; ++j) to(i, j) = from(i, j);
   return to;
 }
-// The same, transposed: [dim, rows].
-inline Matrix packed_columns(std::int64_t columns, const Matrix& from, std::int64_t rows, std::int64_t dim) {
-  Matrix transposed = in_rows(dim, rows);
-  for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < dim; ++j) transposed(j, i) = from(i, j);
-  return packed(columns, transposed, dim, rows);
+
+// The terms of a cell, which are one float, or two in bfloat16 (tiles.h).
+inline float term_of(float cell, std::int64_t terms, std::int64_t term) {
+  return terms == 1 ? cell : std::bit_cast<float>(term == 0 ? bits(cell) << 16 : bits(cell) & 0xffff0000U);
+}
+inline float cell_of(float first, float second, std::int64_t terms) {
+  return terms == 1 ? first : std::bit_cast<float>(bits(first) >> 16 | (bits(second) & 0xffff0000U));
+}
+
+// What is packed of [rows, dim] as an operand of a product: along which dimension the terms of a cell are neighbours, and whether
+// the other one is that of the columns.
+enum class Operand { left, right, columns };
+inline Matrix packed(const Tiles& tiles, Operand operand, const Matrix& from, std::int64_t rows, std::int64_t dim) {
+  const bool down = operand == Operand::right;
+  Matrix cells = in_rows(down ? tiles.cells(rows) : rows, down ? dim : tiles.cells(dim));
+  const auto value = [&](std::int64_t i, std::int64_t j) { return i < rows && j < dim ? from(i, j) : 0.0F; };
+  const std::int64_t n = tiles.terms, height = down ? tiles.cells(rows) : rows, wide = cells.row;
+  for (std::int64_t i = 0; i < height; ++i)
+    for (std::int64_t j = 0; j < wide; ++j)
+      cells(i, j) =
+          down ? cell_of(value(i * n, j), value(i * n + 1, j), n) : cell_of(value(i, j * n), value(i, j * n + 1), n);
+  if (operand != Operand::columns) return packed(tiles.columns, cells, height, wide);
+  Matrix transposed = in_rows(wide, height);
+  for (std::int64_t i = 0; i < height; ++i)
+    for (std::int64_t j = 0; j < wide; ++j) transposed(j, i) = cells(i, j);
+  return packed(tiles.columns, transposed, wide, height);
 }
 
 // Whether elements [rows, dim] are all that differs, to the bit.
@@ -164,7 +184,7 @@ class TileTest : public ::testing::TestWithParam<const Tiles*> {
   Random random{test::seed()};
 };
 
-// Engines that are made of products.
+// Engines that are made of products of floats.
 inline std::vector<const Tiles*> engines_of_parts() {
   std::vector<const Tiles*> engines = cpu_tiles();
   std::erase_if(engines, [](const Tiles* tiles) { return tiles->parts == nullptr; });

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "support/oracle_run.h"
 #include "support/random.h"
@@ -73,6 +74,23 @@ TEST(Edge, RowsWithoutKeys) {
   }
 }
 
+// dS is exactly 0 where P is 1: dout.v and delta are summed alike.
+TEST(Edge, OneKeyEach) {
+  for (const DType dtype : {DType::float32, DType::bfloat16})
+    for (const std::int64_t head_dim : {40, 128}) {
+      Problem p = simple(50, 50);
+      p.dtype = p.out_dtype = p.grad_dtype = dtype;
+      p.head_dim = p.head_dim_v = head_dim;
+      p.window_left = p.window_right = 0;
+      Random random(17);
+      const Oracle oracle(p, random);
+      const test::Results results = test::run_on(test::Ranks(2), oracle);
+      test::expect_within(results, oracle);
+      for (const double x : results.dq) ASSERT_EQ(x, 0);
+      for (const double x : results.dk) ASSERT_EQ(x, 0);
+    }
+}
+
 TEST(Edge, PaddingOfEveryLength) {
   Problem p = simple(18, 18);
   p.batch = 4;
@@ -87,15 +105,20 @@ TEST(Edge, ValuesThatAreNotFiniteReachOnlyWhatSeesThem) {
   enum Input { q, k, v, dout };
   for (const double poison : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
     for (const Input input : {q, k, v, dout})
-      for (const int world_size : {1, 3}) {
+      for (const auto& [world_size, dtype, head_dim] : {std::tuple{1, DType::float32, 24},
+                                                        {3, DType::float32, 24},
+                                                        {1, DType::bfloat16, 40},
+                                                        {3, DType::bfloat16, 75}}) {
         Problem p = simple(seqlen, seqlen);
+        p.dtype = p.out_dtype = p.grad_dtype = dtype;
+        p.head_dim = p.head_dim_v = head_dim;
         p.num_heads_q = p.num_heads_kv = 1;
         p.causal = true;
         p.window_left = 60;
         p.sharding = Sharding::zigzag;
         Random random(11);
         Oracle oracle(p, random);
-        constexpr std::int64_t token = 70;
+        constexpr std::int64_t token = 71;  // the second of a pair
         std::vector<double>* const tensors[] = {&oracle.q, &oracle.k, &oracle.v, &oracle.dout};
         (*tensors[input])[static_cast<std::size_t>(token * p.head_dim + 5)] = poison;
         const test::Results results = test::run_on(test::Ranks(world_size), oracle);

@@ -100,13 +100,15 @@ Problem make_problem(const Choice& choice, Random& random) {
   return p;
 }
 
-void sweep(int part, int of_parts, int count) {
+// Cases n of `count` for which wanted(n, choice).
+template <class F>
+void sweep(int count, F&& wanted) {
   const std::uint64_t seed = test::seed();
   Random choosing(seed);
   std::array<std::unique_ptr<test::Ranks>, world_sizes.size()> ranks;
   for (int n = 0; n < count; ++n) {
     const Choice choice = draw_choice(choosing);
-    if (n % of_parts != part) continue;
+    if (!wanted(n, choice)) continue;
     Random random(seed * 1'000'003 + static_cast<std::uint64_t>(n));
     const reference::Oracle oracle(make_problem(choice, random), random);
     auto& group = ranks[static_cast<std::size_t>(choice[0])];
@@ -133,10 +135,21 @@ TEST(Sweep, CoversEveryPairOfFactors) {
   std::cout << cases << " cases cover " << pairs << " pairs\n";
 }
 
-TEST(Sweep, Sample) { sweep(0, 1, test::sample(400)); }
+TEST(Sweep, Sample) {
+  sweep(test::sample(400), [](int, const Choice&) { return true; });
+}
+
+// Of the types that engines have tiles of their own for.
+TEST(Sweep, SampleOfOwnTypes) {
+  sweep(test::sample(500), [](int, const Choice& choice) {
+    return static_cast<DType>(choice[3] + 1) == DType::bfloat16 && dims[static_cast<std::size_t>(choice[5])][0] > 1;
+  });
+}
 
 class SlowSweep : public ::testing::TestWithParam<int> {};
-TEST_P(SlowSweep, Part) { sweep(GetParam(), parts, cases); }
+TEST_P(SlowSweep, Part) {
+  sweep(cases, [](int n, const Choice&) { return n % parts == GetParam(); });
+}
 INSTANTIATE_TEST_SUITE_P(All, SlowSweep, ::testing::Range(0, parts));
 
 }  // namespace

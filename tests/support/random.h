@@ -13,7 +13,7 @@
 namespace ringattn::test {
 
 // Whether code runs so slowly that a sample has to do: under a sanitizer, or emulated (tests/CMakeLists.txt).
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(RINGATTN_EMULATED)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(RINGATTN_CROSS_BUILT)
 constexpr bool slow = true;
 #else
 constexpr bool slow = false;

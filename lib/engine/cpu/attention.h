@@ -8,9 +8,19 @@
 
 namespace ringattn::cpu {
 
+// What an engine computes with.
+struct EngineTiles {
+  const char* name;
+  const Tiles* any;                 // for any problem
+  const Tiles* bfloat16 = nullptr;  // where weights may be rounded to bfloat16, if there are tiles for that
+
+  // By the problem alone: a pure function.
+  const Tiles& choose(const Problem& problem, Pass pass) const;
+};
+
 class CpuEngine final : public Engine {
  public:
-  explicit CpuEngine(const Tiles& tiles) : tiles_(tiles) {}
+  explicit CpuEngine(const EngineTiles& tiles) : tiles_(tiles) {}
 
   const char* name() const override { return tiles_.name; }
   std::string refusal(const Problem& problem) const override;
@@ -26,10 +36,12 @@ class CpuEngine final : public Engine {
   void add(const float* from, float* to, std::int64_t count, Threads& threads) override;
 
  private:
-  const Tiles& tiles_;
+  const EngineTiles tiles_;
 };
 
-// Of the engines that this machine can run, in the order of preference.
+// Engines that this machine can run, in the order of preference.
+std::vector<EngineTiles> cpu_engines();
+// All that they compute with.
 std::vector<const Tiles*> cpu_tiles();
 
 }  // namespace ringattn::cpu

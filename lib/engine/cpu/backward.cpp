@@ -152,11 +152,27 @@ struct Differentiate {
       if (!tile.packed) pack_rows(tile);
       const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
       const std::int64_t room = block.room;
-      tiles.differentiate({tile.count, block.count, dim(), dim_v(), scratch.q, scratch.dout,
-                           scratch.k + room * padded(dim()), scratch.k_columns + room * dim(),
-                           scratch.v_columns + room * dim_v(), block.finite && tile.finite, scratch.visible,
-                           problem.softmax_scale, problem.softcap, step.lse + state, step.delta + state, scratch.scores,
-                           scratch.dk + room * padded(dim()), scratch.dv + room * padded(dim_v()), scratch.dq});
+      tiles.differentiate({tile.count,
+                           block.count,
+                           dim(),
+                           dim_v(),
+                           scratch.q,
+                           scratch.dout,
+                           scratch.q_right,
+                           scratch.dout_right,
+                           scratch.k + tiles.cells(room) * padded(dim()),
+                           scratch.k_columns + room * tiles.cells(dim()),
+                           scratch.v_columns + room * tiles.cells(dim_v()),
+                           block.finite && tile.finite,
+                           scratch.visible,
+                           problem.softmax_scale,
+                           problem.softcap,
+                           step.lse + state,
+                           step.delta + state,
+                           scratch.scores,
+                           scratch.dk + room * padded(dim()),
+                           scratch.dv + room * padded(dim_v()),
+                           scratch.dq});
     }
     if (tile.packed)
       tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
@@ -179,12 +195,14 @@ struct Differentiate {
 
   void pack_keys(Block& block) const {
     const std::int64_t row = block.keys->row + block.first, count = block.count, room = block.room;
-    const bool k_finite = tiles.pack_rows(
-        rows_of(step.k, row, head_kv, count, dim(), scratch.k + room * padded(dim()), count * tiles.columns));
-    tiles.pack_columns(
-        rows_of(step.k, row, head_kv, count, dim(), scratch.k_columns + room * dim(), dim() * tiles.columns));
-    const bool v_finite = tiles.pack_columns(
-        rows_of(step.v, row, head_kv, count, dim_v(), scratch.v_columns + room * dim_v(), dim_v() * tiles.columns));
+    const bool k_finite =
+        tiles.pack_right(rows_of(step.k, row, head_kv, count, dim(), scratch.k + tiles.cells(room) * padded(dim()),
+                                 tiles.cells(count) * tiles.columns));
+    tiles.pack_columns(rows_of(step.k, row, head_kv, count, dim(), scratch.k_columns + room * tiles.cells(dim()),
+                               tiles.cells(dim()) * tiles.columns));
+    const bool v_finite = tiles.pack_columns(rows_of(step.v, row, head_kv, count, dim_v(),
+                                                     scratch.v_columns + room * tiles.cells(dim_v()),
+                                                     tiles.cells(dim_v()) * tiles.columns));
     std::fill_n(scratch.dk + room * padded(dim()), count * padded(dim()), 0.0F);
     std::fill_n(scratch.dv + room * padded(dim_v()), count * padded(dim_v()), 0.0F);
     block.packed = true;
@@ -192,10 +210,15 @@ struct Differentiate {
   }
 
   void pack_rows(Tile& tile) const {
-    const std::int64_t panel = tile.count * tiles.columns;
-    const bool q_finite = tiles.pack_rows(rows_of(step.q, tile.row(), tile.head, tile.count, dim(), scratch.q, panel));
-    const bool dout_finite =
-        tiles.pack_rows(rows_of(step.dout, tile.row(), tile.head, tile.count, dim_v(), scratch.dout, panel));
+    const auto pack = [&](const Tensor& t, std::int64_t width, float* left, float* right) {
+      const auto rows = [&](float* to, std::int64_t panel_rows) {
+        return rows_of(t, tile.row(), tile.head, tile.count, width, to, panel_rows * tiles.columns);
+      };
+      if (right != left) tiles.pack_right(rows(right, tiles.cells(tile.count)));
+      return tiles.pack_left(rows(left, tile.count));
+    };
+    const bool q_finite = pack(step.q, dim(), scratch.q, scratch.q_right),
+               dout_finite = pack(step.dout, dim_v(), scratch.dout, scratch.dout_right);
     std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
     tile.packed = true;
     tile.finite = q_finite && dout_finite;
@@ -221,8 +244,9 @@ struct Differentiate {
 }  // namespace
 
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
-  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles_, problem)
-                                                       : thread_bytes<BackwardScratch>(tiles_, problem);
+  const Tiles& tiles = tiles_.choose(problem, pass);
+  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem)
+                                                       : thread_bytes<BackwardScratch>(tiles, problem);
   return per_thread * static_cast<std::size_t>(threads);
 }
 
@@ -237,7 +261,8 @@ static std::int64_t choose_stretch(const Tiles& tiles, const Problem& problem, s
 }
 
 void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threads& threads) {
-  const std::vector<Column> columns = find_columns(step, choose_stretch(tiles_, problem, step.key_rows));
+  const Tiles& tiles = tiles_.choose(problem, Pass::backward);
+  const std::vector<Column> columns = find_columns(step, choose_stretch(tiles, problem, step.key_rows));
   std::vector<std::size_t> order(columns.size());  // stretch by stretch, so that neighbours seldom wait for each other
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
@@ -256,9 +281,9 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       std::size_t column, group;
       ~Passed() { progress.pass(column, group, std::numeric_limits<std::int64_t>::max() - 1); }
     } passed{progress, c, group};
-    const auto scratch = of_thread<BackwardScratch>(tiles_, problem, step.scratch, slot);
+    const auto scratch = of_thread<BackwardScratch>(tiles, problem, step.scratch, slot);
     const auto heads = static_cast<std::size_t>(problem.num_heads_kv);
-    Differentiate{tiles_,
+    Differentiate{tiles,
                   problem,
                   step,
                   threads,

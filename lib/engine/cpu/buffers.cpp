@@ -31,15 +31,16 @@ std::string CpuEngine::refusal(const Problem&) const { return {}; }
 void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                               float* delta, Threads& threads) {
   constexpr std::int64_t rows_at_once = 64;
+  const Tiles& tiles = tiles_.choose(problem, Pass::backward);
   const std::int64_t stretches = (rows + rows_at_once - 1) / rows_at_once;
   threads.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
     const std::int64_t first = index % stretches * rows_at_once, count = std::min(rows_at_once, rows - first);
     const std::int64_t head = index / stretches % problem.num_heads_q, entry = index / stretches / problem.num_heads_q;
-    tiles_.dot_rows({{dout.dtype, address(dout, entry, first, head), dout.seq_stride},
-                     {out.dtype, address(out, entry, first, head), out.seq_stride},
-                     count,
-                     problem.head_dim_v,
-                     delta + (entry * problem.num_heads_q + head) * rows + first});
+    tiles.dot_rows({{dout.dtype, address(dout, entry, first, head), dout.seq_stride},
+                    {out.dtype, address(out, entry, first, head), out.seq_stride},
+                    count,
+                    problem.head_dim_v,
+                    delta + (entry * problem.num_heads_q + head) * rows + first});
   });
 }
 
@@ -53,7 +54,7 @@ void CpuEngine::copy(const Problem& problem, const Tensor& from, const Tensor& t
 void CpuEngine::round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
                       Threads& threads) {
   for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    tiles_.store(to.dtype, from.at<float>(b, row, head), extent.dim, address(to, b, row, head), accumulate);
+    tiles_.any->store(to.dtype, from.at<float>(b, row, head), extent.dim, address(to, b, row, head), accumulate);
   });
 }
 
@@ -68,7 +69,7 @@ void CpuEngine::add(const float* from, float* to, std::int64_t count, Threads& t
   constexpr std::int64_t at_once = 16384;
   threads.for_each((count + at_once - 1) / at_once, [&](std::int64_t index, int) {
     const std::int64_t first = index * at_once;
-    tiles_.store(DType::float32, from + first, std::min(at_once, count - first), to + first, true);
+    tiles_.any->store(DType::float32, from + first, std::min(at_once, count - first), to + first, true);
   });
 }
 

@@ -74,7 +74,7 @@ struct Attend {
 
   // Rows of the q and the out of this unit lie in panels of all its rows, head by head.
   void begin() const {
-    for (std::int64_t g = 0; g < problem.group(); ++g) pack_head(step.q, g, dim(), scratch.q);
+    for (std::int64_t g = 0; g < problem.group(); ++g) tiles.pack_left(rows_of(step.q, g, dim(), scratch.q));
     if (step.first) {
       std::fill_n(scratch.out, total() * padded(dim_v()), 0.0F);
       std::fill_n(scratch.max, total(), -infinity);
@@ -82,7 +82,7 @@ struct Attend {
       return;
     }
     for (std::int64_t g = 0; g < problem.group(); ++g) {
-      pack_head(step.running, g, dim_v(), scratch.out);
+      tiles.pack_rows(rows_of(step.running, g, dim_v(), scratch.out));
       std::copy_n(step.max + state(g), unit.rows, scratch.max + g * unit.rows);
       std::copy_n(step.sum + state(g), unit.rows, scratch.sum + g * unit.rows);
     }
@@ -128,17 +128,17 @@ struct Attend {
       std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
     const std::int64_t row = keys.row + block;
     tiles.pack_columns({problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count, dim(), scratch.k,
-                        dim() * tiles.columns});
-    const bool finite = tiles.pack_rows({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
-                                         dim_v(), scratch.v, count * tiles.columns});
+                        tiles.cells(dim()) * tiles.columns});
+    const bool finite = tiles.pack_right({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
+                                          dim_v(), scratch.v, tiles.cells(count) * tiles.columns});
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
                   problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum});
   }
 
   std::int64_t panel() const { return total() * tiles.columns; }
   float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
-  void pack_head(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
-    tiles.pack_rows({t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()});
+  PackedRows rows_of(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
+    return {t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()};
   }
 
   std::byte* address(const Tensor& t, std::int64_t row, std::int64_t h) const {
@@ -160,7 +160,8 @@ static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem,
 }
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
-  const std::int64_t unit_rows = choose_unit_rows(tiles_, problem, step.query_rows, threads.count());
+  const Tiles& tiles = tiles_.choose(problem, Pass::forward);
+  const std::int64_t unit_rows = choose_unit_rows(tiles, problem, step.query_rows, threads.count());
   std::vector<Unit> units;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries)
@@ -174,8 +175,8 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
-    const auto scratch = of_thread<ForwardScratch>(tiles_, problem, step.scratch, slot);
-    Attend{tiles_,
+    const auto scratch = of_thread<ForwardScratch>(tiles, problem, step.scratch, slot);
+    Attend{tiles,
            problem,
            step,
            threads,

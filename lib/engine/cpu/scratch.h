@@ -13,7 +13,8 @@ namespace ringattn::cpu {
 
 // Query rows of a unit, in all heads of a group: packing a block of keys is a small part of what is done with it.
 inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p) {
-  const std::int64_t rows = tiles.unit_floats / (padded(p.head_dim) + padded(p.head_dim_v)) - tiles.key_block;
+  const std::int64_t rows =
+      tiles.unit_floats / (padded(tiles.cells(p.head_dim)) + padded(p.head_dim_v)) - tiles.key_block;
   return std::min(rows / tiles.rows * tiles.rows, std::max<std::int64_t>(p.seqlen_q * p.group(), 1));
 }
 
@@ -27,10 +28,10 @@ struct ForwardScratch {
   static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
     const std::int64_t unit_rows = most_unit_rows(tiles, p), most = std::max(unit_rows, p.group());
     ForwardScratch s;
-    s.q = arena.take<float>(most * padded(p.head_dim));
+    s.q = arena.take<float>(most * padded(tiles.cells(p.head_dim)));
     s.out = arena.take<float>(most * padded(p.head_dim_v));
-    s.k = arena.take<float>(tiles.key_block * p.head_dim);
-    s.v = arena.take<float>(tiles.key_block * padded(p.head_dim_v));
+    s.k = arena.take<float>(tiles.key_block * tiles.cells(p.head_dim));
+    s.v = arena.take<float>(tiles.cells(tiles.key_block) * padded(p.head_dim_v));
     s.max = arena.take<float>(most);
     s.sum = arena.take<float>(most);
     s.seen = arena.take<Interval>(unit_rows);
@@ -51,7 +52,9 @@ inline std::int64_t stretch_keys(const Tiles& tiles, const Problem& p) {
 struct BackwardScratch {
   float *k, *k_columns, *v_columns;  // packed, the blocks of a stretch of keys
   float *dk, *dv;
-  float *q, *dout, *dq;  // packed, a tile of rows
+  float *q, *dout;              // packed, a tile of rows, as left operands
+  float *q_right, *dout_right;  // as right ones: the same where a cell is a float
+  float* dq;
   float* scores;
   Interval* seen;
   Visible* visible;
@@ -61,13 +64,15 @@ struct BackwardScratch {
     BackwardScratch s;
     // An item has one or two pieces of keys (plan/shard.h), each of which may end within a panel.
     const std::int64_t keys = stretch_keys(tiles, p) + 2 * padding;
-    s.k = arena.take<float>(keys * dim);
-    s.k_columns = arena.take<float>(keys * p.head_dim);
-    s.v_columns = arena.take<float>(keys * p.head_dim_v);
+    s.k = arena.take<float>(tiles.cells(keys) * dim);
+    s.k_columns = arena.take<float>(keys * tiles.cells(p.head_dim));
+    s.v_columns = arena.take<float>(keys * tiles.cells(p.head_dim_v));
     s.dk = arena.take<float>(keys * dim);
     s.dv = arena.take<float>(keys * dim_v);
-    s.q = arena.take<float>(tiles.gradient_rows * dim);
-    s.dout = arena.take<float>(tiles.gradient_rows * dim_v);
+    s.q = arena.take<float>(tiles.gradient_rows * padded(tiles.cells(p.head_dim)));
+    s.dout = arena.take<float>(tiles.gradient_rows * padded(tiles.cells(p.head_dim_v)));
+    s.q_right = tiles.terms == 1 ? s.q : arena.take<float>(tiles.cells(tiles.gradient_rows) * dim);
+    s.dout_right = tiles.terms == 1 ? s.dout : arena.take<float>(tiles.cells(tiles.gradient_rows) * dim_v);
     s.dq = arena.take<float>(tiles.gradient_rows * dim);
     s.scores = arena.take<float>(2 * tiles.gradient_rows * tiles.key_block);
     s.seen = arena.take<Interval>(tiles.gradient_rows);

@@ -4,6 +4,10 @@
 // them is packed in panels: of a matrix [rows, dim], panel p holds columns p * w .. p * w + w - 1 of every row, row after row,
 // where w, the columns of a register tile, is the instruction set's own affair. Panels are filled up with zeros, so that a
 // packed matrix takes rows * padded(dim) floats. K and V^T stand with keys as columns, [dim, keys], where a product sums over dim.
+//
+// Results are floats. An operand of a product consists of cells of four bytes, each of which holds one term of the sum, a float,
+// or two that are neighbours along the dimension that is summed over, in bfloat16: as a left operand [rows, dim] becomes
+// [rows, cells(dim)], as a right one that is summed over rows [cells(rows), dim]. What is missing in a last cell is 0.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +25,8 @@ struct Visible {
   std::int32_t lo, hi;
 };
 
-// Rows of a tensor, `stride` elements apart, and where they are packed: `panel` floats from one panel to the next.
+// Rows of a tensor, `stride` elements apart, and where they are packed: `panel` floats, or cells, from one panel to the next.
+// Cells of two terms take bfloat16 only.
 struct PackedRows {
   DType dtype;
   const void* from;
@@ -53,7 +58,7 @@ struct FinishedRows {
 // Rows of queries attend to a block of keys. [rows]: one per row.
 struct AttendTile {
   std::int64_t rows, keys, dim, dim_v;
-  const float *q, *k, *v;  // packed [rows, dim], [dim, keys], [keys, dim_v]
+  const float *q, *k, *v;  // cells, packed [rows, dim], [dim, keys], [keys, dim_v]
   bool finite;             // all of v
   const Visible* visible;  // [rows]
   float scale, softcap;
@@ -64,13 +69,14 @@ struct AttendTile {
 // Gradients of a tile of query rows and a block of keys. dq and dk lack the softmax scale.
 struct GradientTile {
   std::int64_t rows, keys, dim, dim_v;
-  const float *q, *dout;                   // packed [rows, dim], [rows, dim_v]
-  const float *k, *k_columns, *v_columns;  // packed [keys, dim], [dim, keys], [dim_v, keys]
+  const float *q, *dout;                   // left operands: cells, packed [rows, dim], [rows, dim_v]
+  const float *q_right, *dout_right;       // the same as right operands, summed over rows
+  const float *k, *k_columns, *v_columns;  // cells, packed [keys, dim], [dim, keys], [dim_v, keys]
   bool finite;                             // all of q, dout, k and v
   const Visible* visible;                  // [rows]
   float scale, softcap;
   const float *lse, *delta;  // [rows]
-  float* scores;             // room for 2 * rows * key_block floats
+  float* scores;             // room for 2 * gradient_rows * key_block floats
   float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to
 };
 
@@ -89,15 +95,19 @@ struct Parts;  // fma/parts.h
 
 struct Tiles {
   const char* name;
+  std::int64_t terms;        // of a cell
   std::int64_t columns;      // of a panel
   std::int64_t key_block;    // keys that are packed and attended at a time
   std::int64_t rows;         // of a register tile
   std::int64_t unit_floats;  // forward: a packed block and the query rows that share it, streamed from the second cache
   std::int64_t gradient_rows;  // and backward
 
-  // Whether all values are finite.
-  bool (*pack_rows)(const PackedRows& rows);
-  bool (*pack_columns)(const PackedRows& rows);
+  std::int64_t cells(std::int64_t n) const { return (n + terms - 1) / terms; }
+
+  bool (*pack_rows)(const PackedRows& rows);  // as floats; they return whether all values are finite
+  bool (*pack_left)(const PackedRows& rows);  // as cells of a left operand
+  bool (*pack_right)(const PackedRows& rows);
+  bool (*pack_columns)(const PackedRows& rows);  // as a right operand that is summed over dim
   void (*unpack_rows)(const UnpackedRows& rows);
   void (*attend)(const AttendTile& tile);
   void (*finish)(const FinishedRows& rows);
@@ -109,13 +119,15 @@ struct Tiles {
   void (*store)(DType dtype, const float* from, std::int64_t count, void* to, bool accumulate);
   void (*dot_rows)(const DotRows& rows);
 
-  const Parts* parts = nullptr;  // what the functions above are made of, where they are made of products
+  const Parts* parts = nullptr;  // what the functions above are made of, where they are made of products of floats
 };
 
 // Of every instruction set that the library is built with; registry.cpp knows which of them run here.
 const Tiles& portable_tiles();
 const Tiles& avx2_tiles();
 const Tiles& avx512_tiles();
+const Tiles& avx512_bf16_tiles();
+const Tiles& amx_tiles();
 const Tiles& neon_tiles();
 
 }  // namespace ringattn::cpu

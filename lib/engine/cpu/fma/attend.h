@@ -1,4 +1,4 @@
-// Rows of queries and a block of keys, a strip of two register tiles' rows at a time:
+// Rows of queries and a block of keys, a strip of two register tiles' rows, or one of AMX, at a time:
 //
 //   S = scale Q K^T      a strip's scores stay in the first cache
 //   S -> P, max, sum     softmax.h
@@ -8,12 +8,11 @@
 #pragma once
 
 #include "engine/cpu/fma/pack.h"
+#include "engine/cpu/fma/scores.h"
 #include "engine/cpu/fma/softmax.h"
 
 namespace ringattn::cpu {
 namespace {
-
-constexpr std::int64_t strip_rows = 2 * tile_rows;
 
 // The keys that some of the rows see, from a multiple of `padding` on, so that sums over them do not depend on who shares a tile.
 struct Stretch {
@@ -41,12 +40,10 @@ void multiply_weights(const Product& p, const Visible* visible, bool finite) {
   for (std::int64_t i = 0; i < p.m; ++i) {
     Product row = p;
     row.m = 1;
-    row.k = visible[i].hi - visible[i].lo;
-    row.a += i * score_stride + visible[i].lo;
-    row.b += visible[i].lo * columns;
+    row.a += i * score_stride;
     row.c += i * columns;
     if (p.factor != nullptr) row.factor += i;
-    multiply<Left::weights>(row);
+    multiply_seen<Left::weights>(row, visible[i].lo, visible[i].hi);
   }
 }
 
@@ -60,23 +57,24 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   Product product;
   product.m = rows;
   product.n = whole_vectors(seen.count());
-  product.k = t.dim;
+  product.k = cells(t.dim);
   product.a = t.q + first * columns;
   product.a_panel = t.rows * columns;
-  product.b = t.k + seen.begin * t.dim;
-  product.b_panel = t.dim * columns;
+  product.b = t.k + seen.begin * cells(t.dim);
+  product.b_panel = cells(t.dim) * columns;
   product.c = scores;
   product.c_panel = columns;
   product.scale = t.scale;
   multiply<Left::packed>(product);
 
   softmax({rows, product.n, scores, visible, t.softcap, t.max + first, t.sum + first, factor});
+  join_columns(scores, rows, product.n);
 
   product.n = t.dim_v;
-  product.k = seen.count();
+  product.k = cells(seen.count());
   product.a = scores;
-  product.b = t.v + seen.begin * columns;
-  product.b_panel = t.keys * columns;
+  product.b = t.v + cells(seen.begin) * columns;
+  product.b_panel = cells(t.keys) * columns;
   product.c = t.out + first * columns;
   product.c_panel = t.rows * columns;
   product.accumulate = true;
@@ -85,8 +83,10 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
 }
 
 void attend(const AttendTile& t) {
+  begin_products();
   for (std::int64_t first = 0; first < t.rows; first += strip_rows)
     attend_strip(t, first, least(strip_rows, t.rows - first));
+  end_products();
 }
 
 }  // namespace

@@ -20,17 +20,15 @@ inline Stretch rows_that_see(const Visible* visible, std::int64_t rows, std::int
 }
 
 // Columns of `a` hold weights, 0 where hidden: product row j is key j.
-void multiply_transposed(const Product& p, const Visible* visible, bool finite) {
+void multiply_transposed(const Product& p, const Visible* visible, std::int64_t rows, bool finite) {
   if (finite) return multiply<Left::transposed>(p);
   for (std::int64_t j = 0; j < p.m; ++j) {
-    const Stretch rows = rows_that_see(visible, p.k, j);
+    const Stretch seeing = rows_that_see(visible, rows, j);
     Product key = p;
     key.m = 1;
-    key.k = rows.count();
-    key.a += j + rows.begin * score_stride;
-    key.b += rows.begin * columns;
+    key.a += j * a_row<Left::transposed>;
     key.c += j * columns;
-    multiply<Left::transposed>(key);
+    multiply_seen<Left::transposed>(key, seeing.begin, seeing.end);
   }
 }
 
@@ -38,60 +36,62 @@ void differentiate(const GradientTile& t) {
   const Stretch seen = seen_by(t.visible, t.rows);
   const std::int64_t count = seen.count(), wide = whole_vectors(count);
   const std::int64_t row_panel = t.rows * columns, key_panel = t.keys * columns;
-  float* const weights = t.scores;
-  float* const dscores = t.scores + t.rows * score_stride;
+  Scores scores(t.scores);
   Visible visible[gradient_rows];
   for (std::int64_t r = 0; r < t.rows; ++r) visible[r] = clipped(t.visible[r], seen);
 
+  begin_products();
   for (std::int64_t first = 0; first < t.rows; first += strip_rows) {
-    const std::int64_t rows = least(strip_rows, t.rows - first), strip = first * score_stride;
+    const std::int64_t rows = least(strip_rows, t.rows - first);
+    float *const weights = scores.strip_weights(first), *const dscores = scores.strip_dscores(first);
     const auto multiply_strip = [&](const float* a, const float* b, std::int64_t dim, float scale, float* to) {
       Product product;
       product.m = rows;
       product.n = wide;
-      product.k = dim;
+      product.k = cells(dim);
       product.a = a + first * columns;
       product.a_panel = row_panel;
-      product.b = b + seen.begin * dim;
-      product.b_panel = dim * columns;
+      product.b = b + seen.begin * cells(dim);
+      product.b_panel = cells(dim) * columns;
       product.c = to;
       product.c_panel = columns;
       product.scale = scale;
       multiply<Left::packed>(product);
     };
-    multiply_strip(t.q, t.k_columns, t.dim, t.scale, weights + strip);
-    multiply_strip(t.dout, t.v_columns, t.dim_v, 1, dscores + strip);
-    differentiate_scores(
-        {rows, wide, weights + strip, dscores + strip, visible + first, t.softcap, t.lse + first, t.delta + first});
+    multiply_strip(t.q, t.k_columns, t.dim, t.scale, weights);
+    multiply_strip(t.dout, t.v_columns, t.dim_v, 1, dscores);
+    differentiate_scores({rows, wide, weights, dscores, visible + first, t.softcap, t.lse + first, t.delta + first});
+    scores.join(first, rows, wide);
   }
 
-  const auto add_to_keys = [&](const float* scores, const float* b, std::int64_t dim, float* to) {
+  const auto add_to_keys = [&](const float* a, const float* b, std::int64_t dim, float* to) {
     Product product;
     product.m = count;
     product.n = dim;
-    product.k = t.rows;
-    product.a = scores;
+    product.k = cells(t.rows);
+    product.a = a;
     product.b = b;
-    product.b_panel = row_panel;
+    product.b_panel = cells(t.rows) * columns;
     product.c = to + seen.begin * columns;
     product.c_panel = key_panel;
     product.accumulate = true;
-    multiply_transposed(product, visible, t.finite);
+    multiply_transposed(product, visible, t.rows, t.finite);
   };
-  add_to_keys(weights, t.dout, t.dim_v, t.dv);
-  add_to_keys(dscores, t.q, t.dim, t.dk);
+  add_to_keys(scores.weights, t.dout_right, t.dim_v, t.dv);
+  add_to_keys(scores.dscores, t.q_right, t.dim, t.dk);
 
   Product product;
   product.m = t.rows;
   product.n = t.dim;
-  product.k = count;
-  product.a = dscores;
-  product.b = t.k + seen.begin * columns;
-  product.b_panel = key_panel;
+  product.k = cells(count);
+  product.a = scores.dscores_left;
+  product.b = t.k + cells(seen.begin) * columns;
+  product.b_panel = cells(t.keys) * columns;
   product.c = t.dq;
   product.c_panel = row_panel;
   product.accumulate = true;
   multiply_weights(product, visible, t.finite);
+  end_products();
 }
 
 }  // namespace

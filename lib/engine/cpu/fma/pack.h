@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <utility>
 
-#include "engine/cpu/fma/product.h"
+#include "engine/cpu/fma/shape.h"
 
 namespace ringattn::cpu {
 namespace {
@@ -34,43 +34,74 @@ constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a 
 // The check is 0 exactly if all values were finite: 0 * x is 0, or NaN for infinity and NaN.
 inline bool is_zero(Vector check) { return sum_of(check) == 0.0F; }
 
+const void* row_at(const PackedRows& p, std::int64_t r) {
+  return static_cast<const std::byte*>(p.from) + r * p.stride * size_of(p.dtype);
+}
+
+// Row after row, whose vectors are those that read_vector(r, at) gives for columns at, at + width, ... of `dim`. zero_of(vector) is 0
+// if it is finite.
+template <class Zero, class Read>
+bool pack_vectors(const PackedRows& p, std::int64_t rows, std::int64_t dim, Zero&& zero_of, Read&& read_vector) {
+  Vector check = {};
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t d = 0; d < dim; d += columns)
+      for (int n = 0; n < tile_vectors; ++n) {
+        const std::int64_t at = d + n * width;
+        const Vector v = at < dim ? read_vector(r, at) : Vector{};
+        check += zero_of(v);
+        write(p.to + d / columns * p.panel + r * columns + n * width, v);
+      }
+  return is_zero(check);
+}
+
 bool pack_rows(const PackedRows& p) {
   return with_dtype(p.dtype, [&](auto row_of) {
-    Vector check = {};
-    for (std::int64_t r = 0; r < p.rows; ++r) {
-      const void* const row = static_cast<const std::byte*>(p.from) + r * p.stride * size_of(p.dtype);
-      for (std::int64_t d = 0; d < p.dim; d += columns)
-        for (int n = 0; n < tile_vectors; ++n) {
-          const std::int64_t at = d + n * width;
-          const Vector v = at < p.dim ? row_of.read(row, at, p.dim - at) : Vector{};
-          check += v * 0.0F;
-          write(p.to + d / columns * p.panel + r * columns + n * width, v);
-        }
-    }
-    return is_zero(check);
+    return pack_vectors(
+        p, p.rows, p.dim, [](Vector v) { return v * 0.0F; },
+        [&](std::int64_t r, std::int64_t at) { return row_of.read(row_at(p, r), at, p.dim - at); });
   });
 }
 
+bool pack_left(const PackedRows& p) {
+  return with_cells(p.dtype, [&](auto row_of) {
+    return pack_vectors(p, p.rows, cells(p.dim), zero_if_finite, [&](std::int64_t r, std::int64_t at) {
+      return row_of.read(row_at(p, r), at * terms, p.dim - at * terms);
+    });
+  });
+}
+
+bool pack_right(const PackedRows& p) {
+#if RA_TERMS == 1
+  return pack_left(p);
+#else
+  return pack_vectors(p, cells(p.rows), p.dim, zero_if_finite, [&](std::int64_t pair, std::int64_t at) {
+    const auto read_row = [&](std::int64_t r) {
+      return r < p.rows ? Row<DType::bfloat16>::read(row_at(p, r), at, p.dim - at) : Vector{};
+    };
+    return paired(read_row(2 * pair), read_row(2 * pair + 1));
+  });
+#endif
+}
+
 bool pack_columns(const PackedRows& p) {
-  return with_dtype(p.dtype, [&](auto row_of) {
+  return with_cells(p.dtype, [&](auto row_of) {
     Vector check = {};
+    const std::int64_t dim = cells(p.dim);
     for (std::int64_t first = 0; first < p.rows; first += width) {
       float* const panel = p.to + first / columns * p.panel + first % columns;
-      for (std::int64_t d = 0; d < p.dim; d += width) {
+      for (std::int64_t d = 0; d < dim; d += width) {
         Vector block[width];
         for (std::int64_t r = 0; r < width; ++r) {
-          const void* const row = static_cast<const std::byte*>(p.from) + (first + r) * p.stride * size_of(p.dtype);
-          block[r] = first + r < p.rows ? row_of.read(row, d, p.dim - d) : Vector{};
-          check += block[r] * 0.0F;
+          block[r] = first + r < p.rows ? row_of.read(row_at(p, first + r), d * terms, p.dim - d * terms) : Vector{};
+          check += zero_if_finite(block[r]);
         }
         transpose(block);
-        for (std::int64_t c = 0; c < least(width, p.dim - d); ++c) write(panel + (d + c) * columns, block[c]);
+        for (std::int64_t c = 0; c < least(width, dim - d); ++c) write(panel + (d + c) * columns, block[c]);
       }
     }
     // Vectors of the last panel that no row reached.
     for (std::int64_t r = (p.rows + width - 1) / width * width; r % columns != 0; r += width)
-      for (std::int64_t d = 0; d < p.dim; ++d)
-        write(p.to + r / columns * p.panel + d * columns + r % columns, Vector{});
+      for (std::int64_t d = 0; d < dim; ++d) write(p.to + r / columns * p.panel + d * columns + r % columns, Vector{});
     return is_zero(check);
   });
 }
@@ -120,30 +151,35 @@ void store(DType dtype, const float* from, std::int64_t dim, void* to, bool accu
 
 // `width` rows at a time, in the order in which multiply sums: where P is 1, dout.v and delta are equal and dS is 0.
 void dot_rows(const DotRows& t) {
-  with_dtype(t.a.dtype, [&](auto a) {
-    with_dtype(t.b.dtype, [&](auto b) {
+  with_cells(t.a.dtype, [&](auto a) {
+    with_cells(t.b.dtype, [&](auto b) {
       const auto columns_of = [&](auto row_of, const DotRows::Rows& rows, std::int64_t first, std::int64_t d,
                                   Vector(&block)[width]) {
         for (std::int64_t r = 0; r < width; ++r)
           block[r] = first + r < t.rows ? row_of.read(static_cast<const std::byte*>(rows.data) +
                                                           (first + r) * rows.stride * size_of(rows.dtype),
-                                                      d, t.dim - d)
+                                                      d * terms, t.dim - d * terms)
                                         : Vector{};
         transpose(block);
       };
       for (std::int64_t first = 0; first < t.rows; first += width) {
         Vector total = {}, sum = {};
-        for (std::int64_t d = 0; d < t.dim; d += width) {
+        for (std::int64_t d = 0; d < cells(t.dim); d += width) {
           Vector left[width], right[width];
           columns_of(a, t.a, first, d, left);
           columns_of(b, t.b, first, d, right);
-          for (std::int64_t c = 0; c < least(width, t.dim - d); ++c) {
+          const std::int64_t count = least(width, cells(t.dim) - d);
+#if RA_AMX
+          sum += sum_of_products(left, right, count);
+#else
+          for (std::int64_t c = 0; c < count; ++c) {
             if ((d + c) % span == 0 && d + c > 0) {
               total += sum;
               sum = Vector{};
             }
-            sum += left[c] * right[c];
+            add_product(sum, left[c], right[c]);
           }
+#endif
         }
         Row<DType::float32>::write(t.out, first, t.rows - first, total + sum);
       }

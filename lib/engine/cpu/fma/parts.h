@@ -10,7 +10,7 @@ namespace ringattn::cpu {
 // How the left operand of a product lies in memory: in panels, or as rows of scores, or as columns of scores.
 enum class Left { packed, weights, transposed };
 
-// B[k, n] lies in panels. Where A[m, k] does, C[m, n] = scale A B are scores. Else C = A B in panels, or C = factor C + A B where
+// A and B are cells; k counts them. B[k, n] lies in panels. Where A[m, k] does, C[m, n] = scale A B are scores. Else C = A B in panels, or C = factor C + A B where
 // accumulating, row by row, with factors of 1 if there are none.
 struct Product {
   std::int64_t m = 0, n = 0, k = 0;

@@ -4,31 +4,19 @@
 //
 //   packed       in panels as well, so that a stretch of k has the address row * columns + k, whatever the matrix
 //   weights      rows of scores, score_stride apart
-//   transposed   the same read down its columns
+//   transposed   the same read down its columns; on AMX, rows of what join_rows makes of them (scores.h)
 //
-// and so every address in the innermost loop is a base and a constant. Every element of C is summed over k in ascending order.
+// and so every address in the innermost loop is a base and a constant. Every element of C is summed over k, which counts cells, in
+// ascending order.
 // Where the processor rounds each product (no FMA) it is summed in spans of 16 terms, each by itself, and then span by span.
 #pragma once
 
-#include "engine/cpu/fma/parts.h"
-#include "engine/cpu/fma/vector.h"
+#include "engine/cpu/fma/shape.h"
 
 namespace ringattn::cpu {
 namespace {
 
-constexpr int tile_rows = RA_ROWS;
-constexpr int tile_vectors = RA_VECTORS;
-constexpr int columns = width * tile_vectors;  // of a panel
-static_assert(padding % columns == 0);
-
-constexpr std::int64_t key_block = RA_KEY_BLOCK;
-constexpr std::int64_t gradient_rows = RA_GRADIENT_ROWS;
-constexpr std::int64_t score_stride = key_block;  // floats between rows of scores
-static_assert(key_block % columns == 0);
-
-constexpr std::int64_t span = fused ? INT64_MAX : 16;
-
-// c += a b over `count` terms.
+// c += a b over `count` cells.
 template <int Rows, int Vectors, std::int64_t a_row, std::int64_t a_column>
 [[gnu::always_inline]] inline void add_terms(Vector (&c)[Rows][Vectors], const float* a, const float* b,
                                              std::int64_t count) {
@@ -41,18 +29,10 @@ template <int Rows, int Vectors, std::int64_t a_row, std::int64_t a_column>
     for (int r = 0; r < Rows; ++r) {
       const Vector left = all(a[r * a_row]);
 #pragma GCC unroll 4
-      for (int n = 0; n < Vectors; ++n) c[r][n] += left * right[n];
+      for (int n = 0; n < Vectors; ++n) add_product(c[r][n], left, right[n]);
     }
   }
 }
-
-// How rows of the left operand and of C lie: floats from one to the next.
-template <Left left>
-constexpr std::int64_t a_row = left == Left::packed    ? columns
-                               : left == Left::weights ? score_stride
-                                                       : 1;
-template <Left left>
-constexpr std::int64_t c_row = left == Left::packed ? score_stride : columns;
 
 template <Left left, int Rows, int Vectors>
 [[gnu::always_inline]] inline void add_products(Vector (&c)[Rows][Vectors], const float* a, std::int64_t a_panel,
@@ -63,10 +43,8 @@ template <Left left, int Rows, int Vectors>
       add_terms<Rows, Vectors, columns, 1>(c, a + panel * a_panel + k % columns, b + k * columns, next - k);
       k = next;
     }
-  } else if constexpr (left == Left::weights) {
-    add_terms<Rows, Vectors, score_stride, 1>(c, a + begin, b + begin * columns, end - begin);
   } else {
-    add_terms<Rows, Vectors, 1, score_stride>(c, a + begin * score_stride, b + begin * columns, end - begin);
+    add_terms<Rows, Vectors, a_row<left>, a_step<left>>(c, a + begin * a_step<left>, b + begin * columns, end - begin);
   }
 }
 
@@ -100,7 +78,7 @@ template <Left left, int Rows, int Vectors>
   }
 }
 
-// Calls f(count, first) for as many tiles of `tile_rows` rows as there are, then for what is left by halves; count() is constant.
+// Calls f(count, first) for as many tiles of `most` rows as there are, then for what is left by halves; count() is constant.
 template <int rows>
 struct Count {
   constexpr int operator()() const { return rows; }
@@ -118,35 +96,35 @@ constexpr int largest_power_below(int n) {
   while (power * 2 < n) power *= 2;
   return power;
 }
-template <class F>
+template <int most, class F>
 inline void for_each_tile(std::int64_t rows, F&& f) {
   std::int64_t first = 0;
-  for (; rows - first >= tile_rows; first += tile_rows) f(Count<tile_rows>(), first);
-  if (first < rows) for_each_rest<largest_power_below(tile_rows)>(first, rows, f);
+  for (; rows - first >= most; first += most) f(Count<most>(), first);
+  if (first < rows) for_each_rest<largest_power_below(most)>(first, rows, f);
 }
 
-template <Left left, int vectors>
+template <Left left, int most_rows, int vectors>
 void multiply_panel(const Product& p, std::int64_t panel) {
   const float* const b = p.b + panel * p.b_panel;
   float* const c = p.c + panel * p.c_panel;
-  for_each_tile(p.m, [&](auto rows, std::int64_t first) {
+  for_each_tile<most_rows>(p.m, [&](auto rows, std::int64_t first) {
     multiply_tile<left, rows(), vectors>(p, p.a + first * a_row<left>, b, c + first * c_row<left>,
                                          p.factor == nullptr ? nullptr : p.factor + first);
   });
 }
 
 // A panel at a time, so that it stays in the first cache. Of the last one only the vectors that are needed.
-template <Left left, int vectors = tile_vectors>
+template <Left left, int most_rows, int vectors = tile_vectors>
 void multiply_panels(const Product& p, std::int64_t panel) {
   const std::int64_t rest = p.n - panel * columns;
   if constexpr (vectors > 1)
-    if (rest <= (vectors - 1) * width) return multiply_panels<left, vectors - 1>(p, panel);
-  multiply_panel<left, vectors>(p, panel);
+    if (rest <= (vectors - 1) * width) return multiply_panels<left, most_rows, vectors - 1>(p, panel);
+  multiply_panel<left, most_rows, vectors>(p, panel);
 }
 
-template <Left left>
-void multiply(const Product& p) {
-  for (std::int64_t panel = 0; panel * columns < p.n; ++panel) multiply_panels<left>(p, panel);
+template <Left left, int most_rows>
+void multiply_in_registers(const Product& p) {
+  for (std::int64_t panel = 0; panel * columns < p.n; ++panel) multiply_panels<left, most_rows>(p, panel);
 }
 
 }  // namespace

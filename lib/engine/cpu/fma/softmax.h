@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "engine/cpu/fma/product.h"
+#include "engine/cpu/fma/shape.h"
 
 namespace ringattn::cpu {
 namespace {
