@@ -18,6 +18,7 @@ struct Interval {
   std::int64_t lo = 0;
   std::int64_t hi = 0;  // >= lo
   bool empty() const { return lo == hi; }
+  friend bool operator==(const Interval&, const Interval&) = default;
 };
 
 // All queries and all keys that a step has of one document. Pieces of one side never share a row or a position.

@@ -188,8 +188,7 @@ struct Differentiate {
 
   bool find_visible(const Tile& tile, const Block& block) const {
     if (!may_see(tile, block)) return false;
-    for (std::int64_t i = 0; i < tile.count; ++i)
-      scratch.seen[i] = column.item->visible(*tile.queries, tile.first + i, *block.keys, problem.kv_length(b));
+    find_seen(*column.item, *tile.queries, tile.first, tile.count, *block.keys, problem.kv_length(b), scratch.seen);
     return clip(scratch.seen, tile.count, block.first, block.count, scratch.visible);
   }
 

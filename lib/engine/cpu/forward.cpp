@@ -110,9 +110,9 @@ struct Attend {
 
   void attend_piece(const Piece& keys) const {
     std::int64_t begin = keys.length, end = 0;
+    find_seen(*unit.item, *unit.queries, unit.first, unit.rows, keys, problem.kv_length(b), scratch.seen);
     for (std::int64_t i = 0; i < unit.rows; ++i) {
-      const Interval seen = unit.item->visible(*unit.queries, unit.first + i, keys, problem.kv_length(b));
-      scratch.seen[i] = seen;
+      const Interval seen = scratch.seen[i];
       if (seen.empty()) continue;
       begin = std::min(begin, seen.lo);
       end = std::max(end, seen.hi);

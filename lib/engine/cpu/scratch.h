@@ -94,6 +94,18 @@ Scratch of_thread(const Tiles& tiles, const Problem& p, void* base, int slot) {
   return Scratch::take(arena, tiles, p);
 }
 
+// Keys of a piece that rows first .. first + rows - 1 of another see. Both ends ascend: where they are those of the last row already
+// for the first, they are those of all.
+inline void find_seen(const WorkItem& item, const Piece& queries, std::int64_t first, std::int64_t rows,
+                      const Piece& keys, std::int64_t kv_length, Interval* seen) {
+  const Interval front = item.visible(queries, first, keys, kv_length);
+  if (front == item.visible(queries, first + rows - 1, keys, kv_length)) {
+    std::fill_n(seen, rows, front);
+    return;
+  }
+  for (std::int64_t i = 0; i < rows; ++i) seen[i] = item.visible(queries, first + i, keys, kv_length);
+}
+
 // What rows see, clipped to the keys block .. block + count - 1. False if none sees any.
 inline bool clip(const Interval* seen, std::int64_t rows, std::int64_t block, std::int64_t count, Visible* visible) {
   bool any = false;
