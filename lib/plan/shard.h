@@ -27,20 +27,22 @@
 
 namespace ringattn {
 
-// Member n stands at position start + (n / block) * stride + n % block, for 0 <= n < length.
+// Member n stands at position start + (n / block) * stride + n % block, for 0 <= n < length. Where all is in the first block, as in
+// contiguous and zigzag shards, nothing is divided: this is asked for every row of every step.
 struct Run {
   std::int64_t start = 0;
   std::int64_t block = 1;
   std::int64_t stride = 1;  // >= block
   std::int64_t length = 0;
 
-  std::int64_t position(std::int64_t n) const { return start + n / block * stride + n % block; }
+  std::int64_t position(std::int64_t n) const { return n < block ? start + n : start + n / block * stride + n % block; }
 
   // How many members stand before `position`.
   std::int64_t count_below(std::int64_t position) const {
     const std::int64_t distance = position - start;
     if (distance <= 0) return 0;
-    const std::int64_t members = distance / stride * block + std::min(distance % stride, block);
+    const std::int64_t members =
+        distance < stride ? std::min(distance, block) : distance / stride * block + std::min(distance % stride, block);
     return std::min(members, length);
   }
 };

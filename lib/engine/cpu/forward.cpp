@@ -148,12 +148,13 @@ struct Attend {
 
 }  // namespace
 
-// Query rows of a unit: as many as share a packed block well, but equal parts for all threads, several each where that leaves
-// parts worth packing for. Results do not depend on it.
+// Query rows of a unit: as many as share a packed block well, but where there are several threads equal parts for all of them,
+// several each where that leaves parts worth packing for. Results do not depend on it.
 static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows, int threads) {
   constexpr std::int64_t units_per_thread = 4, least = 112;
-  const std::int64_t all = problem.batch * problem.num_heads_q * query_rows;
-  const std::int64_t most = most_unit_rows(tiles, problem), needed = all / (threads * most) + 1;
+  const std::int64_t most = most_unit_rows(tiles, problem, query_rows);
+  if (threads == 1) return most / problem.group();
+  const std::int64_t all = problem.batch * problem.num_heads_q * query_rows, needed = all / (threads * most) + 1;
   const std::int64_t wanted = std::min(units_per_thread, all / (threads * least));
   const std::int64_t rows = all / (threads * std::max(needed, wanted)) + 1;
   return std::max<std::int64_t>(1, std::min(rows, most) / problem.group());
@@ -164,9 +165,10 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   std::vector<Unit> units;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries)
-      for (std::int64_t first = 0; first < queries.length; first += unit_rows) {
-        const std::int64_t rows = std::min(unit_rows, queries.length - first);
+      for (std::int64_t first = 0, left = (queries.length + unit_rows - 1) / unit_rows; left > 0; --left) {
+        const std::int64_t rows = (queries.length - first) / left;  // equal parts
         units.push_back({&item, &queries, first, rows, estimate_cost(problem, item, queries, first, rows)});
+        first += rows;
       }
   // The longest first, so that the threads end together.
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
@@ -174,7 +176,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
-    const auto scratch = of_thread<ForwardScratch>(tiles_, problem, step.scratch, slot);
+    const auto scratch = of_thread<ForwardScratch>(tiles_, problem, step.query_rows, step.scratch, slot);
     Attend{tiles_,
            problem,
            step,

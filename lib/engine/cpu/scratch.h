@@ -11,10 +11,10 @@
 
 namespace ringattn::cpu {
 
-// Query rows of a unit, in all heads of a group: packing a block of keys is a small part of what is done with it.
-inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p) {
+// Query rows of a unit, in all heads of a group, out of so many rows of a head: packing a block of keys is a small part of what is done with it.
+inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p, std::int64_t query_rows) {
   const std::int64_t rows = tiles.unit_floats / (padded(p.head_dim) + padded(p.head_dim_v)) - tiles.key_block;
-  return std::min(rows / tiles.rows * tiles.rows, std::max<std::int64_t>(p.seqlen_q * p.group(), 1));
+  return std::max(std::min(rows / p.group(), query_rows), std::int64_t{1}) * p.group();
 }
 
 struct ForwardScratch {
@@ -24,8 +24,8 @@ struct ForwardScratch {
   Interval* seen;    // of each row of a head
   Visible* visible;  // of all rows
 
-  static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
-    const std::int64_t unit_rows = most_unit_rows(tiles, p), most = std::max(unit_rows, p.group());
+  static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t query_rows) {
+    const std::int64_t most = most_unit_rows(tiles, p, query_rows);
     ForwardScratch s;
     s.q = arena.take<float>(most * padded(p.head_dim));
     s.out = arena.take<float>(most * padded(p.head_dim_v));
@@ -33,7 +33,7 @@ struct ForwardScratch {
     s.v = arena.take<float>(tiles.key_block * padded(p.head_dim_v));
     s.max = arena.take<float>(most);
     s.sum = arena.take<float>(most);
-    s.seen = arena.take<Interval>(unit_rows);
+    s.seen = arena.take<Interval>(most / p.group());
     s.visible = arena.take<Visible>(most);
     return s;
   }
@@ -56,7 +56,7 @@ struct BackwardScratch {
   Interval* seen;
   Visible* visible;
 
-  static BackwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
+  static BackwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t) {
     const std::int64_t dim = padded(p.head_dim), dim_v = padded(p.head_dim_v);
     BackwardScratch s;
     // An item has one or two pieces of keys (plan/shard.h), each of which may end within a panel.
@@ -78,15 +78,16 @@ struct BackwardScratch {
 
 // What one thread needs, and where the thread in a slot has it.
 template <class Scratch>
-std::size_t thread_bytes(const Tiles& tiles, const Problem& p) {
+std::size_t thread_bytes(const Tiles& tiles, const Problem& p, std::int64_t query_rows) {
   Arena arena;
-  Scratch::take(arena, tiles, p);
+  Scratch::take(arena, tiles, p, query_rows);
   return arena.size();
 }
 template <class Scratch>
-Scratch of_thread(const Tiles& tiles, const Problem& p, void* base, int slot) {
-  Arena arena(static_cast<std::byte*>(base) + thread_bytes<Scratch>(tiles, p) * static_cast<std::size_t>(slot));
-  return Scratch::take(arena, tiles, p);
+Scratch of_thread(const Tiles& tiles, const Problem& p, std::int64_t query_rows, void* base, int slot) {
+  Arena arena(static_cast<std::byte*>(base) +
+              thread_bytes<Scratch>(tiles, p, query_rows) * static_cast<std::size_t>(slot));
+  return Scratch::take(arena, tiles, p, query_rows);
 }
 
 // Keys of a piece that rows first .. first + rows - 1 of another see. Both ends ascend: where they are those of the last row already
