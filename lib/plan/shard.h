@@ -139,6 +139,11 @@ class Shards {
 
   // Rows of a whole shard.
   std::int64_t rows(int rank) const { return rows_before(rank, problem_.seqlen(side_)); }
+  // What none of its pieces is longer than: a part, or in a striped shard all rows.
+  std::int64_t longest_piece(int rank) const {
+    if (problem_.sharding == Sharding::striped) return rows(rank);
+    return (problem_.seqlen(side_) + num_parts() - 1) / num_parts();
+  }
   // Numbers of the documents, one after the other, that rows begin .. end - 1 of a shard belong to.
   using Documents = std::ranges::iota_view<std::int64_t, std::int64_t>;
   Documents documents(int rank, std::int64_t begin, std::int64_t end) const {

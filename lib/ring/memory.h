@@ -21,7 +21,7 @@ struct ForwardMemory {
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
     memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.query_rows(), num_threads)));
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece(), num_threads)));
     return memory;
   }
 };
@@ -45,7 +45,7 @@ struct BackwardMemory {
     for (std::byte*& buffer : memory.foreign) buffer = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.arriving = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, plan.query_rows(), num_threads)));
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece(), num_threads)));
     return memory;
   }
 };

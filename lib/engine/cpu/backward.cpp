@@ -219,9 +219,9 @@ struct Differentiate {
 
 }  // namespace
 
-std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t query_rows, int threads) const {
-  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles_, problem, query_rows)
-                                                       : thread_bytes<BackwardScratch>(tiles_, problem, query_rows);
+std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, int threads) const {
+  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles_, problem, longest_piece)
+                                                       : thread_bytes<BackwardScratch>(tiles_, problem);
   return per_thread * static_cast<std::size_t>(threads);
 }
 
@@ -255,7 +255,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       std::size_t column, group;
       ~Passed() { progress.pass(column, group, std::numeric_limits<std::int64_t>::max() - 1); }
     } passed{progress, c, group};
-    const auto scratch = of_thread<BackwardScratch>(tiles_, problem, step.query_rows, step.scratch, slot);
+    const auto scratch = of_thread<BackwardScratch>(step.scratch, slot, tiles_, problem);
     const auto heads = static_cast<std::size_t>(problem.num_heads_kv);
     Differentiate{tiles_,
                   problem,

@@ -150,18 +150,22 @@ struct Attend {
 
 // Query rows of a unit: as many as share a packed block well, but where there are several threads equal parts for all of them,
 // several each where that leaves parts worth packing for. Results do not depend on it.
-static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows, int threads) {
+static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows,
+                                     std::int64_t longest_piece, int threads) {
   constexpr std::int64_t units_per_thread = 4, least = 112;
-  const std::int64_t most = most_unit_rows(tiles, problem, query_rows);
-  if (threads == 1) return most / problem.group();
-  const std::int64_t all = problem.batch * problem.num_heads_q * query_rows, needed = all / (threads * most) + 1;
-  const std::int64_t wanted = std::min(units_per_thread, all / (threads * least));
-  const std::int64_t rows = all / (threads * std::max(needed, wanted)) + 1;
-  return std::max<std::int64_t>(1, std::min(rows, most) / problem.group());
+  const std::int64_t most = most_unit_rows(tiles, problem, longest_piece);
+  if (threads == 1) return most;
+  const std::int64_t all = problem.batch * problem.num_heads_kv * query_rows;
+  const std::int64_t needed = all / (threads * most) + 1;
+  const std::int64_t wanted = std::min(units_per_thread, all * problem.group() / (threads * least));
+  return std::clamp<std::int64_t>(all / (threads * std::max(needed, wanted)) + 1, 1, most);
 }
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
-  const std::int64_t unit_rows = choose_unit_rows(tiles_, problem, step.query_rows, threads.count());
+  std::int64_t longest_piece = 0;
+  for (const WorkItem& item : step.items)
+    for (const Piece& queries : item.queries) longest_piece = std::max(longest_piece, queries.length);
+  const std::int64_t unit_rows = choose_unit_rows(tiles_, problem, step.query_rows, longest_piece, threads.count());
   std::vector<Unit> units;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries)
@@ -176,7 +180,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
-    const auto scratch = of_thread<ForwardScratch>(tiles_, problem, step.query_rows, step.scratch, slot);
+    const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles_, problem, longest_piece);
     Attend{tiles_,
            problem,
            step,

@@ -11,10 +11,11 @@
 
 namespace ringattn::cpu {
 
-// Query rows of a unit, in all heads of a group, out of so many rows of a head: packing a block of keys is a small part of what is done with it.
-inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p, std::int64_t query_rows) {
+// Query rows of a unit, of one head: few enough that those of all heads of a group stay near, so many that packing a block of
+// keys is a small part of what is done with it.
+inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p, std::int64_t longest_piece) {
   const std::int64_t rows = tiles.unit_floats / (padded(p.head_dim) + padded(p.head_dim_v)) - tiles.key_block;
-  return std::max(std::min(rows / p.group(), query_rows), std::int64_t{1}) * p.group();
+  return std::max(std::min(rows / p.group(), longest_piece), std::int64_t{1});
 }
 
 struct ForwardScratch {
@@ -24,8 +25,8 @@ struct ForwardScratch {
   Interval* seen;    // of each row of a head
   Visible* visible;  // of all rows
 
-  static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t query_rows) {
-    const std::int64_t most = most_unit_rows(tiles, p, query_rows);
+  static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t longest_piece) {
+    const std::int64_t rows = most_unit_rows(tiles, p, longest_piece), most = rows * p.group();
     ForwardScratch s;
     s.q = arena.take<float>(most * padded(p.head_dim));
     s.out = arena.take<float>(most * padded(p.head_dim_v));
@@ -33,7 +34,7 @@ struct ForwardScratch {
     s.v = arena.take<float>(tiles.key_block * padded(p.head_dim_v));
     s.max = arena.take<float>(most);
     s.sum = arena.take<float>(most);
-    s.seen = arena.take<Interval>(most / p.group());
+    s.seen = arena.take<Interval>(rows);
     s.visible = arena.take<Visible>(most);
     return s;
   }
@@ -56,7 +57,7 @@ struct BackwardScratch {
   Interval* seen;
   Visible* visible;
 
-  static BackwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t) {
+  static BackwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
     const std::int64_t dim = padded(p.head_dim), dim_v = padded(p.head_dim_v);
     BackwardScratch s;
     // An item has one or two pieces of keys (plan/shard.h), each of which may end within a panel.
@@ -77,17 +78,17 @@ struct BackwardScratch {
 };
 
 // What one thread needs, and where the thread in a slot has it.
-template <class Scratch>
-std::size_t thread_bytes(const Tiles& tiles, const Problem& p, std::int64_t query_rows) {
+template <class Scratch, class... Bounds>
+std::size_t thread_bytes(const Tiles& tiles, const Problem& p, Bounds... bounds) {
   Arena arena;
-  Scratch::take(arena, tiles, p, query_rows);
+  Scratch::take(arena, tiles, p, bounds...);
   return arena.size();
 }
-template <class Scratch>
-Scratch of_thread(const Tiles& tiles, const Problem& p, std::int64_t query_rows, void* base, int slot) {
+template <class Scratch, class... Bounds>
+Scratch of_thread(void* base, int slot, const Tiles& tiles, const Problem& p, Bounds... bounds) {
   Arena arena(static_cast<std::byte*>(base) +
-              thread_bytes<Scratch>(tiles, p, query_rows) * static_cast<std::size_t>(slot));
-  return Scratch::take(arena, tiles, p, query_rows);
+              thread_bytes<Scratch>(tiles, p, bounds...) * static_cast<std::size_t>(slot));
+  return Scratch::take(arena, tiles, p, bounds...);
 }
 
 // Keys of a piece that rows first .. first + rows - 1 of another see. Both ends ascend: where they are those of the last row already
