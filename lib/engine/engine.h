@@ -86,8 +86,9 @@ class Engine {
   // Empty if the engine can run the problem, else the reason why not. The only place that refuses.
   virtual std::string refusal(const Problem& problem) const = 0;
 
-  // Temporary memory of one step, aligned like memory_alignment.
-  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, int threads) const = 0;
+  // Temporary memory of one step, no piece of whose queries is longer than so many rows; aligned like memory_alignment.
+  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece,
+                                    int threads) const = 0;
 
   virtual void forward(const Problem& problem, const ForwardStep& step, Threads& threads) = 0;
   virtual void backward(const Problem& problem, const BackwardStep& step, Threads& threads) = 0;

@@ -79,6 +79,7 @@ class Plan {
 
   std::int64_t num_chunks() const { return num_chunks_; }
   std::int64_t query_rows() const { return shards(Side::query).rows(rank_); }
+  std::int64_t longest_query_piece() const { return shards(Side::query).longest_piece(rank_); }
   std::int64_t key_rows(int owner) const { return shards(Side::key_value).rows(owner); }
 
   std::int64_t chunk_rows(int owner, std::int64_t chunk) const {

@@ -27,20 +27,22 @@
 
 namespace ringattn {
 
-// Member n stands at position start + (n / block) * stride + n % block, for 0 <= n < length.
+// Member n stands at position start + (n / block) * stride + n % block, for 0 <= n < length. Where all is in the first block, as in
+// contiguous and zigzag shards, nothing is divided: this is asked for every row of every step.
 struct Run {
   std::int64_t start = 0;
   std::int64_t block = 1;
   std::int64_t stride = 1;  // >= block
   std::int64_t length = 0;
 
-  std::int64_t position(std::int64_t n) const { return start + n / block * stride + n % block; }
+  std::int64_t position(std::int64_t n) const { return n < block ? start + n : start + n / block * stride + n % block; }
 
   // How many members stand before `position`.
   std::int64_t count_below(std::int64_t position) const {
     const std::int64_t distance = position - start;
     if (distance <= 0) return 0;
-    const std::int64_t members = distance / stride * block + std::min(distance % stride, block);
+    const std::int64_t members =
+        distance < stride ? std::min(distance, block) : distance / stride * block + std::min(distance % stride, block);
     return std::min(members, length);
   }
 };
@@ -137,6 +139,11 @@ class Shards {
 
   // Rows of a whole shard.
   std::int64_t rows(int rank) const { return rows_before(rank, problem_.seqlen(side_)); }
+  // What none of its pieces is longer than: a part, or in a striped shard all rows.
+  std::int64_t longest_piece(int rank) const {
+    if (problem_.sharding == Sharding::striped) return rows(rank);
+    return (problem_.seqlen(side_) + num_parts() - 1) / num_parts();
+  }
   // Numbers of the documents, one after the other, that rows begin .. end - 1 of a shard belong to.
   using Documents = std::ranges::iota_view<std::int64_t, std::int64_t>;
   Documents documents(int rank, std::int64_t begin, std::int64_t end) const {

@@ -20,8 +20,8 @@ struct ForwardMemory {
     memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
-    memory.scratch =
-        arena.take<std::byte>(static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, num_threads)));
+    memory.scratch = arena.take<std::byte>(
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece(), num_threads)));
     return memory;
   }
 };
@@ -44,8 +44,8 @@ struct BackwardMemory {
     memory.home = arena.take<std::byte>(chunk);
     for (std::byte*& buffer : memory.foreign) buffer = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.arriving = arena.take<std::byte>(plan.travels() ? chunk : 0);
-    memory.scratch =
-        arena.take<std::byte>(static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, num_threads)));
+    memory.scratch = arena.take<std::byte>(
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece(), num_threads)));
     return memory;
   }
 };

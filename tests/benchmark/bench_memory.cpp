@@ -337,7 +337,7 @@ void run(Report& report) {
   const Ranks known = quick ? Ranks{16} : Ranks{1, 2, 4, 8, 16};
   const Ranks scaling = quick ? Ranks{2, 16} : Ranks{1, 2, 4, 8, 16};
   const std::vector<std::int64_t> lengths = {8 << 10, 64 << 10, 512 << 10};
-  const std::int64_t tokens = quick ? 32 << 10 : 64 << 10;
+  constexpr std::int64_t tokens = 64 << 10;
   const std::int64_t window = quick ? 32 : 256;
   report.note("MB = 2^20 bytes; one thread per rank");
   const std::vector<std::int64_t> documents =

@@ -262,6 +262,8 @@ TEST(Plan, ShardsCoverEveryTokenOnceInAscendingOrder) {
         }
         shortest = std::min(shortest, row_count(pieces));
         longest = std::max(longest, row_count(pieces));
+        for (const Piece& piece : pieces)
+          ASSERT_LE(piece.length, Shards(p, side, world_size).longest_piece(rank)) << reference::describe(p);
       }
       ASSERT_TRUE(std::all_of(owners.begin(), owners.end(), [](int owner) { return owner == 1; }))
           << reference::describe(p);

@@ -24,7 +24,7 @@ class CpuEngine final : public Engine {
 
   const char* name() const override { return tiles_.name; }
   std::string refusal(const Problem& problem) const override;
-  std::size_t scratch_bytes(const Problem& problem, Pass pass, int threads) const override;
+  std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, int threads) const override;
   void forward(const Problem& problem, const ForwardStep& step, Threads& threads) override;
   void backward(const Problem& problem, const BackwardStep& step, Threads& threads) override;
   void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,

@@ -242,9 +242,9 @@ struct Differentiate {
 
 }  // namespace
 
-std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, int threads) const {
+std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, int threads) const {
   const Tiles& tiles = tiles_.choose(problem, pass);
-  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem)
+  const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem, longest_piece)
                                                        : thread_bytes<BackwardScratch>(tiles, problem);
   return per_thread * static_cast<std::size_t>(threads);
 }
@@ -280,7 +280,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       std::size_t column, group;
       ~Passed() { progress.pass(column, group, std::numeric_limits<std::int64_t>::max() - 1); }
     } passed{progress, c, group};
-    const auto scratch = of_thread<BackwardScratch>(tiles, problem, step.scratch, slot);
+    const auto scratch = of_thread<BackwardScratch>(step.scratch, slot, tiles, problem);
     const auto heads = static_cast<std::size_t>(problem.num_heads_kv);
     Differentiate{tiles,
                   problem,

@@ -148,26 +148,32 @@ struct Attend {
 
 }  // namespace
 
-// Query rows of a unit: as many as share a packed block well, but equal parts for all threads, several each where that leaves
-// parts worth packing for. Results do not depend on it.
-static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows, int threads) {
+// Query rows of a unit: as many as share a packed block well, but where there are several threads equal parts for all of them,
+// several each where that leaves parts worth packing for. Results do not depend on it.
+static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem, std::int64_t query_rows,
+                                     std::int64_t longest_piece, int threads) {
   constexpr std::int64_t units_per_thread = 4, least = 112;
-  const std::int64_t all = problem.batch * problem.num_heads_q * query_rows;
-  const std::int64_t most = most_unit_rows(tiles, problem), needed = all / (threads * most) + 1;
-  const std::int64_t wanted = std::min(units_per_thread, all / (threads * least));
-  const std::int64_t rows = all / (threads * std::max(needed, wanted)) + 1;
-  return std::max<std::int64_t>(1, std::min(rows, most) / problem.group());
+  const std::int64_t most = most_unit_rows(tiles, problem, longest_piece);
+  if (threads == 1) return most;
+  const std::int64_t all = problem.batch * problem.num_heads_kv * query_rows;
+  const std::int64_t needed = all / (threads * most) + 1;
+  const std::int64_t wanted = std::min(units_per_thread, all * problem.group() / (threads * least));
+  return std::clamp<std::int64_t>(all / (threads * std::max(needed, wanted)) + 1, 1, most);
 }
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
   const Tiles& tiles = tiles_.choose(problem, Pass::forward);
-  const std::int64_t unit_rows = choose_unit_rows(tiles, problem, step.query_rows, threads.count());
+  std::int64_t longest_piece = 0;
+  for (const WorkItem& item : step.items)
+    for (const Piece& queries : item.queries) longest_piece = std::max(longest_piece, queries.length);
+  const std::int64_t unit_rows = choose_unit_rows(tiles, problem, step.query_rows, longest_piece, threads.count());
   std::vector<Unit> units;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries)
-      for (std::int64_t first = 0; first < queries.length; first += unit_rows) {
-        const std::int64_t rows = std::min(unit_rows, queries.length - first);
+      for (std::int64_t first = 0, left = (queries.length + unit_rows - 1) / unit_rows; left > 0; --left) {
+        const std::int64_t rows = (queries.length - first) / left;  // equal parts
         units.push_back({&item, &queries, first, rows, estimate_cost(problem, item, queries, first, rows)});
+        first += rows;
       }
   // The longest first, so that the threads end together.
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
@@ -175,7 +181,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
   threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
     const std::int64_t lane = index % lanes;
-    const auto scratch = of_thread<ForwardScratch>(tiles, problem, step.scratch, slot);
+    const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles, problem, longest_piece);
     Attend{tiles,
            problem,
            step,

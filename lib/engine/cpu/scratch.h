@@ -11,11 +11,12 @@
 
 namespace ringattn::cpu {
 
-// Query rows of a unit, in all heads of a group: packing a block of keys is a small part of what is done with it.
-inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p) {
+// Query rows of a unit, of one head: few enough that those of all heads of a group stay near, so many that packing a block of
+// keys is a small part of what is done with it.
+inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p, std::int64_t longest_piece) {
   const std::int64_t rows =
       tiles.unit_floats / (padded(tiles.cells(p.head_dim)) + padded(p.head_dim_v)) - tiles.key_block;
-  return std::min(rows / tiles.rows * tiles.rows, std::max<std::int64_t>(p.seqlen_q * p.group(), 1));
+  return std::max(std::min(rows / p.group(), longest_piece), std::int64_t{1});
 }
 
 struct ForwardScratch {
@@ -25,8 +26,8 @@ struct ForwardScratch {
   Interval* seen;    // of each row of a head
   Visible* visible;  // of all rows
 
-  static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
-    const std::int64_t unit_rows = most_unit_rows(tiles, p), most = std::max(unit_rows, p.group());
+  static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t longest_piece) {
+    const std::int64_t rows = most_unit_rows(tiles, p, longest_piece), most = rows * p.group();
     ForwardScratch s;
     s.q = arena.take<float>(most * padded(tiles.cells(p.head_dim)));
     s.out = arena.take<float>(most * padded(p.head_dim_v));
@@ -34,7 +35,7 @@ struct ForwardScratch {
     s.v = arena.take<float>(tiles.cells(tiles.key_block) * padded(p.head_dim_v));
     s.max = arena.take<float>(most);
     s.sum = arena.take<float>(most);
-    s.seen = arena.take<Interval>(unit_rows);
+    s.seen = arena.take<Interval>(rows);
     s.visible = arena.take<Visible>(most);
     return s;
   }
@@ -82,16 +83,17 @@ struct BackwardScratch {
 };
 
 // What one thread needs, and where the thread in a slot has it.
-template <class Scratch>
-std::size_t thread_bytes(const Tiles& tiles, const Problem& p) {
+template <class Scratch, class... Bounds>
+std::size_t thread_bytes(const Tiles& tiles, const Problem& p, Bounds... bounds) {
   Arena arena;
-  Scratch::take(arena, tiles, p);
+  Scratch::take(arena, tiles, p, bounds...);
   return arena.size();
 }
-template <class Scratch>
-Scratch of_thread(const Tiles& tiles, const Problem& p, void* base, int slot) {
-  Arena arena(static_cast<std::byte*>(base) + thread_bytes<Scratch>(tiles, p) * static_cast<std::size_t>(slot));
-  return Scratch::take(arena, tiles, p);
+template <class Scratch, class... Bounds>
+Scratch of_thread(void* base, int slot, const Tiles& tiles, const Problem& p, Bounds... bounds) {
+  Arena arena(static_cast<std::byte*>(base) +
+              thread_bytes<Scratch>(tiles, p, bounds...) * static_cast<std::size_t>(slot));
+  return Scratch::take(arena, tiles, p, bounds...);
 }
 
 // Keys of a piece that rows first .. first + rows - 1 of another see. Both ends ascend: where they are those of the last row already
