@@ -89,6 +89,7 @@ struct Target {
 
 struct Lane {
   const Tiles& tiles;
+  const Tiles& any;  // for blocks that `tiles` do not take
   const Problem& problem;
   const BackwardStep& step;
   const Threads& threads;  // asked between blocks and tiles whether the call is off
@@ -106,11 +107,11 @@ struct Lane {
     const Piece* keys;
     std::int64_t first, count;
     std::int64_t room;  // rows of scratch before it
-    bool packed = false, finite = true;
+    bool begun = false, packed = false, finite = true;
   };
 
   struct Tile : QueryTile {
-    bool packed = false, finite = true;
+    bool begun = false, packed = false, finite = true;
   };
 
   void run() const {
@@ -128,42 +129,65 @@ struct Lane {
       run_tile(blocks, tile);
     }
     for (const Block& block : blocks)
-      if (block.packed) add_gradients(block);
+      if (block.begun) add_gradients(block);
   }
 
   void run_tile(std::vector<Block>& blocks, Tile& tile) const {
     for (Block& block : blocks) {
       if (threads.cancelled()) return;
       if (!find_visible(tile, block)) continue;
+      begin(block, tile);
       if (!block.packed) pack_keys(block);
       if (!tile.packed) pack_rows(tile);
-      const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
-      const std::int64_t room = block.room;
-      tiles.differentiate({tile.count,
-                           block.count,
-                           dim(),
-                           dim_v(),
-                           scratch.q,
-                           scratch.dout,
-                           scratch.q_right,
-                           scratch.dout_right,
-                           scratch.k + tiles.cells(room) * padded(dim()),
-                           scratch.k_columns + room * tiles.cells(dim()),
-                           scratch.v_columns + room * tiles.cells(dim_v()),
-                           block.finite && tile.finite,
-                           scratch.visible,
-                           problem.softmax_scale,
-                           problem.softcap,
-                           step.lse + state,
-                           step.delta + state,
-                           scratch.scores,
-                           scratch.dk + room * padded(dim()),
-                           scratch.dv + room * padded(dim_v()),
-                           scratch.dq});
+      if (!tiles.ordinary_only() || (block.finite && tile.finite)) {
+        differentiate(block, tile);
+        continue;
+      }
+      const Lane others{any, any, problem, step, threads, scratch, cell, target, stretch_begin, b, head_kv, number};
+      others.pack_keys(block);
+      others.pack_rows(tile);
+      others.differentiate(block, tile);
+      for (Block& spoilt : blocks) spoilt.packed = false;
+      tile.packed = false;
     }
-    if (tile.packed)
+    if (tile.begun)
       tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
                          step.dq.at<float>(b, tile.row(), tile.head), step.dq.seq_stride, true, problem.softmax_scale});
+  }
+
+  void begin(Block& block, Tile& tile) const {
+    if (!block.begun) {
+      std::fill_n(scratch.dk + block.room * padded(dim()), block.count * padded(dim()), 0.0F);
+      std::fill_n(scratch.dv + block.room * padded(dim_v()), block.count * padded(dim_v()), 0.0F);
+    }
+    if (!tile.begun) std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
+    block.begun = tile.begun = true;
+  }
+
+  void differentiate(const Block& block, const Tile& tile) const {
+    const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
+    const std::int64_t room = block.room;
+    tiles.differentiate({tile.count,
+                         block.count,
+                         dim(),
+                         dim_v(),
+                         scratch.q,
+                         scratch.dout,
+                         scratch.q_right,
+                         scratch.dout_right,
+                         scratch.k + tiles.cells(room) * padded(dim()),
+                         scratch.k_columns + room * tiles.cells(dim()),
+                         scratch.v_columns + room * tiles.cells(dim_v()),
+                         block.finite && tile.finite,
+                         scratch.visible,
+                         problem.softmax_scale,
+                         problem.softcap,
+                         step.lse + state,
+                         step.delta + state,
+                         scratch.scores,
+                         scratch.dk + room * padded(dim()),
+                         scratch.dv + room * padded(dim_v()),
+                         scratch.dq});
   }
 
   bool find_visible(const Tile& tile, const Block& block) const {
@@ -184,8 +208,6 @@ struct Lane {
     const bool v_finite = tiles.pack_columns(rows_of(step.v, row, head_kv, count, dim_v(),
                                                      scratch.v_columns + room * tiles.cells(dim_v()),
                                                      tiles.cells(dim_v()) * tiles.columns));
-    std::fill_n(scratch.dk + room * padded(dim()), count * padded(dim()), 0.0F);
-    std::fill_n(scratch.dv + room * padded(dim_v()), count * padded(dim_v()), 0.0F);
     block.packed = true;
     block.finite = k_finite && v_finite;
   }
@@ -200,7 +222,6 @@ struct Lane {
     };
     const bool q_finite = pack(step.q, dim(), scratch.q, scratch.q_right),
                dout_finite = pack(step.dout, dim_v(), scratch.dout, scratch.dout_right);
-    std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
     tile.packed = true;
     tile.finite = q_finite && dout_finite;
   }
@@ -293,6 +314,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
       if (cell.lanes > 1) std::fill_n(target.dk, cell.rows * (problem.head_dim + problem.head_dim_v), 0.0F);
       const auto scratch = of_thread<BackwardScratch>(tiles, problem, step.scratch, slot);
       Lane{tiles,
+           *tiles_.any,
            problem,
            step,
            threads,
