@@ -103,6 +103,15 @@ inline Matrix packed(std::int64_t columns, const Matrix& from, std::int64_t rows
 inline float term_of(float cell, std::int64_t terms, std::int64_t term) {
   return terms == 1 ? cell : std::bit_cast<float>(term == 0 ? bits(cell) << 16 : bits(cell) & 0xffff0000U);
 }
+// A number as a sum of parts in bfloat16.
+inline float part_of(float x, std::int64_t parts, std::int64_t part) {
+  if (parts == 1) return x;
+  for (;; --part) {
+    const auto nearest = static_cast<float>(reference::rounded(x, DType::bfloat16));
+    if (part == 0) return nearest;
+    x -= nearest;
+  }
+}
 inline float cell_of(float first, float second, std::int64_t terms) {
   return terms == 1 ? first : std::bit_cast<float>(bits(first) >> 16 | (bits(second) & 0xffff0000U));
 }
@@ -112,13 +121,18 @@ inline float cell_of(float first, float second, std::int64_t terms) {
 enum class Operand { left, right, columns };
 inline Matrix packed(const Tiles& tiles, Operand operand, const Matrix& from, std::int64_t rows, std::int64_t dim) {
   const bool down = operand == Operand::right;
-  Matrix cells = in_rows(down ? tiles.cells(rows) : rows, down ? dim : tiles.cells(dim));
-  const auto value = [&](std::int64_t i, std::int64_t j) { return i < rows && j < dim ? from(i, j) : 0.0F; };
-  const std::int64_t n = tiles.terms, height = down ? tiles.cells(rows) : rows, wide = cells.row;
+  const std::int64_t n = tiles.terms, height = down ? tiles.cells(rows) : rows, wide = down ? dim : tiles.cells(dim);
+  const std::int64_t one_part = (down ? height : wide) / tiles.summands;
+  Matrix cells = in_rows(height, wide);
+  const auto value = [&](std::int64_t i, std::int64_t j, std::int64_t part) {
+    return i < rows && j < dim ? part_of(from(i, j), tiles.summands, part) : 0.0F;
+  };
   for (std::int64_t i = 0; i < height; ++i)
-    for (std::int64_t j = 0; j < wide; ++j)
-      cells(i, j) =
-          down ? cell_of(value(i * n, j), value(i * n + 1, j), n) : cell_of(value(i, j * n), value(i, j * n + 1), n);
+    for (std::int64_t j = 0; j < wide; ++j) {
+      const std::int64_t part = (down ? i : j) / one_part, k = (down ? i : j) % one_part * n;
+      cells(i, j) = down ? cell_of(value(k, j, part), value(k + 1, j, part), n)
+                         : cell_of(value(i, k, part), value(i, k + 1, part), n);
+    }
   if (operand != Operand::columns) return packed(tiles.columns, cells, height, wide);
   Matrix transposed = in_rows(wide, height);
   for (std::int64_t i = 0; i < height; ++i)

@@ -141,8 +141,8 @@ TEST(Sweep, Sample) {
 
 // Of the types that engines have tiles of their own for.
 TEST(Sweep, SampleOfOwnTypes) {
-  sweep(test::sample(500), [](int, const Choice& choice) {
-    return static_cast<DType>(choice[3] + 1) == DType::bfloat16 && dims[static_cast<std::size_t>(choice[5])][0] > 1;
+  sweep(test::sample(240), [](int, const Choice& choice) {
+    return static_cast<DType>(choice[3] + 1) != DType::float16 && dims[static_cast<std::size_t>(choice[5])][0] > 1;
   });
 }
 

@@ -1,6 +1,7 @@
 // AMX: tiles of pairs in bfloat16, and the registers of AVX-512 for all that is not a product.
 #define RA_WIDTH 16
 #define RA_TERMS 2
+#define RA_SUMMANDS 1
 #define RA_AMX 1
 #define RA_ROWS 32
 #define RA_VECTORS 2

@@ -13,6 +13,7 @@ struct EngineTiles {
   const char* name;
   const Tiles* any;                 // for any problem
   const Tiles* bfloat16 = nullptr;  // where weights may be rounded to bfloat16, if there are tiles for that
+  const Tiles* split = nullptr;     // where numbers may be split into parts; `any` takes the blocks that these do not
 
   // By the problem alone: a pure function.
   const Tiles& choose(const Problem& problem, Pass pass) const;

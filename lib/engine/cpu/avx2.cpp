@@ -1,6 +1,7 @@
 // AVX2 with FMA: 16 registers of 8 floats.
 #define RA_WIDTH 8
 #define RA_TERMS 1
+#define RA_SUMMANDS 1
 #define RA_AMX 0
 #define RA_ROWS 6
 #define RA_VECTORS 2

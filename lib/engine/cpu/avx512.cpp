@@ -1,6 +1,7 @@
 // AVX-512: 32 registers of 16 floats.
 #define RA_WIDTH 16
 #define RA_TERMS 1
+#define RA_SUMMANDS 1
 #define RA_AMX 0
 #define RA_ROWS 6
 #define RA_VECTORS 4

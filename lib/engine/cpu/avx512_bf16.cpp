@@ -1,6 +1,7 @@
 // AVX512_BF16: the registers of AVX-512, and products of pairs in bfloat16.
 #define RA_WIDTH 16
 #define RA_TERMS 2
+#define RA_SUMMANDS 1
 #define RA_AMX 0
 #define RA_ROWS 6
 #define RA_VECTORS 4

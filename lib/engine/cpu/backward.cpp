@@ -99,6 +99,7 @@ class Progress {
 
 struct Differentiate {
   const Tiles& tiles;
+  const Tiles& any;  // for blocks that `tiles` do not take
   const Problem& problem;
   const BackwardStep& step;
   const Threads& threads;  // asked between blocks and tiles whether the call is off
@@ -114,11 +115,11 @@ struct Differentiate {
     const Piece* keys;
     std::int64_t first, count;
     std::int64_t room;  // rows of scratch before it
-    bool packed = false, finite = true;
+    bool begun = false, packed = false, finite = true;
   };
 
   struct Tile : QueryTile {
-    bool packed = false, finite = true;
+    bool begun = false, packed = false, finite = true;
   };
 
   // `wait(number)`: until the tile is this column's; false if the call is off. `pass(number)`: it has done with it.
@@ -141,42 +142,65 @@ struct Differentiate {
                              pass(number);
                            });
     for (const Block& block : blocks)
-      if (block.packed) add_gradients(block);
+      if (block.begun) add_gradients(block);
   }
 
   void run_tile(std::vector<Block>& blocks, Tile& tile) const {
     for (Block& block : blocks) {
       if (threads.cancelled()) return;
       if (!find_visible(tile, block)) continue;
+      begin(block, tile);
       if (!block.packed) pack_keys(block);
       if (!tile.packed) pack_rows(tile);
-      const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
-      const std::int64_t room = block.room;
-      tiles.differentiate({tile.count,
-                           block.count,
-                           dim(),
-                           dim_v(),
-                           scratch.q,
-                           scratch.dout,
-                           scratch.q_right,
-                           scratch.dout_right,
-                           scratch.k + tiles.cells(room) * padded(dim()),
-                           scratch.k_columns + room * tiles.cells(dim()),
-                           scratch.v_columns + room * tiles.cells(dim_v()),
-                           block.finite && tile.finite,
-                           scratch.visible,
-                           problem.softmax_scale,
-                           problem.softcap,
-                           step.lse + state,
-                           step.delta + state,
-                           scratch.scores,
-                           scratch.dk + room * padded(dim()),
-                           scratch.dv + room * padded(dim_v()),
-                           scratch.dq});
+      if (!tiles.ordinary_only() || (block.finite && tile.finite)) {
+        differentiate(block, tile);
+        continue;
+      }
+      const Differentiate others{any, any, problem, step, threads, scratch, column, b, head_kv};
+      others.pack_keys(block);
+      others.pack_rows(tile);
+      others.differentiate(block, tile);
+      for (Block& spoilt : blocks) spoilt.packed = false;
+      tile.packed = false;
     }
-    if (tile.packed)
+    if (tile.begun)
       tiles.unpack_rows({scratch.dq, tile.count * tiles.columns, tile.count, dim(),
                          step.dq.at<float>(b, tile.row(), tile.head), step.dq.seq_stride, true, problem.softmax_scale});
+  }
+
+  void begin(Block& block, Tile& tile) const {
+    if (!block.begun) {
+      std::fill_n(scratch.dk + block.room * padded(dim()), block.count * padded(dim()), 0.0F);
+      std::fill_n(scratch.dv + block.room * padded(dim_v()), block.count * padded(dim_v()), 0.0F);
+    }
+    if (!tile.begun) std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
+    block.begun = tile.begun = true;
+  }
+
+  void differentiate(const Block& block, const Tile& tile) const {
+    const std::int64_t state = (b * problem.num_heads_q + tile.head) * step.query_rows + tile.row();
+    const std::int64_t room = block.room;
+    tiles.differentiate({tile.count,
+                         block.count,
+                         dim(),
+                         dim_v(),
+                         scratch.q,
+                         scratch.dout,
+                         scratch.q_right,
+                         scratch.dout_right,
+                         scratch.k + tiles.cells(room) * padded(dim()),
+                         scratch.k_columns + room * tiles.cells(dim()),
+                         scratch.v_columns + room * tiles.cells(dim_v()),
+                         block.finite && tile.finite,
+                         scratch.visible,
+                         problem.softmax_scale,
+                         problem.softcap,
+                         step.lse + state,
+                         step.delta + state,
+                         scratch.scores,
+                         scratch.dk + room * padded(dim()),
+                         scratch.dv + room * padded(dim_v()),
+                         scratch.dq});
   }
 
   // The keys that rows see ascend.
@@ -202,8 +226,6 @@ struct Differentiate {
     const bool v_finite = tiles.pack_columns(rows_of(step.v, row, head_kv, count, dim_v(),
                                                      scratch.v_columns + room * tiles.cells(dim_v()),
                                                      tiles.cells(dim_v()) * tiles.columns));
-    std::fill_n(scratch.dk + room * padded(dim()), count * padded(dim()), 0.0F);
-    std::fill_n(scratch.dv + room * padded(dim_v()), count * padded(dim_v()), 0.0F);
     block.packed = true;
     block.finite = k_finite && v_finite;
   }
@@ -218,7 +240,6 @@ struct Differentiate {
     };
     const bool q_finite = pack(step.q, dim(), scratch.q, scratch.q_right),
                dout_finite = pack(step.dout, dim_v(), scratch.dout, scratch.dout_right);
-    std::fill_n(scratch.dq, tile.count * padded(dim()), 0.0F);
     tile.packed = true;
     tile.finite = q_finite && dout_finite;
   }
@@ -283,6 +304,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
     const auto scratch = of_thread<BackwardScratch>(step.scratch, slot, tiles, problem);
     const auto heads = static_cast<std::size_t>(problem.num_heads_kv);
     Differentiate{tiles,
+                  *tiles_.any,
                   problem,
                   step,
                   threads,

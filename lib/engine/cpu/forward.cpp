@@ -50,6 +50,7 @@ std::int64_t estimate_cost(const Problem& problem, const WorkItem& item, const P
 
 struct Attend {
   const Tiles& tiles;
+  const Tiles& any;  // for blocks that `tiles` do not take
   const Problem& problem;
   const ForwardStep& step;
   const Threads& threads;  // asked between blocks whether the call is off
@@ -67,14 +68,21 @@ struct Attend {
   std::int64_t state(std::int64_t g) const { return (b * problem.num_heads_q + head(g)) * step.query_rows + stored(); }
 
   void run() const {
+    const bool ordinary = pack_queries();
     begin();
-    for (const Piece& keys : unit.item->keys) attend_piece(keys);
+    for (const Piece& keys : unit.item->keys) attend_piece(keys, ordinary);
     step.last ? finish() : keep();
   }
 
   // Rows of the q and the out of this unit lie in panels of all its rows, head by head.
+  bool pack_queries() const {
+    bool ordinary = true;
+    for (std::int64_t g = 0; g < problem.group(); ++g)
+      ordinary = tiles.pack_left(rows_of(step.q, g, dim(), scratch.q)) && ordinary;
+    return ordinary;
+  }
+
   void begin() const {
-    for (std::int64_t g = 0; g < problem.group(); ++g) tiles.pack_left(rows_of(step.q, g, dim(), scratch.q));
     if (step.first) {
       std::fill_n(scratch.out, total() * padded(dim_v()), 0.0F);
       std::fill_n(scratch.max, total(), -infinity);
@@ -108,7 +116,7 @@ struct Attend {
     }
   }
 
-  void attend_piece(const Piece& keys) const {
+  void attend_piece(const Piece& keys, bool ordinary) const {
     std::int64_t begin = keys.length, end = 0;
     find_seen(*unit.item, *unit.queries, unit.first, unit.rows, keys, problem.kv_length(b), scratch.seen);
     for (std::int64_t i = 0; i < unit.rows; ++i) {
@@ -119,18 +127,25 @@ struct Attend {
     }
     for (std::int64_t block = begin / tiles.key_block * tiles.key_block; block < end && !threads.cancelled();
          block += tiles.key_block)
-      attend_block(keys, block, std::min(tiles.key_block, keys.length - block));
+      attend_block(keys, block, std::min(tiles.key_block, keys.length - block), ordinary);
   }
 
-  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
+  // `ordinary`: all of q.
+  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count, bool ordinary) const {
     if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) return;
     for (std::int64_t g = 1; g < problem.group(); ++g)
       std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
     const std::int64_t row = keys.row + block;
-    tiles.pack_columns({problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count, dim(), scratch.k,
-                        tiles.cells(dim()) * tiles.columns});
+    const bool k_finite = tiles.pack_columns({problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count,
+                                              dim(), scratch.k, tiles.cells(dim()) * tiles.columns});
     const bool finite = tiles.pack_right({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
                                           dim_v(), scratch.v, tiles.cells(count) * tiles.columns});
+    if (tiles.ordinary_only() && !(ordinary && k_finite && finite)) {
+      const Attend others{any, any, problem, step, threads, scratch, unit, b, head_kv};
+      others.attend_block(keys, block, count, others.pack_queries());
+      pack_queries();
+      return;
+    }
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
                   problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum});
   }
@@ -183,6 +198,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
     const std::int64_t lane = index % lanes;
     const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles, problem, longest_piece);
     Attend{tiles,
+           *tiles_.any,
            problem,
            step,
            threads,

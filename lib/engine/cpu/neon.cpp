@@ -1,6 +1,7 @@
 // NEON: 32 registers of 4 floats, and FMA, on every aarch64 processor.
 #define RA_WIDTH 4
 #define RA_TERMS 1
+#define RA_SUMMANDS 1
 #define RA_AMX 0
 #define RA_ROWS 6
 #define RA_VECTORS 4

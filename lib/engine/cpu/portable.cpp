@@ -1,6 +1,7 @@
 // The portable engine: whatever the compiler's baseline for the target offers.
 #define RA_WIDTH 4
 #define RA_TERMS 1
+#define RA_SUMMANDS 1
 #define RA_AMX 0
 #define RA_ROWS 6
 #define RA_VECTORS 2

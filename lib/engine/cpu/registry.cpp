@@ -55,20 +55,22 @@ bool has_amx() {
 }  // namespace
 
 // Rounded weights, and gradients of scores, cost a result about as much as its own rounding does, so long as errors average out:
-// not where results are kept in more digits, and not where there are but a few of them.
+// not where results are kept in more digits, and not where there are but a few of them. Split numbers lose nothing, but their
+// products are made of whole tiles.
 const cpu::Tiles& cpu::EngineTiles::choose(const Problem& p, Pass pass) const {
   constexpr std::int64_t few = 32;
   const bool all_bfloat16 = p.dtype == DType::bfloat16 && p.out_dtype == DType::bfloat16 &&
                             (pass == Pass::forward || p.grad_dtype == DType::bfloat16);
   const bool many = std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
-  return bfloat16 != nullptr && all_bfloat16 && many ? *bfloat16 : *any;
+  if (bfloat16 != nullptr && all_bfloat16 && many) return *bfloat16;
+  return split != nullptr && p.dtype != DType::float16 && many ? *split : *any;
 }
 
 std::vector<cpu::EngineTiles> cpu::cpu_engines() {
   std::vector<EngineTiles> engines;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (has_amx()) engines.push_back({"amx", &avx512_tiles(), &amx_tiles()});
+  if (has_amx()) engines.push_back({"amx", &avx512_tiles(), &amx_tiles(), &amx_split_tiles()});
   if (has_avx512_bf16()) engines.push_back({"avx512_bf16", &avx512_tiles(), &avx512_bf16_tiles()});
   if (has_avx512()) engines.push_back({"avx512", &avx512_tiles()});
   if (has_avx2()) engines.push_back({"avx2", &avx2_tiles()});
@@ -82,7 +84,7 @@ std::vector<cpu::EngineTiles> cpu::cpu_engines() {
 std::vector<const cpu::Tiles*> cpu::cpu_tiles() {
   std::vector<const Tiles*> all;
   for (const EngineTiles& engine : cpu_engines())
-    for (const Tiles* tiles : {engine.bfloat16, engine.any})
+    for (const Tiles* tiles : {engine.bfloat16, engine.split, engine.any})
       if (tiles != nullptr && std::find(all.begin(), all.end(), tiles) == all.end()) all.push_back(tiles);
   return all;
 }

@@ -75,7 +75,7 @@ struct BackwardScratch {
     s.q_right = tiles.terms == 1 ? s.q : arena.take<float>(tiles.cells(tiles.gradient_rows) * dim);
     s.dout_right = tiles.terms == 1 ? s.dout : arena.take<float>(tiles.cells(tiles.gradient_rows) * dim_v);
     s.dq = arena.take<float>(tiles.gradient_rows * dim);
-    s.scores = arena.take<float>(2 * tiles.gradient_rows * tiles.key_block);
+    s.scores = arena.take<float>(tiles.score_floats);
     s.seen = arena.take<Interval>(tiles.gradient_rows);
     s.visible = arena.take<Visible>(tiles.gradient_rows);
     return s;

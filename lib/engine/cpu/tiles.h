@@ -8,6 +8,8 @@
 // Results are floats. An operand of a product consists of cells of four bytes, each of which holds one term of the sum, a float,
 // or two that are neighbours along the dimension that is summed over, in bfloat16: as a left operand [rows, dim] becomes
 // [rows, cells(dim)], as a right one that is summed over rows [cells(rows), dim]. What is missing in a last cell is 0.
+// A float may also be the sum of three parts in bfloat16: then the dimension that is summed over holds the cells of all first
+// parts, and then those of the second and the third ones.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +28,7 @@ struct Visible {
 };
 
 // Rows of a tensor, `stride` elements apart, and where they are packed: `panel` floats, or cells, from one panel to the next.
-// Cells of two terms take bfloat16 only.
+// Cells of two terms and one part take bfloat16 only.
 struct PackedRows {
   DType dtype;
   const void* from;
@@ -76,7 +78,7 @@ struct GradientTile {
   const Visible* visible;                  // [rows]
   float scale, softcap;
   const float *lse, *delta;  // [rows]
-  float* scores;             // room for 2 * gradient_rows * key_block floats
+  float* scores;             // room for Tiles::score_floats
   float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to
 };
 
@@ -95,16 +97,24 @@ struct Parts;  // fma/parts.h
 
 struct Tiles {
   const char* name;
-  std::int64_t terms;        // of a cell
-  std::int64_t columns;      // of a panel
-  std::int64_t key_block;    // keys that are packed and attended at a time
-  std::int64_t rows;         // of a register tile
+  std::int64_t terms;          // of a cell
+  std::int64_t summands;       // of a number
+  std::int64_t part_multiple;  // of cells, that one part of a row or column takes
+  std::int64_t columns;        // of a panel
+  std::int64_t key_block;      // keys that are packed and attended at a time
+  std::int64_t rows;           // of a register tile
   std::int64_t unit_floats;  // forward: a packed block and the query rows that share it, streamed from the second cache
   std::int64_t gradient_rows;  // and backward
+  std::int64_t score_floats;   // of GradientTile::scores
 
-  std::int64_t cells(std::int64_t n) const { return (n + terms - 1) / terms; }
+  std::int64_t cells(std::int64_t n) const {
+    const std::int64_t multiple = terms * part_multiple;
+    return (n + multiple - 1) / multiple * part_multiple * summands;
+  }
+  // They do not take blocks of which something is not finite, or so small that its parts would be 0.
+  bool ordinary_only() const { return summands > 1; }
 
-  bool (*pack_rows)(const PackedRows& rows);  // as floats; they return whether all values are finite
+  bool (*pack_rows)(const PackedRows& rows);  // as floats; they return whether all values are finite, or ordinary
   bool (*pack_left)(const PackedRows& rows);  // as cells of a left operand
   bool (*pack_right)(const PackedRows& rows);
   bool (*pack_columns)(const PackedRows& rows);  // as a right operand that is summed over dim
@@ -129,5 +139,6 @@ const Tiles& avx512_tiles();
 const Tiles& avx512_bf16_tiles();
 const Tiles& amx_tiles();
 const Tiles& neon_tiles();
+const Tiles& amx_split_tiles();
 
 }  // namespace ringattn::cpu

@@ -1,4 +1,4 @@
-// Products of small matrices on AMX: 2 x 2 tiles of C, 32 rows and a panel, summed over k, 16 cells at a time.
+// Products of small matrices on AMX: 2 x 2 tiles of C, 32 x 32, summed over k, 16 cells at a time, for each pair of parts.
 //
 // A tile of A is 16 rows of 16 cells, wherever they lie at equal distances. A tile of B is 16 cells of k, 16 columns of each: a part
 // of a panel as it is. Tiles are whole: rows that A lacks, and cells of k that B lacks, are zeros in a copy of its last tile. Cells
@@ -11,7 +11,8 @@
 namespace ringattn::cpu {
 namespace {
 
-static_assert(columns == 2 * amx_cells && tile_rows == 2 * amx_rows && terms == 2);
+constexpr std::int64_t block_columns = 2 * amx_cells;
+static_assert(columns % block_columns == 0 && tile_rows == 2 * amx_rows && terms == 2);
 
 inline void begin_products() { configure_tiles(); }
 inline void end_products() { release_tiles(); }
@@ -21,8 +22,8 @@ struct TileRows {
   const float* at;
   std::int64_t row, panel;
   template <int tile>
-  void load(std::int64_t step) const {
-    load_tile<tile>(at + step / 2 * panel + step % 2 * amx_cells, row);
+  void load(std::int64_t k) const {
+    load_tile<tile>(at + k / columns * panel + k % columns, row);
   }
 };
 
@@ -35,8 +36,8 @@ struct LastRows {
               r < rows ? read(from.at + cell / columns * from.panel + r * from.row + cell % columns) : Vector{});
     return {cells, most, columns};
   }
-  static constexpr std::int64_t most = 128;  // of k
-  static_assert(most_head_dim <= most * terms && key_block <= most * terms && gradient_rows <= most * terms);
+  static constexpr std::int64_t most = summands * 128;  // of k
+  static_assert(most_head_dim <= 256 && key_block <= 256 && gradient_rows <= 256);
   alignas(64) float cells[amx_rows * most];
 };
 
@@ -48,38 +49,40 @@ void multiply_block(const Product& p, const TileRows& upper, const TileRows& low
   if constexpr (Columns > 1) clear_tile<1>();
   if constexpr (Rows > 1) clear_tile<2>();
   if constexpr (Rows > 1 && Columns > 1) clear_tile<3>();
-  const auto add = [&](std::int64_t step, const float* right) {
+  const auto add = [&](std::int64_t k, const float* right) {
     load_tile<6>(right, columns);
     if constexpr (Columns > 1) load_tile<7>(right + amx_cells, columns);
-    upper.load<4>(step);
+    upper.load<4>(k);
     multiply_tiles<0, 4, 6>();
     if constexpr (Columns > 1) multiply_tiles<1, 4, 7>();
     if constexpr (Rows > 1) {
-      lower.load<5>(step);
+      lower.load<5>(k);
       multiply_tiles<2, 5, 6>();
       if constexpr (Columns > 1) multiply_tiles<3, 5, 7>();
     }
   };
-  const std::int64_t whole = p.k / amx_cells, rest = p.k % amx_cells;
-  for (std::int64_t step = 0; step < whole; ++step) add(step, b + step * amx_cells * columns);
+  const std::int64_t rest = p.k % amx_cells, whole = p.k - rest;
+  for (const PartPair pair : kept)
+    for (std::int64_t k = 0; k < whole; k += amx_cells)
+      add(pair.a * p.a_part + k, b + (pair.b * p.b_part + k) * columns);
   if (rest > 0) {
     alignas(64) float last[amx_cells * columns];
     for (std::int64_t k = 0; k < amx_cells; ++k)
-      for (std::int64_t n = 0; n < columns; n += width)
-        write(last + k * columns + n, k < rest ? read(b + (whole * amx_cells + k) * columns + n) : Vector{});
+      for (std::int64_t n = 0; n < block_columns; n += width)
+        write(last + k * columns + n, k < rest ? read(b + (whole + k) * columns + n) : Vector{});
     add(whole, last);
   }
 
-  alignas(64) float sums[tile_rows * columns];
-  store_tile<0>(sums, columns);
-  if constexpr (Columns > 1) store_tile<1>(sums + amx_cells, columns);
-  if constexpr (Rows > 1) store_tile<2>(sums + amx_rows * columns, columns);
-  if constexpr (Rows > 1 && Columns > 1) store_tile<3>(sums + amx_rows * columns + amx_cells, columns);
+  alignas(64) float sums[tile_rows * block_columns];
+  store_tile<0>(sums, block_columns);
+  if constexpr (Columns > 1) store_tile<1>(sums + amx_cells, block_columns);
+  if constexpr (Rows > 1) store_tile<2>(sums + amx_rows * block_columns, block_columns);
+  if constexpr (Rows > 1 && Columns > 1) store_tile<3>(sums + amx_rows * block_columns + amx_cells, block_columns);
   const auto leave = [&](auto result) {
     for (std::int64_t r = 0; r < rows; ++r)
       for (int n = 0; n < Columns; ++n) {
         float* const at = c + r * c_row<left> + n * width;
-        write(at, result(at, r, read(sums + r * columns + n * width)));
+        write(at, result(at, r, read(sums + r * block_columns + n * width)));
       }
   };
   const float scale = p.scale;
@@ -102,13 +105,13 @@ void multiply(const Product& p) {
     TileRows lower{upper.at + amx_rows * upper.row, upper.row, upper.panel};
     LastRows last;
     if (rows < amx_rows)
-      upper = last.copy(upper, rows, p.k);
+      upper = last.copy(upper, rows, (summands - 1) * p.a_part + p.k);
     else if (amx_rows < rows && rows < tile_rows)
-      lower = last.copy(lower, rows - amx_rows, p.k);
+      lower = last.copy(lower, rows - amx_rows, (summands - 1) * p.a_part + p.k);
     const float* const factor = p.factor == nullptr ? nullptr : p.factor + first;
-    for (std::int64_t n = 0; n < p.n; n += columns) {
-      const float* const b = p.b + n / columns * p.b_panel;
-      float* const c = p.c + n / columns * p.c_panel + first * c_row<left>;
+    for (std::int64_t n = 0; n < p.n; n += block_columns) {
+      const float* const b = p.b + n / columns * p.b_panel + n % columns;
+      float* const c = p.c + n / columns * p.c_panel + first * c_row<left> + n % columns;
       const bool wide = p.n - n > amx_cells;
       if (rows > amx_rows)
         wide ? multiply_block<left, 2, 2>(p, upper, lower, rows, b, c, factor)

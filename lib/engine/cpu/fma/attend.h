@@ -36,7 +36,7 @@ constexpr std::int64_t whole_vectors(std::int64_t n) { return (n + width - 1) / 
 
 // Rows of `a` hold weights, 0 where hidden.
 void multiply_weights(const Product& p, const Visible* visible, bool finite) {
-  if (finite) return multiply<Left::weights>(p);
+  if (finite || summands > 1) return multiply<Left::weights>(p);
   for (std::int64_t i = 0; i < p.m; ++i) {
     Product row = p;
     row.m = 1;
@@ -51,13 +51,15 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   const Stretch seen = seen_by(t.visible + first, rows);
   if (seen.count() <= 0) return;
   alignas(64) float scores[strip_rows * score_stride];
+  alignas(64) float joined[summands == 1 ? 1 : strip_rows * a_row<Left::weights>];
+  float* const weights = summands == 1 ? scores : joined;
   float factor[strip_rows];
   Visible visible[strip_rows];
   for (std::int64_t r = 0; r < rows; ++r) visible[r] = clipped(t.visible[first + r], seen);
   Product product;
   product.m = rows;
   product.n = whole_vectors(seen.count());
-  product.k = cells(t.dim);
+  product.k = product.a_part = product.b_part = part_cells(t.dim);
   product.a = t.q + first * columns;
   product.a_panel = t.rows * columns;
   product.b = t.k + seen.begin * cells(t.dim);
@@ -68,12 +70,14 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   multiply<Left::packed>(product);
 
   softmax({rows, product.n, scores, visible, t.softcap, t.max + first, t.sum + first, factor});
-  join_columns(scores, rows, product.n);
+  join_columns(scores, rows, product.n, weights);
 
   product.n = t.dim_v;
-  product.k = cells(seen.count());
-  product.a = scores;
-  product.b = t.v + cells(seen.begin) * columns;
+  product.k = part_cells(seen.count());
+  product.a = weights;
+  product.a_part = score_part<Left::weights>;
+  product.b = t.v + part_cells(seen.begin) * columns;
+  product.b_part = part_cells(t.keys);
   product.b_panel = cells(t.keys) * columns;
   product.c = t.out + first * columns;
   product.c_panel = t.rows * columns;

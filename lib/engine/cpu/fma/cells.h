@@ -12,7 +12,14 @@ namespace {
 
 constexpr int terms = RA_TERMS;
 constexpr bool on_amx = RA_AMX;  // and not in registers alone
-constexpr std::int64_t cells(std::int64_t n) { return (n + terms - 1) / terms; }
+constexpr int summands = RA_SUMMANDS;
+constexpr int part_multiple = summands == 1 ? 1 : 16;
+// That one part of n numbers takes, and all.
+constexpr std::int64_t part_cells(std::int64_t n) {
+  constexpr std::int64_t multiple = terms * part_multiple;
+  return (n + multiple - 1) / multiple * part_multiple;
+}
+constexpr std::int64_t cells(std::int64_t n) { return summands * part_cells(n); }
 
 #if RA_TERMS == 1
 
@@ -59,6 +66,26 @@ inline Vector round_rows(Vector low, Vector high) {
                                                                  11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(order), to_bfloat16(low, high)));
 }
+
+// The parts of numbers: each what those before it have left over, rounded half away from zero, and at last the rest.
+inline void split(Vector x, Vector (&part)[summands]) {
+#pragma GCC unroll 3
+  for (int i = 0; i + 1 < summands; ++i) {
+    part[i] = from_bits((bits(x) + 0x8000U) & 0xffff0000U);
+    x -= part[i];
+  }
+  part[summands - 1] = x;
+}
+
+// The products of parts that are made, the smallest first. Those that are not are less than 2^-23 of the product.
+struct PartPair {
+  int a, b;
+};
+#if RA_SUMMANDS == 1
+constexpr PartPair kept[] = {{0, 0}};
+#else
+constexpr PartPair kept[] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
+#endif
 
 struct PairedRow {
   static Vector read(const void* row, std::int64_t at, std::int64_t count) {

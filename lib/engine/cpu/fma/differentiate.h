@@ -21,7 +21,7 @@ inline Stretch rows_that_see(const Visible* visible, std::int64_t rows, std::int
 
 // Columns of `a` hold weights, 0 where hidden: product row j is key j.
 void multiply_transposed(const Product& p, const Visible* visible, std::int64_t rows, bool finite) {
-  if (finite) return multiply<Left::transposed>(p);
+  if (finite || summands > 1) return multiply<Left::transposed>(p);
   for (std::int64_t j = 0; j < p.m; ++j) {
     const Stretch seeing = rows_that_see(visible, rows, j);
     Product key = p;
@@ -48,7 +48,7 @@ void differentiate(const GradientTile& t) {
       Product product;
       product.m = rows;
       product.n = wide;
-      product.k = cells(dim);
+      product.k = product.a_part = product.b_part = part_cells(dim);
       product.a = a + first * columns;
       product.a_panel = row_panel;
       product.b = b + seen.begin * cells(dim);
@@ -68,8 +68,9 @@ void differentiate(const GradientTile& t) {
     Product product;
     product.m = count;
     product.n = dim;
-    product.k = cells(t.rows);
+    product.k = product.b_part = part_cells(t.rows);
     product.a = a;
+    product.a_part = score_part<Left::transposed>;
     product.b = b;
     product.b_panel = cells(t.rows) * columns;
     product.c = to + seen.begin * columns;
@@ -83,9 +84,11 @@ void differentiate(const GradientTile& t) {
   Product product;
   product.m = t.rows;
   product.n = t.dim;
-  product.k = cells(count);
+  product.k = part_cells(count);
   product.a = scores.dscores_left;
-  product.b = t.k + cells(seen.begin) * columns;
+  product.a_part = score_part<Left::weights>;
+  product.b = t.k + part_cells(seen.begin) * columns;
+  product.b_part = part_cells(t.keys);
   product.b_panel = cells(t.keys) * columns;
   product.c = t.dq;
   product.c_panel = row_panel;

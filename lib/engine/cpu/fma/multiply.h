@@ -24,7 +24,7 @@ void multiply(const Product& p) {
 
 template <Left left>
 void multiply_row(const Product& p) {
-  multiply_in_registers<left, 1>(p);
+  if constexpr (summands == 1) multiply_in_registers<left, 1>(p);
 }
 
 }  // namespace

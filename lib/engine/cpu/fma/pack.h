@@ -62,6 +62,8 @@ bool pack_rows(const PackedRows& p) {
   });
 }
 
+#if RA_SUMMANDS == 1
+
 bool pack_left(const PackedRows& p) {
   return with_cells(p.dtype, [&](auto row_of) {
     return pack_vectors(p, p.rows, cells(p.dim), zero_if_finite, [&](std::int64_t r, std::int64_t at) {
@@ -106,6 +108,8 @@ bool pack_columns(const PackedRows& p) {
   });
 }
 
+#endif
+
 void unpack_rows(const UnpackedRows& u) {
   for (std::int64_t r = 0; r < u.rows; ++r)
     for (std::int64_t d = 0; d < u.dim; d += width) {
@@ -149,6 +153,8 @@ void store(DType dtype, const float* from, std::int64_t dim, void* to, bool accu
   });
 }
 
+#if RA_SUMMANDS == 1
+
 // `width` rows at a time, in the order in which multiply sums: where P is 1, dout.v and delta are equal and dS is 0.
 void dot_rows(const DotRows& t) {
   with_cells(t.a.dtype, [&](auto a) {
@@ -186,6 +192,8 @@ void dot_rows(const DotRows& t) {
     });
   });
 }
+
+#endif
 
 }  // namespace
 }  // namespace ringattn::cpu

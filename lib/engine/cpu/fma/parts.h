@@ -20,6 +20,7 @@ struct Product {
   std::int64_t b_panel = 0;
   float* c = nullptr;
   std::int64_t c_panel = 0;
+  std::int64_t a_part = 0, b_part = 0;  // cells of k from one part to the next
   float scale = 1;
   bool accumulate = false;
   const float* factor = nullptr;  // [m]

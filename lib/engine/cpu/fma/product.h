@@ -16,11 +16,15 @@
 namespace ringattn::cpu {
 namespace {
 
+// Cells of k in one turn of the loop. With pairs GCC 12 would load the left operands of several turns at once, for which there are
+// not enough registers.
+constexpr int cells_of_a_turn = terms == 1 ? 4 : 1;
+
 // c += a b over `count` cells.
 template <int Rows, int Vectors, std::int64_t a_row, std::int64_t a_column>
 [[gnu::always_inline]] inline void add_terms(Vector (&c)[Rows][Vectors], const float* a, const float* b,
                                              std::int64_t count) {
-#pragma GCC unroll 4
+#pragma GCC unroll cells_of_a_turn
   for (std::int64_t k = 0; k < count; ++k, a += a_column, b += columns) {
     Vector right[Vectors];
 #pragma GCC unroll 4

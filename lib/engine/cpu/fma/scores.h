@@ -3,45 +3,57 @@
 
 #include "engine/cpu/fma/multiply.h"
 #include "engine/cpu/fma/pack.h"
+#if RA_SUMMANDS > 1
+#include "engine/cpu/amx/split.h"
+#endif
 
 namespace ringattn::cpu {
 namespace {
 
 #if RA_TERMS == 1
 
-inline void join_columns(float*, std::int64_t, std::int64_t) {}
+inline void join_columns(const float*, std::int64_t, std::int64_t, float*) {}
 
 #else
 
-// In place: cells of two neighbours in a row. `count` is whole vectors.
+// Cells of two neighbours in a row. `count` is whole vectors. `to` may be `from` where a number has one part.
 inline void join_columns(const float* from, std::int64_t rows, std::int64_t count, float* to) {
-  for (std::int64_t r = 0; r < rows; ++r, from += score_stride, to += score_stride)
-    for (std::int64_t j = 0; j < count; j += 2 * width)
-      write(to + j / 2, round_columns(read(from + j), j + width < count ? read(from + j + width) : Vector{}));
-}
-inline void join_columns(float* scores, std::int64_t rows, std::int64_t count) {
-  join_columns(scores, rows, count, scores);
+  for (std::int64_t r = 0; r < rows; ++r, from += score_stride, to += a_row<Left::weights>)
+    for (std::int64_t j = 0; j < count; j += 2 * width) {
+      Vector first[summands], second[summands];
+      split(read(from + j), first);
+      split(j + width < count ? read(from + j + width) : Vector{}, second);
+      for (int part = 0; part < summands; ++part)
+        write(to + part * score_part<Left::weights> + j / 2, round_columns(first[part], second[part]));
+    }
 }
 
 // Cells of two neighbouring rows, as multiply takes what is transposed: in registers, row after row of them. On AMX 32 rows make
 // 16 cells of a row for each column.
 inline void join_rows(const float* from, std::int64_t first, std::int64_t rows, std::int64_t count, float* to) {
-  const auto joined = [&](std::int64_t r, std::int64_t j) {
-    return r < rows ? round_rows(read(from + r * score_stride + j),
-                                 r + 1 < rows ? read(from + (r + 1) * score_stride + j) : Vector{})
-                    : Vector{};
+  const auto row_of = [&](std::int64_t r, std::int64_t j) {
+    return r < rows ? read(from + r * score_stride + j) : Vector{};
   };
 #if RA_AMX
   for (std::int64_t j = 0; j < count; j += width) {
-    Vector block[width];
-    for (std::int64_t pair = 0; pair < width; ++pair) block[pair] = joined(2 * pair, j);
-    transpose(block);
-    for (std::int64_t column = 0; column < width; ++column)
-      write(to + (j + column) * a_row<Left::transposed> + first / 2, block[column]);
+    Vector block[summands][width];
+    for (std::int64_t pair = 0; pair < width; ++pair) {
+      Vector low[summands], high[summands];
+      split(row_of(2 * pair, j), low);
+      split(row_of(2 * pair + 1, j), high);
+      for (int part = 0; part < summands; ++part) block[part][pair] = round_rows(low[part], high[part]);
+    }
+    for (int part = 0; part < summands; ++part) {
+      float* const cells_of_part = to + part * score_part<Left::transposed> + first / 2;
+      transpose(block[part]);
+      for (std::int64_t column = 0; column < width; ++column)
+        write(cells_of_part + (j + column) * a_row<Left::transposed>, block[part][column]);
+    }
   }
 #else
   for (std::int64_t r = 0; r < rows; r += 2)
-    for (std::int64_t j = 0; j < count; j += width) write(to + (first + r) / 2 * score_stride + j, joined(r, j));
+    for (std::int64_t j = 0; j < count; j += width)
+      write(to + (first + r) / 2 * score_stride + j, round_rows(row_of(r, j), row_of(r + 1, j)));
 #endif
 }
 
@@ -64,15 +76,17 @@ class Scores {
 #if RA_TERMS == 2
     join_rows(strip_weights(first), first, rows, count, weights);
     join_rows(strip_dscores(first), first, rows, count, dscores);
-    join_columns(strip_dscores(first), rows, count, dscores_left + first * score_stride);
+    join_columns(strip_dscores(first), rows, count, dscores_left + first * a_row<Left::weights>);
 #endif
   }
+
+  static constexpr std::int64_t half = cells(gradient_rows) * key_block;
+  static constexpr std::int64_t floats = 2 * half + (terms == 1 ? 0 : gradient_rows * a_row<Left::weights>);
 
   float *const weights, *const dscores;  // left operands, transposed
   float* const dscores_left;             // by its rows
 
  private:
-  static constexpr std::int64_t half = cells(gradient_rows) * key_block;
   static_assert(strip_rows % terms == 0 && gradient_rows % terms == 0);
   alignas(64) float strip_[terms == 1 ? 1 : 2 * strip_rows * score_stride];
 };

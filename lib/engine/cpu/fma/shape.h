@@ -24,11 +24,14 @@ constexpr std::int64_t span = fused ? INT64_MAX : 16;
 // How the left operand lies, and C: floats, or cells, from one row to the next, and from one k to the next within a panel.
 template <Left left>
 constexpr std::int64_t a_row = left == Left::packed    ? columns
-                               : left == Left::weights ? score_stride
-                               : on_amx                ? gradient_rows / terms
+                               : left == Left::weights ? (summands == 1 ? score_stride : cells(key_block))
+                               : on_amx                ? cells(gradient_rows)
                                                        : 1;
 template <Left left>
 constexpr std::int64_t a_step = left == Left::transposed && !on_amx ? score_stride : 1;
+// And from one part of scores to the next.
+template <Left left>
+constexpr std::int64_t score_part = left == Left::weights ? key_block / terms : gradient_rows / terms;
 template <Left left>
 constexpr std::int64_t c_row = left == Left::packed ? score_stride : columns;
 

@@ -20,25 +20,17 @@ void multiply_any(Left left, const Product& product) {
 constexpr Parts parts = {score_stride, multiply_any, softmax, differentiate_scores};
 
 constexpr Tiles make_tiles(const char* name, std::int64_t unit_floats) {
-  return {name,
-          terms,
-          columns,
-          key_block,
-          tile_rows,
-          unit_floats,
-          gradient_rows,
-          pack_rows,
-          pack_left,
-          pack_right,
-          pack_columns,
-          unpack_rows,
-          attend,
-          finish,
-          differentiate,
-          load,
-          store,
-          dot_rows,
-          terms == 1 ? &parts : nullptr};
+  return {name,          terms,
+          summands,      part_multiple,
+          columns,       key_block,
+          tile_rows,     unit_floats,
+          gradient_rows, Scores::floats,
+          pack_rows,     pack_left,
+          pack_right,    pack_columns,
+          unpack_rows,   attend,
+          finish,        differentiate,
+          load,          store,
+          dot_rows,      terms == 1 ? &parts : nullptr};
 }
 
 }  // namespace

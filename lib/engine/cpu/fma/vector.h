@@ -1,8 +1,9 @@
 // Vectors of RA_WIDTH floats, which the compiler maps to the registers that it has, and elementary functions of them.
 //
-// The headers of this folder are the tiles of engines whose products are sums in registers. They are included once by the file of
-// an instruction set, which is compiled for it and defines RA_WIDTH, RA_TERMS, RA_AMX, RA_ROWS and RA_VECTORS. Everything has internal linkage and nothing of the standard
-// library is called that the compiler might emit, so that no code made for one instruction set can be linked into another.
+// The headers of this folder are the tiles of engines whose products are sums in registers, and what those of AMX share with them.
+// They are included once by the file of an instruction set, which is compiled for it and defines RA_WIDTH, RA_TERMS, RA_SUMMANDS,
+// RA_AMX, RA_ROWS and RA_VECTORS. Everything has internal linkage and nothing of the standard library is called that the compiler
+// might emit, so that no code made for one instruction set can be linked into another.
 #pragma once
 
 #include <cstddef>
