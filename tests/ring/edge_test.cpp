@@ -101,7 +101,7 @@ TEST(Edge, PaddingOfEveryLength) {
 
 // A value that is not finite in one row of one input reaches the results that depend on it, and no others.
 TEST(Edge, ValuesThatAreNotFiniteReachOnlyWhatSeesThem) {
-  constexpr std::int64_t seqlen = 150;  // several blocks and tiles
+  constexpr std::int64_t seqlen = 150;  // several tiles of rows
   enum Input { q, k, v, dout };
   for (const double poison : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()})
     for (const Input input : {q, k, v, dout})

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <oneapi/tbb/global_control.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -104,12 +105,12 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
   return all;
 }
 
-Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype, std::int64_t num_chunks) {
+Problem problem_to_repeat(std::int64_t num_heads_kv, std::int64_t head_dim, DType dtype, std::int64_t num_chunks) {
   Problem p;
   p.seqlen_q = p.seqlen_kv = 700;
   p.num_heads_kv = num_heads_kv;
   p.num_heads_q = 2 * num_heads_kv;
-  p.head_dim = p.head_dim_v = 16;
+  p.head_dim = p.head_dim_v = head_dim;
   p.dtype = p.out_dtype = p.grad_dtype = dtype;
   p.softmax_scale = 0.25F;
   p.causal = true;
@@ -124,16 +125,20 @@ TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
   const std::uint64_t seed = test::seed();
   struct Case {
-    std::int64_t heads;
+    std::int64_t heads, head_dim;
     DType dtype;
     std::int64_t num_chunks;
+    double odd;  // a value of q that some tiles do not take
+    int repeats;
   };
-  for (const Case& c : {Case{1, DType::float32, 1}, Case{8, DType::bfloat16, 3}}) {
+  for (const Case& c : {Case{1, 16, DType::float32, 1, 0.5, 100}, Case{8, 16, DType::bfloat16, 3, 0.5, 100},
+                        Case{1, 64, DType::float32, 1, 1e-33, 20}, Case{1, 64, DType::bfloat16, 3, 0.5, 20}}) {
     Random random(seed);
-    const Inputs inputs(problem_to_repeat(c.heads, c.dtype, c.num_chunks), random);
+    Inputs inputs(problem_to_repeat(c.heads, c.head_dim, c.dtype, c.num_chunks), random);
+    inputs.q[static_cast<std::size_t>(300 * inputs.problem.num_heads_q * c.head_dim)] = c.odd;
     for (const int world_size : {1, 4}) {
       const std::vector<std::byte> first = run_delayed(inputs, world_size, 1, seed);
-      for (int n = 1; n < test::sample(100); ++n)
+      for (int n = 1; n < std::max(test::sample(c.repeats), 4); ++n)
         ASSERT_EQ(run_delayed(inputs, world_size, 1 + n % 4, seed + static_cast<std::uint64_t>(100 * n)), first)
             << "repeat " << n << " with " << 1 + n % 4 << " threads on " << world_size << " ranks";
     }

@@ -34,11 +34,11 @@ Choice draw_choice(Random& random) {
   return choice;
 }
 
-Problem make_problem(const Choice& choice, Random& random) {
+// With sequences of `longest` tokens at most.
+Problem make_problem(const Choice& choice, Random& random, std::int64_t longest) {
   Problem p;
   p.head_dim = dims[static_cast<std::size_t>(choice[5])][0];
   p.head_dim_v = dims[static_cast<std::size_t>(choice[5])][1];
-  const std::int64_t longest = p.head_dim <= 64 ? 100 : 48;
   p.seqlen_q = p.seqlen_kv = draw(random, 1, longest);
   p.batch = draw(random, 0, 3) == 0 ? 2 : 1;
   p.num_heads_kv = draw(random, 0, 3) == 0 ? 2 : 1;
@@ -100,9 +100,12 @@ Problem make_problem(const Choice& choice, Random& random) {
   return p;
 }
 
+std::int64_t one_block(const Choice& choice) { return dims[static_cast<std::size_t>(choice[5])][0] <= 64 ? 100 : 48; }
+std::int64_t several_blocks(const Choice&) { return 800; }
+
 // Cases n of `count` for which wanted(n, choice).
 template <class F>
-void sweep(int count, F&& wanted) {
+void sweep(int count, F&& wanted, std::int64_t longest(const Choice&) = one_block) {
   const std::uint64_t seed = test::seed();
   Random choosing(seed);
   std::array<std::unique_ptr<test::Ranks>, world_sizes.size()> ranks;
@@ -110,7 +113,7 @@ void sweep(int count, F&& wanted) {
     const Choice choice = draw_choice(choosing);
     if (!wanted(n, choice)) continue;
     Random random(seed * 1'000'003 + static_cast<std::uint64_t>(n));
-    const reference::Oracle oracle(make_problem(choice, random), random);
+    const reference::Oracle oracle(make_problem(choice, random, longest(choice)), random);
     auto& group = ranks[static_cast<std::size_t>(choice[0])];
     if (group == nullptr) group = std::make_unique<test::Ranks>(world_sizes[static_cast<std::size_t>(choice[0])]);
     SCOPED_TRACE(::testing::Message() << "case " << n << " on " << group->world_size() << " ranks");
@@ -144,6 +147,16 @@ TEST(Sweep, SampleOfOwnTypes) {
   sweep(test::sample(240), [](int, const Choice& choice) {
     return static_cast<DType>(choice[3] + 1) != DType::float16 && dims[static_cast<std::size_t>(choice[5])][0] > 1;
   });
+}
+
+// Engines take keys in blocks of a few hundred.
+TEST(Sweep, SeveralBlocksOfKeys) {
+  const auto wanted = [](int, const Choice& choice) {
+    const std::int64_t dim = dims[static_cast<std::size_t>(choice[5])][0];
+    return world_sizes[static_cast<std::size_t>(choice[0])] <= 4 && groups[static_cast<std::size_t>(choice[4])] == 1 &&
+           (dim == 40 || dim == 64);
+  };
+  sweep(test::sample(300), wanted, several_blocks);
 }
 
 class SlowSweep : public ::testing::TestWithParam<int> {};

@@ -12,7 +12,7 @@
 namespace ringattn::cpu {
 
 const Tiles& avx512_tiles() {
-  static constexpr Tiles tiles = make_tiles("avx512", 288 * 1024);
+  static constexpr Tiles tiles = make_tiles("avx512", 544 * 1024);
   return tiles;
 }
 

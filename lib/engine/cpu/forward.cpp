@@ -10,6 +10,7 @@
 // A row's arithmetic does not depend on which rows share its tile or unit: hidden keys add zeros, sums run over keys in
 // ascending order, and blocks begin at fixed places of a piece. So results do not depend on threads or on how units are cut.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -68,18 +69,18 @@ struct Attend {
   std::int64_t state(std::int64_t g) const { return (b * problem.num_heads_q + head(g)) * step.query_rows + stored(); }
 
   void run() const {
-    const bool ordinary = pack_queries();
+    pack_queries();
     begin();
-    for (const Piece& keys : unit.item->keys) attend_piece(keys, ordinary);
+    for (const Piece& keys : unit.item->keys) attend_piece(keys);
     step.last ? finish() : keep();
   }
 
-  // Rows of the q and the out of this unit lie in panels of all its rows, head by head.
+  // Rows of the q and the out of this unit lie in panels of all its rows, head by head. Whether `tiles` take all of them.
   bool pack_queries() const {
-    bool ordinary = true;
+    bool taken = true;
     for (std::int64_t g = 0; g < problem.group(); ++g)
-      ordinary = tiles.pack_left(rows_of(step.q, g, dim(), scratch.q)) && ordinary;
-    return ordinary;
+      taken = tiles.pack_left(rows_of(step.q, g, dim(), scratch.q)) && taken;
+    return taken || !tiles.ordinary_only();
   }
 
   void begin() const {
@@ -116,7 +117,7 @@ struct Attend {
     }
   }
 
-  void attend_piece(const Piece& keys, bool ordinary) const {
+  void attend_piece(const Piece& keys) const {
     std::int64_t begin = keys.length, end = 0;
     find_seen(*unit.item, *unit.queries, unit.first, unit.rows, keys, problem.kv_length(b), scratch.seen);
     for (std::int64_t i = 0; i < unit.rows; ++i) {
@@ -127,11 +128,10 @@ struct Attend {
     }
     for (std::int64_t block = begin / tiles.key_block * tiles.key_block; block < end && !threads.cancelled();
          block += tiles.key_block)
-      attend_block(keys, block, std::min(tiles.key_block, keys.length - block), ordinary);
+      attend_block(keys, block, std::min(tiles.key_block, keys.length - block));
   }
 
-  // `ordinary`: all of q.
-  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count, bool ordinary) const {
+  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
     if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) return;
     for (std::int64_t g = 1; g < problem.group(); ++g)
       std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
@@ -140,9 +140,10 @@ struct Attend {
                                               dim(), scratch.k, tiles.cells(dim()) * tiles.columns});
     const bool finite = tiles.pack_right({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
                                           dim_v(), scratch.v, tiles.cells(count) * tiles.columns});
-    if (tiles.ordinary_only() && !(ordinary && k_finite && finite)) {
+    if (tiles.ordinary_only() && !(k_finite && finite)) {
       const Attend others{any, any, problem, step, threads, scratch, unit, b, head_kv};
-      others.attend_block(keys, block, count, others.pack_queries());
+      others.pack_queries();
+      others.attend_block(keys, block, count);
       pack_queries();
       return;
     }
@@ -194,20 +195,21 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
 
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
-  threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
-    const std::int64_t lane = index % lanes;
-    const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles, problem, longest_piece);
-    Attend{tiles,
-           *tiles_.any,
-           problem,
-           step,
-           threads,
-           scratch,
-           units[static_cast<std::size_t>(index / lanes)],
-           lane / problem.num_heads_kv,
-           lane % problem.num_heads_kv}
-        .run();
-  });
+  const auto for_each_unit = [&](const Tiles& with, auto&& f) {
+    threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
+      const std::int64_t lane = index % lanes;
+      const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles, problem, longest_piece);
+      f(Attend{with, *tiles_.any, problem, step, threads, scratch, units[static_cast<std::size_t>(index / lanes)],
+               lane / problem.num_heads_kv, lane % problem.num_heads_kv});
+    });
+  };
+  // All queries or none: were it a matter of each unit, results would depend on how units are cut.
+  std::atomic<bool> taken{true};
+  if (tiles.ordinary_only())
+    for_each_unit(tiles, [&](const Attend& unit) {
+      if (!unit.pack_queries()) taken = false;
+    });
+  for_each_unit(taken ? tiles : *tiles_.any, [](const Attend& unit) { unit.run(); });
 }
 
 }  // namespace ringattn::cpu
