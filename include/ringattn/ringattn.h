@@ -23,6 +23,8 @@
  *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds. A sequence
  *                  has at most 2^48 tokens, a batch 2^48 entries, a tensor 2^20 heads and, counted in fp32 and with a length
  *                  of 0 as 1, 2^58 bytes.
+ *     reserved     Version 0.1 computes on CPUs, among threads of one process, along a ring. CUDA, other transports and other
+ *                  schedules have their names here, so that they need no new ones later; asking for one gives NOT_SUPPORTED.
  */
 #ifndef RINGATTN_RINGATTN_H
 #define RINGATTN_RINGATTN_H
@@ -401,7 +403,8 @@ RA_API ra_status ra_get_shard_positions(const ra_attention_desc *desc, int32_t w
  *
  * No element of an output may be one of another tensor, but tensors may be interleaved in one buffer, as dq, dk and dv are in
  * [batch, seq, 3, head, dim]. A stride of one of them must show it: modulo this stride, the bytes of the one lie apart from
- * those of the other (all strides that are not multiples of it counted in full). Else the call is refused as an overlap.
+ * those of the other (all strides that are not multiples of it counted in full): dq, dk and dv of that buffer pass by their
+ * seq_stride. Else the call is refused as an overlap.
  */
 typedef struct ra_tensor {
   void *data;
@@ -427,7 +430,8 @@ RA_API void ra_init_sequence_args(ra_sequence_args *args, size_t struct_size);
 /**
  * Copies the tokens that `rank` owns out of `args->whole` into `args->shard`. Local host memory. Where the elements are not
  * desc.dtype, as those of out, lse and gradients may be, set dtype. For lse [batch, head, n] set dtype to RA_DTYPE_FLOAT32,
- * dim to 1, batch_stride to num_heads * n, seq_stride to 1 and head_stride to n. Errors: INVALID_ARGUMENT.
+ * dim to 1, batch_stride to num_heads * n, seq_stride to 1 and head_stride to n, where n is the length of `whole` for the strides
+ * of `whole`, and that of the shard for those of `shard`. Errors: INVALID_ARGUMENT.
  */
 RA_API ra_status ra_split_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
                                    const ra_sequence_args *args, ra_error *error);
@@ -446,7 +450,8 @@ typedef struct ra_forward_args {
   ra_tensor v;           /**< [batch, n_kv, num_heads_kv, head_dim_v], desc.dtype */
   ra_tensor out;         /**< [batch, n_q, num_heads_q, head_dim_v], desc.out_dtype; written */
   float *lse;            /**< [batch, num_heads_q, n_q] packed; written; NULL if not wanted (ra_backward needs it) */
-  void *workspace;       /**< forward_workspace bytes aligned to 64, or NULL: the context keeps one of its own */
+  void *workspace;       /**< forward_workspace bytes aligned to 64, or NULL: the context keeps one of its
+                              own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
   ra_stream stream;      /**< CUDA only; NULL on the CPU */
 } ra_forward_args;
@@ -459,13 +464,13 @@ RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
  *
  * Collective: every rank of `context` calls it with an equal `desc`, in the same order. A tensor without elements may have
  * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace (ra_tensor says what an overlap is).
- * CPU: returns when `out` and `lse` are complete. CUDA: enqueues on `args->stream`, allocates nothing, may be captured in a
- * graph. Results are bitwise equal from run to run, for any number of threads and any timing.
+ * Returns when `out` and `lse` are complete. Results are bitwise equal from run to run, for any number of threads and any
+ * timing.
  *
  * Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks wait, and the call may be
  * repeated with better arguments until their time-out, or ra_abort_context lets them go. After OUT_OF_MEMORY, TIMEOUT,
- * PEER_LOST, MISMATCH and ABORTED the context is of no more use and says INVALID_STATE. Outputs are untouched unless the call
- * got as far as computing.
+ * PEER_LOST, MISMATCH, ABORTED and INTERNAL_ERROR the context is of no more use and says INVALID_STATE. Outputs are untouched
+ * unless the call got as far as computing.
  * Method: Liu et al. 2023, "Ring Attention with Blockwise Transformers"; online softmax as in Dao et al. 2022,
  * "FlashAttention", Algorithm 1.
  */
@@ -486,7 +491,8 @@ typedef struct ra_backward_args {
   ra_tensor dv;          /**< shape of v, desc.grad_dtype; written */
   int32_t accumulate;    /**< 0: overwrite dq, dk and dv; 1: add to what they hold */
   int32_t reserved;      /**< 0 */
-  void *workspace;       /**< backward_workspace bytes aligned to 64, or NULL: the context keeps one of its own */
+  void *workspace;       /**< backward_workspace bytes aligned to 64, or NULL: the context keeps one of its
+                              own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
   ra_stream stream;      /**< CUDA only; NULL on the CPU */
 } ra_backward_args;

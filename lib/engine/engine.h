@@ -86,7 +86,7 @@ class Engine {
   // Empty if the engine can run the problem, else the reason why not. The only place that refuses.
   virtual std::string refusal(const Problem& problem) const = 0;
 
-  // Temporary memory of one step, no piece of whose queries is longer than so many rows; aligned like memory_alignment.
+  // Bytes of temporary memory of one step, aligned like memory_alignment. `longest_piece`: rows of its longest piece of queries.
   virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece,
                                     int threads) const = 0;
 

@@ -123,8 +123,8 @@ struct Differentiate {
   };
 
   // `wait(number)`: until the tile is this column's; false if the call is off. `pass(number)`: it has done with it.
-  template <class Wait, class Pass>
-  void run(Wait&& wait, Pass&& pass) const {
+  template <class Wait, class Done>
+  void run(Wait&& wait, Done&& pass) const {
     std::vector<Block> blocks;
     std::int64_t room = 0;
     for (const Piece& keys : column.keys)

@@ -111,7 +111,7 @@ struct Tiles {
     const std::int64_t multiple = terms * part_multiple;
     return (n + multiple - 1) / multiple * part_multiple * summands;
   }
-  // They do not take blocks of which something is not finite, or so small that its parts would be 0.
+  // They do not take blocks of which something is not finite, or so small or large that its parts or their products would not be exact.
   bool ordinary_only() const { return summands > 1; }
 
   bool (*pack_rows)(const PackedRows& rows);  // as floats; they return whether all values are finite, or ordinary
