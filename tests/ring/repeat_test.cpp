@@ -120,17 +120,23 @@ Problem problem_to_repeat(std::int64_t num_heads_kv, DType dtype, std::int64_t n
   return p;
 }
 
+// A few queries, whose keys are shared out.
+Problem few_queries_to_repeat(std::int64_t queries) {
+  Problem p = problem_to_repeat(2, DType::float32, 1);
+  p.seqlen_q = queries;
+  p.seqlen_kv = 2500;
+  p.window_left = -1;
+  p.documents = {{0, queries, 0, 2500}};
+  return p;
+}
+
 TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
   const std::uint64_t seed = test::seed();
-  struct Case {
-    std::int64_t heads;
-    DType dtype;
-    std::int64_t num_chunks;
-  };
-  for (const Case& c : {Case{1, DType::float32, 1}, Case{8, DType::bfloat16, 3}}) {
+  for (const Problem& problem : {problem_to_repeat(1, DType::float32, 1), problem_to_repeat(8, DType::bfloat16, 3),
+                                 few_queries_to_repeat(5), few_queries_to_repeat(60)}) {
     Random random(seed);
-    const Inputs inputs(problem_to_repeat(c.heads, c.dtype, c.num_chunks), random);
+    const Inputs inputs(problem, random);
     for (const int world_size : {1, 4}) {
       const std::vector<std::byte> first = run_delayed(inputs, world_size, 1, seed);
       for (int n = 1; n < test::sample(100); ++n)
