@@ -59,6 +59,7 @@ Interval find_keys(const Problem& problem, const WorkItem& item, const Piece& qu
 }
 Interval find_keys(const Problem& problem, const Unit& unit) {
   const Interval all = find_keys(problem, *unit.item, *unit.queries);
+  if (unit.splits == 1) return all;
   const Cut cut(all.hi - all.lo, unit.splits);
   return {all.lo + cut.begin(unit.split), all.lo + cut.begin(unit.split + 1)};
 }

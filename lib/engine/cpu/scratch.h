@@ -61,7 +61,7 @@ struct ForwardScratch {
 // be too little for threads to share. A function of the problem and never of the threads, since results depend on it.
 inline std::int64_t choose_splits(const Problem& p, std::int64_t pieces, std::int64_t keys) {
   constexpr std::int64_t enough = 32, least_keys = 256, most_rows = 256;
-  if (p.seqlen_q * p.group() > most_rows) return 1;
+  if (p.seqlen_q * p.num_heads_q > most_rows * p.num_heads_kv || keys < 2 * least_keys) return 1;
   return std::max(std::min(enough / (p.batch * p.num_heads_kv * pieces), keys / least_keys), std::int64_t{1});
 }
 
