@@ -21,10 +21,9 @@ std::int64_t checked_product(const char *what, std::initializer_list<std::int64_
   std::int64_t product = 1;
   bool is_zero = false;
   for (const std::int64_t factor : factors) {
-    require(product <= most_tensor_bytes / std::max<std::int64_t>(factor, 1), what,
-            " has more than 2^58 = ", most_tensor_bytes, " elements or bytes, a length of 0 counted as 1: a factor is ",
-            factor);
-    product *= std::max<std::int64_t>(factor, 1);
+    const bool overflows = __builtin_mul_overflow(product, std::max<std::int64_t>(factor, 1), &product);  // no division
+    require(!overflows && product <= most_tensor_bytes, what, " has more than 2^58 = ", most_tensor_bytes,
+            " elements or bytes, a length of 0 counted as 1: a factor is ", factor);
     is_zero = is_zero || factor == 0;
   }
   return is_zero ? 0 : product;

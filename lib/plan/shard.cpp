@@ -37,6 +37,7 @@ int RankSet::find(int from, bool member) const {
 }
 
 std::int64_t Shards::rows_before(int rank, std::int64_t position) const {
+  if (world_size_ == 1) return position;
   if (problem_.sharding == Sharding::striped) {
     const std::int64_t stripe = problem_.stripe, period = world_size_ * stripe;
     return position / period * stripe + std::clamp<std::int64_t>(position % period - rank * stripe, 0, stripe);

@@ -2,13 +2,17 @@
 //
 //   rate       flops of visible pairs a second: 4 for each pair, head and dimension forward, 10 backward
 //   of peak    over fused multiply-adds on registers alone, measured beside it, times the threads
+//   limit      of few queries: the longer of what reading keys and values alone takes, measured beside it with as many threads,
+//              and what their flops take at the peak
 //   ratio      of two rates: the case's and its base's, median over alternating pairs
 #include <oneapi/tbb/global_control.h>
 
 #include <chrono>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <sstream>
+#include <thread>
 
 #include "benchmark/peaks.h"
 #include "benchmark/report.h"
@@ -195,47 +199,85 @@ void measure_latency(Report& report, Progress& progress, const std::string& engi
   }
 }
 
-// A few queries and many keys: as fast as the keys and values can be read.
-void measure_decoding(Report& report, Progress& progress, const std::string& engine, int pairs) {
-  report.begin_table(engine + ": few queries, 65,536 keys, 8 query heads to a key head",
-                     {{"queries", "queries"},
+// ---------------------------------------------------------------- few queries
+
+// Bytes a second that some threads read at the same time, of each buffer a part each.
+double measure_read_rate(const std::vector<const Tensors::Bytes*>& buffers, int threads) {
+  double seconds = 0, bytes = 0;
+  for (const Tensors::Bytes* buffer : buffers) {
+    const std::size_t floats = buffer->size() / sizeof(float) / static_cast<std::size_t>(threads);
+    std::vector<double> rates(static_cast<std::size_t>(threads));
+    {
+      std::vector<std::jthread> readers;
+      for (std::size_t n = 0; n < rates.size(); ++n)
+        readers.emplace_back([&, n] {
+          rates[n] = ringattn_measure_read_rate(reinterpret_cast<const float*>(buffer->data()) + n * floats, floats);
+        });
+    }
+    bytes += static_cast<double>(buffer->size());
+    seconds += static_cast<double>(buffer->size()) / std::accumulate(rates.begin(), rates.end(), 0.0);
+  }
+  return bytes / seconds;
+}
+
+// As fast as keys and values can be read, or multiplied where that takes longer.
+void measure_few(Report& report, Progress& progress, const std::string& engine, int pairs) {
+  const std::int64_t keys = report.quick() ? 16384 : 65536;
+  report.begin_table(fmt::format("{}: few queries, {} keys, 8 query heads to a key head, head_dim 128", engine, keys),
+                     {{"dtype", "dtype", "", "", 1, 8},
+                      {"queries", "queries"},
                       {"threads", "threads"},
                       {"seconds", "time", "ms", "{:.3f}", 1e-3},
                       {"read", "keys", "GB/s", "{:.2f}", 1e9},
                       {"bandwidth", "memory", "GB/s", "{:.2f}", 1e9},
-                      {"share", "share", "", "{:.3f}"}});
-  for (const std::int32_t threads : {1, 2})
-    for (const std::int64_t queries : {1, 4, 16}) {
-      progress.begin_step(fmt::format("{}, {} queries, {} threads", engine, queries, threads));
-      ra_attention_desc desc = describe(queries, 16, 128);
-      desc.seqlen_kv = report.quick() ? 16384 : 65536;
-      desc.num_heads_kv = 2;
-      Computation call(desc, Pass::forward, engine, threads);
-      const std::vector<float>& keys = call.tensors().keys();
-      const double bytes = 2.0 * static_cast<double>(keys.size()) * sizeof(float);
-      std::vector<double> seconds, bandwidths;
-      for (int pair = 0; pair < pairs; ++pair) {
-        seconds.push_back(call.seconds(0.05));
-        bandwidths.push_back(threads * ringattn_measure_read_rate(keys.data(), keys.size()));
+                      {"share", "of it", "", "{:.3f}"},
+                      {"rate", "rate", "GFLOP/s", "{:.1f}", 1e9},
+                      {"peak", "peak", "GFLOP/s", "{:.1f}", 1e9},
+                      {"of_peak", "of peak", "", "{:.3f}"}});
+  const int lanes = engine == "portable" || engine == "neon" ? 0 : engine == "avx2" ? 8 : 16;
+  for (const auto& [dtype, name] : {std::pair{RA_DTYPE_FLOAT32, "float32"}, {RA_DTYPE_BFLOAT16, "bfloat16"}})
+    for (const std::int32_t threads : {1, 2})
+      for (const std::int64_t queries : {1, 4, 16}) {
+        const std::string row = fmt::format("{}, {}, {} queries, {} threads", engine, name, queries, threads);
+        progress.begin_step(row);
+        ra_attention_desc desc = describe(queries, 8, 128);
+        desc.dtype = dtype;
+        desc.seqlen_kv = keys;
+        desc.num_heads_kv = 1;
+        Computation call(desc, Pass::forward, engine, threads);
+        const Tensors& tensors = call.tensors();
+        const double bytes = static_cast<double>(tensors.k().size() + tensors.v().size()), flops = call.flops();
+        std::vector<double> seconds, bandwidths, peaks, shares, of_peak;
+        for (int pair = 0; pair < 3 * pairs; ++pair) {
+          seconds.push_back(call.seconds(0.02));
+          bandwidths.push_back(measure_read_rate({&tensors.k(), &tensors.v()}, threads));
+          peaks.push_back(lanes == 0 ? NAN : threads * ringattn_measure_fma_rate(lanes));
+          shares.push_back(bytes / bandwidths.back() / seconds.back());
+          of_peak.push_back(flops / peaks.back() / seconds.back());
+        }
+        const double time = median(seconds);
+        report.add_row({name, double(queries), double(threads), time, bytes / time, median(bandwidths), median(shares),
+                        flops / time, median(peaks), median(of_peak)});
+        if (lanes == 0) continue;
+        if (median(shares) >= median(of_peak))
+          report.add_bar(row + ", of bandwidth", median(shares), ">=", 0.85);
+        else
+          report.add_bar(row + ", of peak", median(of_peak), ">=", 0.60);
       }
-      const double read = bytes / median(seconds), share = read / median(bandwidths);
-      report.add_row({double(queries), double(threads), median(seconds), read, median(bandwidths), share});
-      report.add_bar(fmt::format("{}, {} queries, {} threads, of the read bandwidth", engine, queries, threads), share,
-                     ">=", 0.85);
-    }
 }
 
 void run(Report& report, const Options& options) {
   const std::vector<std::string> engines = engines_of(options);
   const int pairs = options.pairs > 0 ? options.pairs : report.quick() ? 3 : 7;
   const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, 2);
-  report.note(fmt::format("float32; medians of {} alternating pairs", pairs));
-  Progress progress(static_cast<int>(engines.size()) * (4 + 10 + 2 + 6));
+  report.note(fmt::format("float32 where nothing else is said; medians of {} alternating pairs", pairs));
+  report.note("few queries: the bar is on the share of what limits them, memory or arithmetic at the peak");
+  Progress progress(static_cast<int>(engines.size()) * (4 + 10 + 2 + 12));
   for (const std::string& engine : engines) {
     measure_peaks(report, progress, engine, pairs);
     measure_kept(report, progress, engine, pairs);
     measure_latency(report, progress, engine, pairs);
-    measure_decoding(report, progress, engine, pairs);
+    measure_few(report, progress, engine, pairs);
   }
 }
 

@@ -1,4 +1,4 @@
-// One rank's tensors of a measured problem: fp32, packed, and none that the pass does not need, so that their sum is
+// One rank's tensors of a measured problem: float32 or bfloat16, packed, and none that the pass does not need, so that their sum is
 // forward_tensors or backward_tensors of ra_memory_requirements. Every page has been written before the first call.
 #pragma once
 
@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <vector>
 
@@ -40,17 +41,20 @@ class Tensors {
     const std::int64_t heads_kv = desc.num_heads_kv == 0 ? desc.num_heads_q : desc.num_heads_kv;
     const std::size_t rows = count_rows(RA_SIDE_QUERY, desc.num_heads_q), dim = static_cast<std::size_t>(desc.head_dim);
     const std::size_t query_elements = rows * dim, key_elements = count_rows(RA_SIDE_KEY_VALUE, heads_kv) * dim;
+    element_ = desc.dtype == RA_DTYPE_FLOAT32 ? 4 : 2;
     fill(q_, query_elements);
-    for (std::vector<float>* input : {&k_, &v_}) fill(*input, key_elements);
+    for (Bytes* input : {&k_, &v_}) fill(*input, key_elements);
     fill(out_, query_elements);  // what the forward pass writes over it is of the same size
     lse_.assign(rows, 6.0F);
     if (pass == Pass::forward) return;
     fill(dout_, query_elements);
-    dq_.assign(query_elements, 0.0F);
-    for (std::vector<float>* gradient : {&dk_, &dv_}) gradient->assign(key_elements, 0.0F);
+    dq_.assign(query_elements * element_, std::byte{});
+    for (Bytes* gradient : {&dk_, &dv_}) gradient->assign(key_elements * element_, std::byte{});
   }
 
-  const std::vector<float>& keys() const { return k_; }
+  using Bytes = std::vector<std::byte>;
+  const Bytes& k() const { return k_; }
+  const Bytes& v() const { return v_; }
 
   void forward(ra_context* context, const ra_attention_desc& desc) {
     ra_forward_args args;
@@ -81,17 +85,21 @@ class Tensors {
   }
 
  private:
-  // Numbers in [-1, 1) without a pattern that matters.
-  static void fill(std::vector<float>& values, std::size_t count) {
-    values.resize(count);
+  // Numbers in [-1, 1) without a pattern that matters. One in bfloat16 is the upper half of one in float32.
+  void fill(Bytes& values, std::size_t count) const {
+    values.resize(count * element_);
     std::uint32_t state = 1;
-    for (float& value : values) {
+    for (std::size_t i = 0; i < count; ++i) {
       state = state * 1664525U + 1013904223U;  // Numerical Recipes, "An Even Quicker Generator"
-      value = static_cast<float>(state >> 8) * 0x1p-23F - 1.0F;
+      const float value = static_cast<float>(state >> 8) * 0x1p-23F - 1.0F;
+      std::memcpy(values.data() + i * element_, reinterpret_cast<const std::byte*>(&value) + sizeof value - element_,
+                  element_);
     }
   }
 
-  std::vector<float> q_, k_, v_, out_, lse_, dout_, dq_, dk_, dv_;
+  std::size_t element_ = 0;  // bytes
+  Bytes q_, k_, v_, out_, dout_, dq_, dk_, dv_;
+  std::vector<float> lse_;
 };
 
 // test::Ranks reports a rank's failure to GoogleTest; here it ends the benchmark.

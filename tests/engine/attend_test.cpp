@@ -61,9 +61,10 @@ std::vector<Visible> draw_visible(Random& random, std::int64_t rows, std::int64_
   return visible;
 }
 
-// Plain rows of q, k, v and dout.
+// Plain rows of q, k, v and dout; k and v as they are in `dtype`.
 struct Attention {
-  Attention(const Tiles& tiles, Random& random, std::int64_t rows, std::int64_t keys, bool ascending)
+  Attention(const Tiles& tiles, Random& random, std::int64_t rows, std::int64_t keys, bool ascending,
+            DType dtype = DType::float32)
       : rounds(tiles.terms == 2 && tiles.summands == 1),
         splits(tiles.summands > 1),
         rows(rows),
@@ -76,12 +77,15 @@ struct Attention {
         k(in_rows(keys, dim)),
         v(in_rows(keys, dim_v)),
         dout(in_rows(rows, dim_v)),
-        visible(draw_visible(random, rows, keys, ascending)) {
+        visible(draw_visible(random, rows, keys, ascending)),
+        dtype(dtype) {
     for (Matrix* m : {&q, &k, &v, &dout})
       std::generate(m->values.begin(), m->values.end(), [&] {
         const float value = ordinary(random);
         return rounds ? static_cast<float>(reference::rounded(value, DType::bfloat16)) : value;
       });
+    for (Matrix* m : {&k, &v})
+      for (float& x : m->values) x = static_cast<float>(reference::rounded(static_cast<double>(x), dtype));
   }
   // What multiplies a row of an operand: a weight, or the gradient of a score.
   Near as_operand(Near value) const {
@@ -99,7 +103,7 @@ struct Attention {
   std::string describe() const {
     std::ostringstream s;
     s << rows << " rows, " << keys << " keys, dim " << dim << " and " << dim_v << ", scale " << scale << ", softcap "
-      << softcap;
+      << softcap << ", dtype " << static_cast<int>(dtype);
     return std::move(s).str();
   }
   std::string describe(std::int64_t i) const {
@@ -115,6 +119,7 @@ struct Attention {
   float scale, softcap;
   Matrix q, k, v, dout;
   std::vector<Visible> visible;
+  DType dtype;
 };
 
 // Products, once made: of q and k, or of dout and v.
@@ -133,14 +138,30 @@ Near weight_of(Near score, double base) {
   return {weight, weight_error(weight, score.exact, base, score.error)};
 }
 
+// Rows as a caller has them, with a gap of NaN between one and the next.
+struct InPlace {
+  InPlace(const Matrix& from, std::int64_t rows, std::int64_t dim, DType dtype)
+      : stride(dim + 3),
+        bytes(static_cast<std::size_t>(((rows - 1) * stride + dim) * size_of(dtype)), std::byte{0xff}) {
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t d = 0; d < dim; ++d)
+        encode(static_cast<double>(from(i, d)), dtype, bytes.data() + (i * stride + d) * size_of(dtype));
+  }
+  std::int64_t stride;
+  std::vector<std::byte> bytes;
+};
+
 // A block of keys, packed once for all rows, in every way that a tile takes them.
 struct Block {
   Block(const Tiles& tiles, const Attention& x)
       : k(packed(tiles, Operand::right, x.k, x.keys, x.dim)),
         k_columns(packed(tiles, Operand::columns, x.k, x.keys, x.dim)),
         v(packed(tiles, Operand::right, x.v, x.keys, x.dim_v)),
-        v_columns(packed(tiles, Operand::columns, x.v, x.keys, x.dim_v)) {}
+        v_columns(packed(tiles, Operand::columns, x.v, x.keys, x.dim_v)),
+        k_in_place(x.k, x.keys, x.dim, x.dtype),
+        v_in_place(x.v, x.keys, x.dim_v, x.dtype) {}
   Matrix k, k_columns, v, v_columns;
+  InPlace k_in_place, v_in_place;
 };
 Matrix packed_some(const Tiles& tiles, Operand operand, const Matrix& from, std::int64_t first, std::int64_t rows,
                    std::int64_t dim) {
@@ -204,10 +225,42 @@ struct State {
   std::vector<float> max, sum;
 };
 
+// Of the two loops that a table has, the one for few rows, or that for many and whether it may take V to be finite.
+enum class Way { many, many_finite, few };
+Way draw_way(const Tiles& tiles, Random& random) {
+  return static_cast<Way>(draw(random, 0, tiles.few_rows > 0 ? 2 : 1));
+}
+Attention draw_attention(const Tiles& tiles, Random& random, Way way, std::int64_t least_rows, std::int64_t most_rows) {
+  const bool few = way == Way::few;
+  const std::int64_t rows = draw(random, least_rows, few ? tiles.few_rows : most_rows);
+  const std::int64_t keys = draw(random, 1, few ? tiles.few_keys : tiles.key_block);
+  const DType dtype = few ? static_cast<DType>(draw(random, 1, 3)) : DType::float32;
+  return {tiles, random, rows, keys, once_in(random, 2), dtype};
+}
+
 // Rows first .. first + rows - 1.
-void attend(const Tiles& tiles, const Attention& x, const Block& block, std::int64_t first, std::int64_t rows,
-            bool finite, State& state) {
+void attend(const Tiles& tiles, const Attention& x, const Block& block, std::int64_t first, std::int64_t rows, Way way,
+            State& state) {
   const Matrix q = packed_some(tiles, Operand::left, x.q, first, rows, x.dim);
+  if (way == Way::few)
+    return tiles.attend_few({.rows = rows,
+                             .keys = x.keys,
+                             .dim = x.dim,
+                             .dim_v = x.dim_v,
+                             .q = q.at(0, 0),
+                             .dtype = x.dtype,
+                             .k = block.k_in_place.bytes.data(),
+                             .v = block.v_in_place.bytes.data(),
+                             .k_stride = block.k_in_place.stride,
+                             .v_stride = block.v_in_place.stride,
+                             .next_k = block.k_in_place.bytes.data(),
+                             .next_keys = x.keys,
+                             .visible = x.visible.data() + first,
+                             .scale = x.scale,
+                             .softcap = x.softcap,
+                             .out = state.out.at(0, 0),
+                             .max = state.max.data(),
+                             .sum = state.sum.data()});
   tiles.attend({.rows = rows,
                 .keys = x.keys,
                 .dim = x.dim,
@@ -215,7 +268,7 @@ void attend(const Tiles& tiles, const Attention& x, const Block& block, std::int
                 .q = q.at(0, 0),
                 .k = block.k_columns.at(0, 0),
                 .v = block.v.at(0, 0),
-                .finite = finite,
+                .finite = way == Way::many_finite,
                 .visible = x.visible.data() + first,
                 .scale = x.scale,
                 .softcap = x.softcap,
@@ -255,13 +308,13 @@ void check_row(const Attention& x, std::int64_t i, const std::vector<Near>& scor
 }
 
 TEST_P(Attend, AnyRowsToAnyKeys) {
-  for (int repeat = 0; repeat < test::sample(200); ++repeat) {
-    const std::int64_t rows = once_in(random, 20) ? draw(random, 1, 900) : draw(random, 1, 24);
-    const Attention x(tiles, random, rows, draw(random, 1, tiles.key_block), once_in(random, 2));
+  for (int repeat = 0; repeat < test::sample(300); ++repeat) {
+    const Way way = draw_way(tiles, random);
+    const Attention x = draw_attention(tiles, random, way, 1, once_in(random, 20) ? 900 : 24);
     SCOPED_TRACE(x.describe());
     const State before(tiles, random, x);
     State after = before;
-    attend(tiles, x, Block(tiles, x), 0, x.rows, once_in(random, 2), after);
+    attend(tiles, x, Block(tiles, x), 0, x.rows, way, after);
     const std::vector<double> q = in_double(x.q, x.rows, x.dim), k = in_double(x.k, x.keys, x.dim);
     for (std::int64_t i = 0; i < x.rows; ++i) {
       SCOPED_TRACE(x.describe(i));
@@ -278,19 +331,19 @@ TEST_P(Attend, AnyRowsToAnyKeys) {
 
 // So results do not depend on how rows are shared out.
 TEST_P(Attend, ARowByItselfGivesTheSameBits) {
-  for (int repeat = 0; repeat < test::sample(200); ++repeat) {
-    const Attention x(tiles, random, draw(random, 2, 60), draw(random, 1, tiles.key_block), once_in(random, 2));
+  for (int repeat = 0; repeat < test::sample(300); ++repeat) {
+    const Way way = draw_way(tiles, random);
+    const Attention x = draw_attention(tiles, random, way, 2, 60);
     SCOPED_TRACE(x.describe());
-    const bool finite = once_in(random, 2);
     const State before(tiles, random, x);
     State together = before;
     const Block block(tiles, x);
-    attend(tiles, x, block, 0, x.rows, finite, together);
+    attend(tiles, x, block, 0, x.rows, way, together);
     for (int n = 0; n < 8; ++n) {
       const std::int64_t i = draw(random, 0, x.rows - 1);
       SCOPED_TRACE(x.describe(i));
       State alone(tiles, before, i, x.dim_v);
-      attend(tiles, x, block, i, 1, finite, alone);
+      attend(tiles, x, block, i, 1, way, alone);
       ASSERT_EQ(bits(alone.max[0]), bits(together.max[static_cast<std::size_t>(i)]));
       ASSERT_EQ(bits(alone.sum[0]), bits(together.sum[static_cast<std::size_t>(i)]));
       for (std::int64_t d = 0; d < x.dim_v; ++d)
@@ -301,17 +354,18 @@ TEST_P(Attend, ARowByItselfGivesTheSameBits) {
 
 TEST_P(Attend, WhatIsNotFiniteReachesWhatSeesItAndNothingElse) {
   if (tiles.ordinary_only()) return;
-  for (int repeat = 0; repeat < test::sample(250); ++repeat) {
-    const Attention clean(tiles, random, draw(random, 1, 40), draw(random, 1, tiles.key_block), once_in(random, 2));
+  for (int repeat = 0; repeat < test::sample(375); ++repeat) {
+    const Way way = draw_way(tiles, random);
+    const Attention clean = draw_attention(tiles, random, way, 1, 40);
     Attention spoilt = clean;
     const float value = once_in(random, 2) ? nan : once_in(random, 2) ? infinity : -infinity;
-    const std::vector<Poison> poisons = poison(random, spoilt, once_in(random, 2) ? "qk" : "qkv", value);
-    const bool finite = once_in(random, 2) && !any(poisons, [](const Poison& p) { return p.of == 'v'; });
-    SCOPED_TRACE(::testing::Message() << clean.describe() << ", finite " << finite);
+    const std::vector<Poison> poisons =
+        poison(random, spoilt, way == Way::many_finite || once_in(random, 2) ? "qk" : "qkv", value);
+    SCOPED_TRACE(::testing::Message() << clean.describe() << ", way " << static_cast<int>(way));
     const State before(tiles, random, clean);
     State expected = before, after = before;
-    attend(tiles, clean, Block(tiles, clean), 0, clean.rows, finite, expected);
-    attend(tiles, spoilt, Block(tiles, spoilt), 0, clean.rows, finite, after);
+    attend(tiles, clean, Block(tiles, clean), 0, clean.rows, way, expected);
+    attend(tiles, spoilt, Block(tiles, spoilt), 0, clean.rows, way, after);
     for (std::int64_t i = 0; i < clean.rows; ++i) {
       SCOPED_TRACE(clean.describe(i));
       const auto row = static_cast<std::size_t>(i);
@@ -326,6 +380,22 @@ TEST_P(Attend, WhatIsNotFiniteReachesWhatSeesItAndNothingElse) {
         ASSERT_TRUE(kept_or_spoilt(expected.out(i, d), after.out(i, d), all || one, value)) << "element " << d;
       }
     }
+  }
+}
+
+// Backward computes them again, with the products that `attend` is made of: one key alone has a weight of 1.
+TEST_P(Attend, ScoresAreTheSameToTheBitForFewRowsAndForMany) {
+  if (tiles.few_rows == 0) return;
+  for (int repeat = 0; repeat < test::sample(100); ++repeat) {
+    const Attention x = draw_attention(tiles, random, Way::few, 1, 0);
+    SCOPED_TRACE(x.describe());
+    const Block block(tiles, x);
+    State few(tiles, random, x);
+    std::fill(few.max.begin(), few.max.end(), -infinity);
+    State many = few;
+    attend(tiles, x, block, 0, x.rows, Way::few, few);
+    attend(tiles, x, block, 0, x.rows, Way::many, many);
+    for (std::size_t i = 0; i < few.max.size(); ++i) ASSERT_EQ(bits(few.max[i]), bits(many.max[i])) << "row " << i;
   }
 }
 

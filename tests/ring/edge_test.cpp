@@ -48,6 +48,54 @@ TEST(Edge, NoQueries) { check(simple(0, 20), 3); }
 TEST(Edge, NoKeys) { check(simple(20, 0), 3); }
 TEST(Edge, NothingAtAll) { check(simple(0, 0), 2); }
 
+// A few queries: the keys of a step are shared out in splits.
+TEST(Edge, FewQueriesManyKeys) {
+  for (const std::int64_t queries : {1, 4, 16, 60}) {
+    Problem p = simple(queries, 1500);
+    check(p, 1);
+    p.softcap = 5;
+    p.dtype = queries == 4 ? DType::float16 : DType::bfloat16;
+    check(p, 3);
+  }
+}
+TEST(Edge, FewQueriesManyKeysMasked) {
+  Problem p = simple(16, 1500);
+  p.window_left = p.window_right = 700;
+  check(p, 1);
+  check(p, 2);
+  p.batch = 2;
+  p.kv_lengths = {600, 1499};
+  check(p, 1);
+  p = simple(40, 2000);
+  p.documents = {{0, 5, 0, 1100}, {5, 0, 1100, 30}, {5, 35, 1130, 870}};
+  check(p, 1);
+  check(p, 2);
+}
+// What is not finite in keys that a row does not see is in another split, or another block, or its own.
+TEST(Edge, FewQueriesAndValuesThatAreNotFinite) {
+  constexpr std::int64_t queries = 6, keys = 1500;
+  Problem p = simple(queries, keys);
+  p.causal = true;
+  for (const std::int64_t spoilt : {keys - 1, keys - 4})
+    for (const bool of_v : {false, true}) {
+      Random random(23);
+      const Oracle clean(p, random);
+      Oracle oracle = clean;
+      auto& tensor = of_v ? oracle.v : oracle.k;
+      tensor[static_cast<std::size_t>(spoilt * p.num_heads_kv * p.head_dim)] = std::numeric_limits<double>::infinity();
+      const test::Results expected = test::run_on(test::Ranks(1), clean),
+                          results = test::run_on(test::Ranks(1), oracle);
+      for (std::int64_t i = 0; i < queries; ++i)
+        for (std::int64_t n = 0; n < p.num_heads_q * p.head_dim_v; ++n) {
+          const auto at = static_cast<std::size_t>(i * p.num_heads_q * p.head_dim_v + n);
+          if (!reference::sees(p, 0, i, spoilt)) {
+            ASSERT_EQ(results.out[at], expected.out[at]) << "row " << i;
+          }
+        }
+      EXPECT_FALSE(std::isfinite(results.out[static_cast<std::size_t>((queries - 1) * p.num_heads_q * p.head_dim_v)]));
+    }
+}
+
 TEST(Edge, EmptyDocuments) {
   Problem p = simple(40, 40);
   p.documents = {{0, 0, 0, 0}, {0, 13, 0, 13}, {13, 0, 13, 9}, {13, 20, 22, 0}, {33, 7, 22, 18}, {40, 0, 40, 0}};

@@ -121,21 +121,32 @@ Problem problem_to_repeat(std::int64_t num_heads_kv, std::int64_t head_dim, DTyp
   return p;
 }
 
+// A few queries, whose keys are shared out.
+Problem few_queries_to_repeat(std::int64_t queries) {
+  Problem p = problem_to_repeat(2, 16, DType::float32, 1);
+  p.seqlen_q = queries;
+  p.seqlen_kv = 2500;
+  p.window_left = -1;
+  p.documents = {{0, queries, 0, 2500}};
+  return p;
+}
+
 TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
   const std::uint64_t seed = test::seed();
   struct Case {
-    std::int64_t heads, head_dim;
-    DType dtype;
-    std::int64_t num_chunks;
+    Problem problem;
     double odd;  // a value of q that some tiles do not take
     int repeats;
   };
-  for (const Case& c : {Case{1, 16, DType::float32, 1, 0.5, 100}, Case{8, 16, DType::bfloat16, 3, 0.5, 100},
-                        Case{1, 64, DType::float32, 1, 1e-33, 20}, Case{1, 64, DType::bfloat16, 3, 0.5, 20}}) {
+  for (const Case& c : {Case{problem_to_repeat(1, 16, DType::float32, 1), 0.5, 100},
+                        Case{problem_to_repeat(8, 16, DType::bfloat16, 3), 0.5, 100},
+                        Case{problem_to_repeat(1, 64, DType::float32, 1), 1e-33, 20},
+                        Case{problem_to_repeat(1, 64, DType::bfloat16, 3), 0.5, 20},
+                        Case{few_queries_to_repeat(5), 0.5, 100}, Case{few_queries_to_repeat(60), 0.5, 100}}) {
     Random random(seed);
-    Inputs inputs(problem_to_repeat(c.heads, c.head_dim, c.dtype, c.num_chunks), random);
-    inputs.q[static_cast<std::size_t>(300 * inputs.problem.num_heads_q * c.head_dim)] = c.odd;
+    Inputs inputs(c.problem, random);
+    inputs.q[static_cast<std::size_t>(c.problem.seqlen_q / 2 * c.problem.num_heads_q * c.problem.head_dim)] = c.odd;
     for (const int world_size : {1, 4}) {
       const std::vector<std::byte> first = run_delayed(inputs, world_size, 1, seed);
       for (int n = 1; n < std::max(test::sample(c.repeats), 4); ++n)

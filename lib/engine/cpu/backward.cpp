@@ -267,7 +267,9 @@ std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int
   const Tiles& tiles = tiles_.choose(problem, pass);
   const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem, longest_piece)
                                                        : thread_bytes<BackwardScratch>(tiles, problem);
-  return per_thread * static_cast<std::size_t>(threads);
+  Arena shared;
+  if (pass == Pass::forward) take_partials(shared, problem);
+  return per_thread * static_cast<std::size_t>(threads) + shared.size();
 }
 
 // Keys of a stretch: fewer where there would be work for few threads only, but never so few that packing the tiles would take

@@ -1,11 +1,13 @@
 // Forward on a CPU: online softmax over tiles (Dao et al. 2022, "FlashAttention", Algorithm 1).
 //
-//   for each unit in parallel:  the query rows of one stretch of one piece, in all heads of a group
+//   for each unit in parallel:  the query rows of one stretch of one piece, in all heads of a group, and the keys of one split
 //     pack Q, and the running (O, max, sum) or their beginning
 //     for each block of keys that any row sees:
-//       pack K (as columns) and V once for all rows and heads of the unit
+//       pack K (as columns) and V once for all rows and heads of the unit, or where rows are few read them where they lie
 //       S = Q K^T;  P = softmax(S), running;  O = O * factor + P V         the instruction set's own loop (tiles.h)
-//     unpack the running (O, max, sum), or divide, round and write out and lse
+//     unless there are other splits, of keys that few rows see:
+//       unpack the running (O, max, sum), or divide, round and write out and lse
+//   for each such group of rows in parallel:  merge what the splits have, in their order, and do the same
 //
 // A row's arithmetic does not depend on which rows share its tile or unit: hidden keys add zeros, sums run over keys in
 // ascending order, and blocks begin at fixed places of a piece. So results do not depend on threads or on how units are cut.
@@ -25,19 +27,43 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
+// exp(max - largest), rounded once.
+float shrink(float max, float largest) {
+  return max == largest ? 1.0F : static_cast<float>(std::exp(static_cast<double>(max) - static_cast<double>(largest)));
+}
+
 // log(exp(max) sum), rounded once.
 float log_sum_exp(float max, float sum) {
   return static_cast<float>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
-// Query rows of one item that one thread attends at a time.
+// Query rows of one item that one thread attends at a time to one split of the keys.
 struct Unit {
   const WorkItem* item;
   const Piece* queries;
   std::int64_t first;  // within the piece
   std::int64_t rows;
-  std::int64_t cost;  // (query, key) pairs, roughly
+  std::int64_t cost;   // (query, key) pairs, roughly
+  std::int32_t split;  // of so many
+  std::int32_t splits;
 };
+
+// Stored rows of the keys that a piece of queries sees, from the first to the last.
+Interval find_keys(const Problem& problem, const WorkItem& item, const Piece& queries) {
+  Interval all;
+  for (const Piece& keys : item.keys) {
+    const std::int64_t lo = item.visible(queries, 0, keys, problem.longest_kv()).lo;
+    const std::int64_t hi = item.visible(queries, queries.length - 1, keys, problem.longest_kv()).hi;
+    if (lo < hi) all = {all.empty() ? keys.row + lo : all.lo, keys.row + hi};
+  }
+  return all;
+}
+Interval find_keys(const Problem& problem, const Unit& unit) {
+  const Interval all = find_keys(problem, *unit.item, *unit.queries);
+  if (unit.splits == 1) return all;
+  const Cut cut(all.hi - all.lo, unit.splits);
+  return {all.lo + cut.begin(unit.split), all.lo + cut.begin(unit.split + 1)};
+}
 
 // Keys between the first and the last that rows of a stretch see, times the rows.
 std::int64_t estimate_cost(const Problem& problem, const WorkItem& item, const Piece& queries, std::int64_t first,
@@ -56,9 +82,11 @@ struct Attend {
   const ForwardStep& step;
   const Threads& threads;  // asked between blocks whether the call is off
   const ForwardScratch& scratch;
+  const Running& partials;
   const Unit& unit;
   std::int64_t b;
   std::int64_t head_kv;
+  Running running = unit.splits == 1 ? scratch.running : partial(unit.split);
 
   std::int64_t dim() const { return problem.head_dim; }
   std::int64_t dim_v() const { return problem.head_dim_v; }
@@ -71,9 +99,11 @@ struct Attend {
   void run() const {
     pack_queries();
     begin();
-    for (const Piece& keys : unit.item->keys) attend_piece(keys);
-    step.last ? finish() : keep();
+    const Interval split = find_keys(problem, unit);
+    for (const Piece& keys : unit.item->keys) attend_piece(keys, split);
+    if (unit.splits == 1) end();
   }
+  void end() const { step.last ? finish() : keep(); }
 
   // Rows of the q and the out of this unit lie in panels of all its rows, head by head. Whether `tiles` take all of them.
   bool pack_queries() const {
@@ -84,73 +114,111 @@ struct Attend {
   }
 
   void begin() const {
-    if (step.first) {
-      std::fill_n(scratch.out, total() * padded(dim_v()), 0.0F);
-      std::fill_n(scratch.max, total(), -infinity);
-      std::fill_n(scratch.sum, total(), 0.0F);
+    if (step.first || unit.split > 0) {
+      std::fill_n(running.out, total() * padded(dim_v()), 0.0F);
+      std::fill_n(running.max, total(), -infinity);
+      std::fill_n(running.sum, total(), 0.0F);
       return;
     }
     for (std::int64_t g = 0; g < problem.group(); ++g) {
-      tiles.pack_rows(rows_of(step.running, g, dim_v(), scratch.out));
-      std::copy_n(step.max + state(g), unit.rows, scratch.max + g * unit.rows);
-      std::copy_n(step.sum + state(g), unit.rows, scratch.sum + g * unit.rows);
+      tiles.pack_rows(rows_of(step.running, g, dim_v(), running.out));
+      std::copy_n(step.max + state(g), unit.rows, running.max + g * unit.rows);
+      std::copy_n(step.sum + state(g), unit.rows, running.sum + g * unit.rows);
     }
   }
 
   void keep() const {
     for (std::int64_t g = 0; g < problem.group(); ++g) {
-      tiles.unpack_rows({row_of(scratch.out, g), panel(), unit.rows, dim_v(),
+      tiles.unpack_rows({row_of(running.out, g), panel(), unit.rows, dim_v(),
                          step.running.at<float>(b, stored(), head(g)), step.running.seq_stride});
-      std::copy_n(scratch.max + g * unit.rows, unit.rows, step.max + state(g));
-      std::copy_n(scratch.sum + g * unit.rows, unit.rows, step.sum + state(g));
+      std::copy_n(running.max + g * unit.rows, unit.rows, step.max + state(g));
+      std::copy_n(running.sum + g * unit.rows, unit.rows, step.sum + state(g));
     }
   }
 
   void finish() const {
     for (std::int64_t g = 0; g < problem.group(); ++g) {
-      const float* const sum = scratch.sum + g * unit.rows;
-      tiles.finish({row_of(scratch.out, g), panel(), unit.rows, dim_v(), sum, step.out.dtype,
+      const float* const sum = running.sum + g * unit.rows;
+      tiles.finish({row_of(running.out, g), panel(), unit.rows, dim_v(), sum, step.out.dtype,
                     address(step.out, stored(), head(g)), step.out.seq_stride});
       if (step.lse == nullptr) continue;
       for (std::int64_t i = 0; i < unit.rows; ++i)
-        step.lse[state(g) + i] = sum[i] == 0.0F ? -infinity : log_sum_exp(scratch.max[g * unit.rows + i], sum[i]);
+        step.lse[state(g) + i] = sum[i] == 0.0F ? -infinity : log_sum_exp(running.max[g * unit.rows + i], sum[i]);
     }
   }
 
-  void attend_piece(const Piece& keys) const {
+  // Of the first split, once all of them are done.
+  void merge() const {
+    for (std::int64_t split = 1; split < unit.splits; ++split) absorb(partial(split));
+    end();
+  }
+  void absorb(const Running& other) const {
+    for (std::int64_t r = 0; r < total(); ++r) {
+      const float largest = std::max(running.max[r], other.max[r]);
+      const float mine = shrink(running.max[r], largest), theirs = shrink(other.max[r], largest);
+      running.max[r] = largest;
+      running.sum[r] = running.sum[r] * mine + other.sum[r] * theirs;
+      for (std::int64_t at = r * tiles.columns; at < total() * padded(dim_v()); at += panel())
+        for (std::int64_t d = at; d < at + tiles.columns; ++d)
+          running.out[d] = running.out[d] * mine + other.out[d] * theirs;
+    }
+  }
+
+  void attend_piece(const Piece& keys, Interval split) const {
     std::int64_t begin = keys.length, end = 0;
     find_seen(*unit.item, *unit.queries, unit.first, unit.rows, keys, problem.kv_length(b), scratch.seen);
     for (std::int64_t i = 0; i < unit.rows; ++i) {
-      const Interval seen = scratch.seen[i];
-      if (seen.empty()) continue;
+      Interval& seen = scratch.seen[i];
+      seen = {std::max(seen.lo, split.lo - keys.row), std::min(seen.hi, split.hi - keys.row)};
+      if (seen.lo >= seen.hi) {
+        seen = {};
+        continue;
+      }
       begin = std::min(begin, seen.lo);
       end = std::max(end, seen.hi);
     }
-    for (std::int64_t block = begin / tiles.key_block * tiles.key_block; block < end && !threads.cancelled();
-         block += tiles.key_block)
-      attend_block(keys, block, std::min(tiles.key_block, keys.length - block));
+    const bool few = unit.queries->length * problem.group() <= tiles.few_rows;
+    const std::int64_t length = few ? tiles.few_keys : tiles.key_block;
+    for (std::int64_t block = begin / length * length; block < end && !threads.cancelled(); block += length) {
+      const std::int64_t count = std::min(length, keys.length - block);
+      if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) continue;
+      for (std::int64_t g = 1; g < problem.group(); ++g)
+        std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
+      few ? attend_few(keys.row + block, count, std::clamp<std::int64_t>(end - block - count, 0, length))
+          : attend_block(keys, block, count);
+    }
+  }
+
+  void attend_few(std::int64_t row, std::int64_t count, std::int64_t next) const {
+    tiles.attend_few({total(), count, dim(), dim_v(), scratch.q, problem.dtype, address(step.k, row, head_kv),
+                      address(step.v, row, head_kv), step.k.seq_stride, step.v.seq_stride,
+                      address(step.k, row + count, head_kv), next, scratch.visible, problem.softmax_scale,
+                      problem.softcap, running.out, running.max, running.sum});
   }
 
   void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
-    if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) return;
-    for (std::int64_t g = 1; g < problem.group(); ++g)
-      std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
     const std::int64_t row = keys.row + block;
     const bool k_finite = tiles.pack_columns({problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count,
                                               dim(), scratch.k, tiles.cells(dim()) * tiles.columns});
     const bool finite = tiles.pack_right({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
                                           dim_v(), scratch.v, tiles.cells(count) * tiles.columns});
     if (tiles.ordinary_only() && !(k_finite && finite)) {
-      const Attend others{any, any, problem, step, threads, scratch, unit, b, head_kv};
+      const Attend others{any, any, problem, step, threads, scratch, partials, unit, b, head_kv, running};
       others.pack_queries();
       others.attend_block(keys, block, count);
       pack_queries();
       return;
     }
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
-                  problem.softmax_scale, problem.softcap, scratch.out, scratch.max, scratch.sum});
+                  problem.softmax_scale, problem.softcap, running.out, running.max, running.sum});
   }
 
+  // What a split has: of all splits of all rows before these there may be as many as choose_splits allows.
+  Running partial(std::int64_t split) const {
+    const std::int64_t lane = b * problem.num_heads_kv + head_kv;
+    const std::int64_t before = stored() * problem.batch * problem.num_heads_q * most_splits(problem);
+    return partials.behind(problem, before + (lane * unit.splits + split) * total());
+  }
   std::int64_t panel() const { return total() * tiles.columns; }
   float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
   PackedRows rows_of(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
@@ -179,37 +247,54 @@ static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem,
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
   const Tiles& tiles = tiles_.choose(problem, Pass::forward);
-  std::int64_t longest_piece = 0;
+  std::int64_t pieces = 0, longest_piece = 0;
   for (const WorkItem& item : step.items)
-    for (const Piece& queries : item.queries) longest_piece = std::max(longest_piece, queries.length);
+    for (const Piece& queries : item.queries) {
+      longest_piece = std::max(longest_piece, queries.length);
+      ++pieces;
+    }
   const std::int64_t unit_rows = choose_unit_rows(tiles, problem, step.query_rows, longest_piece, threads.count());
+  const std::int64_t lanes = problem.batch * problem.num_heads_kv;
+  Arena shared(static_cast<std::byte*>(step.scratch) +
+               thread_bytes<ForwardScratch>(tiles, problem, longest_piece) * static_cast<std::size_t>(threads.count()));
+  const Running partials = take_partials(shared, problem);
   std::vector<Unit> units;
+  units.reserve(static_cast<std::size_t>(pieces));
   for (const WorkItem& item : step.items)
-    for (const Piece& queries : item.queries)
-      for (std::int64_t first = 0, left = (queries.length + unit_rows - 1) / unit_rows; left > 0; --left) {
+    for (const Piece& queries : item.queries) {
+      const Interval keys = find_keys(problem, item, queries);
+      const std::int64_t splits = choose_splits(problem, pieces, keys.hi - keys.lo);
+      const std::int64_t most = splits > 1 ? most_unit_rows(tiles, problem, longest_piece) : unit_rows;
+      for (std::int64_t first = 0, left = (queries.length + most - 1) / most; left > 0; --left) {
         const std::int64_t rows = (queries.length - first) / left;  // equal parts
-        units.push_back({&item, &queries, first, rows, estimate_cost(problem, item, queries, first, rows)});
+        const std::int64_t cost = estimate_cost(problem, item, queries, first, rows) / splits;
+        for (std::int32_t split = 0; split < splits; ++split)
+          units.push_back({&item, &queries, first, rows, cost, split, static_cast<std::int32_t>(splits)});
         first += rows;
       }
+    }
   // The longest first, so that the threads end together.
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
 
-  const std::int64_t lanes = problem.batch * problem.num_heads_kv;
-  const auto for_each_unit = [&](const Tiles& with, auto&& f) {
+  const auto for_each_lane = [&](const Tiles& with, auto&& f) {
     threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
+      const Unit& unit = units[static_cast<std::size_t>(index / lanes)];
       const std::int64_t lane = index % lanes;
       const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles, problem, longest_piece);
-      f(Attend{with, *tiles_.any, problem, step, threads, scratch, units[static_cast<std::size_t>(index / lanes)],
-               lane / problem.num_heads_kv, lane % problem.num_heads_kv});
+      f(Attend{with, *tiles_.any, problem, step, threads, scratch, partials, unit, lane / problem.num_heads_kv,
+               lane % problem.num_heads_kv});
     });
   };
   // All queries or none: were it a matter of each unit, results would depend on how units are cut.
   std::atomic<bool> taken{true};
   if (tiles.ordinary_only())
-    for_each_unit(tiles, [&](const Attend& unit) {
-      if (!unit.pack_queries()) taken = false;
+    for_each_lane(tiles, [&](const Attend& attend) {
+      if (!attend.pack_queries()) taken = false;
     });
-  for_each_unit(taken ? tiles : *tiles_.any, [](const Attend& unit) { unit.run(); });
+  const Tiles& with = taken ? tiles : *tiles_.any;
+  for_each_lane(with, [](const Attend& attend) { attend.run(); });
+  std::erase_if(units, [](const Unit& unit) { return unit.splits == 1 || unit.split > 0; });
+  for_each_lane(with, [](const Attend& attend) { attend.merge(); });
 }
 
 }  // namespace ringattn::cpu

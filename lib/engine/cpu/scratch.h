@@ -19,10 +19,28 @@ inline std::int64_t most_unit_rows(const Tiles& tiles, const Problem& p, std::in
   return std::max(std::min(rows / p.group(), longest_piece), std::int64_t{1});
 }
 
+// What rows have of the keys so far.
+struct Running {
+  float* out;        // packed
+  float *max, *sum;  // [rows]
+
+  static Running take(Arena& arena, const Problem& p, std::int64_t rows) {
+    Running r;
+    r.out = arena.take<float>(rows * padded(p.head_dim_v));
+    r.max = arena.take<float>(rows);
+    r.sum = arena.take<float>(rows);
+    return r;
+  }
+  // Of the rows behind the first `rows`, which are packed by themselves.
+  Running behind(const Problem& p, std::int64_t rows) const {
+    return {out + rows * padded(p.head_dim_v), max + rows, sum + rows};
+  }
+};
+
 struct ForwardScratch {
-  float *q, *out;    // packed, rows of the unit in all heads
+  float* q;  // packed, rows of the unit in all heads
+  Running running;
   float *k, *v;      // packed, a block of keys
-  float *max, *sum;  // running, of all rows
   Interval* seen;    // of each row of a head
   Visible* visible;  // of all rows
 
@@ -30,16 +48,30 @@ struct ForwardScratch {
     const std::int64_t rows = most_unit_rows(tiles, p, longest_piece), most = rows * p.group();
     ForwardScratch s;
     s.q = arena.take<float>(most * padded(tiles.cells(p.head_dim)));
-    s.out = arena.take<float>(most * padded(p.head_dim_v));
+    s.running = Running::take(arena, p, most);
     s.k = arena.take<float>(tiles.key_block * tiles.cells(p.head_dim));
     s.v = arena.take<float>(tiles.cells(tiles.key_block) * padded(p.head_dim_v));
-    s.max = arena.take<float>(most);
-    s.sum = arena.take<float>(most);
     s.seen = arena.take<Interval>(rows);
     s.visible = arena.take<Visible>(most);
     return s;
   }
 };
+
+// Parts that `keys` keys are cut into which one of `pieces` pieces of queries sees: several where queries are few, and there would
+// be too little for threads to share. A function of the problem and never of the threads, since results depend on it.
+inline std::int64_t choose_splits(const Problem& p, std::int64_t pieces, std::int64_t keys) {
+  constexpr std::int64_t enough = 32, least_keys = 256, most_rows = 256;
+  if (p.seqlen_q * p.num_heads_q > most_rows * p.num_heads_kv || keys < 2 * least_keys) return 1;
+  return std::max(std::min(enough / (p.batch * p.num_heads_kv * pieces), keys / least_keys), std::int64_t{1});
+}
+
+inline std::int64_t most_splits(const Problem& p) { return choose_splits(p, 1, p.seqlen_kv); }
+
+// What all rows have of all splits, where there may be several.
+inline Running take_partials(Arena& arena, const Problem& p) {
+  const std::int64_t splits = most_splits(p);
+  return Running::take(arena, p, splits == 1 ? 0 : splits * p.batch * p.num_heads_q * p.seqlen_q);
+}
 
 // Keys that a backward thread takes on at a time: one block or two, or less where rows are long. Two are better than one, as tiles
 // of rows are packed half as often, as long as all that is made of the keys stays near.

@@ -68,6 +68,21 @@ struct AttendTile {
   float *max, *sum;  // [rows], running
 };
 
+// The same for rows so few that keys and values are taken where they lie, `stride` elements apart.
+struct FewTile {
+  std::int64_t rows, keys, dim, dim_v;  // rows <= few_rows, keys <= few_keys
+  const float* q;                       // packed [rows, dim]
+  DType dtype;
+  const void *k, *v;
+  std::int64_t k_stride, v_stride;
+  const void* next_k;  // keys that come next, `next_keys` of them: they are asked for early
+  std::int64_t next_keys;
+  const Visible* visible;  // [rows]
+  float scale, softcap;
+  float* out;        // packed [rows, dim_v], running
+  float *max, *sum;  // [rows], running
+};
+
 // Gradients of a tile of query rows and a block of keys. dq and dk lack the softmax scale.
 struct GradientTile {
   std::int64_t rows, keys, dim, dim_v;
@@ -106,6 +121,8 @@ struct Tiles {
   std::int64_t unit_floats;  // forward: a packed block and the query rows that share it, streamed from the second cache
   std::int64_t gradient_rows;  // and backward
   std::int64_t score_floats;   // of GradientTile::scores
+  std::int64_t few_rows;       // that attend_few takes: none where cells are not floats
+  std::int64_t few_keys;
 
   std::int64_t cells(std::int64_t n) const {
     const std::int64_t multiple = terms * part_multiple;
@@ -120,6 +137,7 @@ struct Tiles {
   bool (*pack_columns)(const PackedRows& rows);  // as a right operand that is summed over dim
   void (*unpack_rows)(const UnpackedRows& rows);
   void (*attend)(const AttendTile& tile);
+  void (*attend_few)(const FewTile& tile);
   void (*finish)(const FinishedRows& rows);
   void (*differentiate)(const GradientTile& tile);
 

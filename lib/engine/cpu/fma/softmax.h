@@ -32,6 +32,7 @@ inline void for_each_group(std::int64_t count, F&& f) {
   constexpr int together = width == 16 ? 6 : 4;
   std::int64_t j = 0;
   for (; count - j >= together * width; j += together * width) f(j, Group<together>());
+  for (; count - j >= 4 * width; j += 4 * width) f(j, Group<4>());
   for (; j < count; j += width) f(j, Group<1>());
 }
 

@@ -2,6 +2,9 @@
 #pragma once
 
 #include "engine/cpu/fma/differentiate.h"
+#if RA_TERMS == 1
+#include "engine/cpu/fma/few.h"
+#endif
 
 namespace ringattn::cpu {
 namespace {
@@ -19,18 +22,17 @@ void multiply_any(Left left, const Product& product) {
 
 constexpr Parts parts = {score_stride, multiply_any, softmax, differentiate_scores};
 
+#if RA_TERMS != 1
+constexpr std::int64_t few_rows = 0, few_keys = 0;
+constexpr void (*attend_few)(const FewTile&) = nullptr;
+#endif
+
 constexpr Tiles make_tiles(const char* name, std::int64_t unit_floats) {
-  return {name,          terms,
-          summands,      part_multiple,
-          columns,       key_block,
-          tile_rows,     unit_floats,
-          gradient_rows, Scores::floats,
-          pack_rows,     pack_left,
-          pack_right,    pack_columns,
-          unpack_rows,   attend,
-          finish,        differentiate,
-          load,          store,
-          dot_rows,      terms == 1 ? &parts : nullptr};
+  return {name,          terms,       summands,    part_multiple, columns,
+          key_block,     tile_rows,   unit_floats, gradient_rows, Scores::floats,
+          few_rows,      few_keys,    pack_rows,   pack_left,     pack_right,
+          pack_columns,  unpack_rows, attend,      attend_few,    finish,
+          differentiate, load,        store,       dot_rows,      terms == 1 ? &parts : nullptr};
 }
 
 }  // namespace

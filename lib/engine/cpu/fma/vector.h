@@ -176,14 +176,24 @@ struct Row {
     __builtin_memcpy(to, some, static_cast<std::size_t>(count) * sizeof(Element));
   }
 
+  // Of elements of two bytes.
+  static Vector widen(Bits elements) {
+    return dtype == DType::bfloat16 ? widen_bfloat16(elements) : widen_float16(elements);
+  }
+
  private:
   static Vector read_whole(const Element* from) {
     if constexpr (dtype == DType::float32)
       return *reinterpret_cast<const Vector*>(from);
-    else {
-      const Bits wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits);
-      return dtype == DType::bfloat16 ? widen_bfloat16(wide) : widen_float16(wide);
-    }
+    else
+      return widen(to_bits(*reinterpret_cast<const Halves*>(from)));
+  }
+  static Bits to_bits(Halves halves) {
+#if defined(__AVX512F__)  // GCC 12 would make two of them
+    return reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(halves)));
+#else
+    return __builtin_convertvector(halves, Bits);
+#endif
   }
   static void write_whole(Element* to, Vector v) {
     if constexpr (dtype == DType::float32)
