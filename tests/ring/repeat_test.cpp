@@ -143,7 +143,7 @@ TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
                         Case{problem_to_repeat(8, 16, DType::bfloat16, 3), 0.5, 100},
                         Case{problem_to_repeat(1, 64, DType::float32, 1), 1e-33, 20},
                         Case{problem_to_repeat(1, 64, DType::bfloat16, 3), 0.5, 20},
-                        Case{few_queries_to_repeat(5), 0.5, 100}, Case{few_queries_to_repeat(60), 0.5, 100}}) {
+                        Case{few_queries_to_repeat(5), 0.5, 40}, Case{few_queries_to_repeat(60), 0.5, 20}}) {
     Random random(seed);
     Inputs inputs(c.problem, random);
     inputs.q[static_cast<std::size_t>(c.problem.seqlen_q / 2 * c.problem.num_heads_q * c.problem.head_dim)] = c.odd;

@@ -156,7 +156,7 @@ TEST(Sweep, SeveralBlocksOfKeys) {
     return world_sizes[static_cast<std::size_t>(choice[0])] <= 4 && groups[static_cast<std::size_t>(choice[4])] == 1 &&
            (dim == 40 || dim == 64);
   };
-  sweep(test::sample(300), wanted, several_blocks);
+  sweep(test::sample(120), wanted, several_blocks);
 }
 
 class SlowSweep : public ::testing::TestWithParam<int> {};
