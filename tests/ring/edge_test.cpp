@@ -50,30 +50,28 @@ TEST(Edge, NothingAtAll) { check(simple(0, 0), 2); }
 
 // A few queries: the keys of a step are shared out in splits.
 TEST(Edge, FewQueriesManyKeys) {
-  for (const std::int64_t queries : {1, 4, 16, 60}) {
-    Problem p = simple(queries, 1500);
+  for (const std::int64_t queries : {1, 7}) {
+    Problem p = simple(queries, 700);
     check(p, 1);
     p.softcap = 5;
-    p.dtype = queries == 4 ? DType::float16 : DType::bfloat16;
+    p.dtype = queries == 1 ? DType::float16 : DType::bfloat16;
     check(p, 3);
   }
 }
 TEST(Edge, FewQueriesManyKeysMasked) {
-  Problem p = simple(16, 1500);
-  p.window_left = p.window_right = 700;
-  check(p, 1);
+  Problem p = simple(5, 800);
+  p.window_left = p.window_right = 350;
   check(p, 2);
   p.batch = 2;
-  p.kv_lengths = {600, 1499};
+  p.kv_lengths = {300, 799};
   check(p, 1);
-  p = simple(40, 2000);
-  p.documents = {{0, 5, 0, 1100}, {5, 0, 1100, 30}, {5, 35, 1130, 870}};
+  p = simple(17, 900);
+  p.documents = {{0, 5, 0, 600}, {5, 0, 600, 30}, {5, 12, 630, 270}};
   check(p, 1);
-  check(p, 2);
 }
 // What is not finite in keys that a row does not see is in another split, or another block, or its own.
 TEST(Edge, FewQueriesAndValuesThatAreNotFinite) {
-  constexpr std::int64_t queries = 6, keys = 1500;
+  constexpr std::int64_t queries = 6, keys = 700;
   Problem p = simple(queries, keys);
   p.causal = true;
   for (const std::int64_t spoilt : {keys - 1, keys - 4})
