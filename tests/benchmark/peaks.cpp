@@ -64,11 +64,11 @@ double ringattn_measure_instruction_rate() {
 }
 
 double ringattn_measure_read_rate(const float* data, std::size_t count) {
-  typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));
-  Vector sums[8] = {};
+  typedef float Vector __attribute__((vector_size(16), aligned(4), may_alias));
+  Vector sums[8] = {};  // as many as stay in the registers of any processor
   const double seconds = seconds_of([&] {
-    for (std::size_t i = 0; i + 128 <= count; i += 128)
-      for (std::size_t n = 0; n < 8; ++n) sums[n] += *reinterpret_cast<const Vector*>(data + i + 16 * n);
+    for (std::size_t i = 0; i + 32 <= count; i += 32)
+      for (std::size_t n = 0; n < 8; ++n) sums[n] += *reinterpret_cast<const Vector*>(data + i + 4 * n);
   });
   asm volatile("" : : "m"(sums));
   return static_cast<double>(count) * sizeof(float) / seconds;

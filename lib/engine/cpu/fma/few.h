@@ -93,7 +93,7 @@ template <DType dtype, bool whole>
   for (int i = 0; i < width; ++i, key += stride) {
     square[i] = Vector{};
     if (whole)
-      square[i] = read(reinterpret_cast<const float*>(key));
+      __builtin_memcpy(&square[i], key, sizeof square[i]);  // floats or pairs, aligned like an element
     else if (first + i < t.keys)
       __builtin_memcpy(&square[i], key, static_cast<std::size_t>(bytes));
   }
