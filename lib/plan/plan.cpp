@@ -34,7 +34,6 @@ bool item_sees(const WorkItem& item, std::int64_t kv_length) {
 
 Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
     : problem_(problem), world_size_(world_size), rank_(rank), pass_(pass), kv_length_(problem_.longest_kv()) {
-  if (world_size == 1) problem_.sharding = Sharding::contiguous;  // they all are, and this one is in one piece
   std::int64_t longest = 0;
   for (int owner = 0; owner < world_size; ++owner) longest = std::max(longest, key_rows(owner));
   num_chunks_ = choose_num_chunks(problem_, world_size, pass, longest);

@@ -38,13 +38,13 @@ int RankSet::find(int from, bool member) const {
 
 std::int64_t Shards::rows_before(int rank, std::int64_t position) const {
   if (world_size_ == 1) return position;
-  if (problem_.sharding == Sharding::striped) {
+  if (sharding_ == Sharding::striped) {
     const std::int64_t stripe = problem_.stripe, period = world_size_ * stripe;
     return position / period * stripe + std::clamp<std::int64_t>(position % period - rank * stripe, 0, stripe);
   }
   const Cut cut(position, num_parts());
   const std::int64_t rows = cut.length(rank);
-  return problem_.sharding == Sharding::zigzag ? rows + cut.length(num_parts() - 1 - rank) : rows;
+  return sharding_ == Sharding::zigzag ? rows + cut.length(num_parts() - 1 - rank) : rows;
 }
 
 std::int64_t Shards::document_of(int rank, std::int64_t row) const {
@@ -56,7 +56,7 @@ Share Shards::share(int rank, std::int64_t document) const {
   Share share;
   const std::int64_t begin = begin_of(document), end = begin_of(document + 1);
   std::int64_t row = rows_before(rank, begin);
-  if (problem_.sharding == Sharding::striped) {  // a stretch of the rank's stripes of the whole sequence
+  if (sharding_ == Sharding::striped) {  // a stretch of the rank's stripes of the whole sequence
     const std::int64_t stripe = problem_.stripe, row_end = rows_before(rank, end);
     share.add(
         {.document = document,
@@ -77,7 +77,7 @@ Share Shards::share(int rank, std::int64_t document) const {
     row += length;
   };
   add_part(rank);
-  if (problem_.sharding == Sharding::zigzag) add_part(num_parts() - 1 - rank);
+  if (sharding_ == Sharding::zigzag) add_part(num_parts() - 1 - rank);
   return share;
 }
 
@@ -108,7 +108,7 @@ Share Shards::deal(int rank, std::int64_t document, std::int64_t begin, std::int
 
 void Shards::add_owners(std::int64_t document, std::int64_t begin, std::int64_t end, RankSet& owners) const {
   const std::int64_t origin = begin_of(document), last_rank = world_size_ - 1;
-  if (problem_.sharding == Sharding::striped) {
+  if (sharding_ == Sharding::striped) {
     const std::int64_t first = (origin + begin) / problem_.stripe, last = (origin + end - 1) / problem_.stripe;
     return owners.add(first % world_size_, last - first + 1);
   }

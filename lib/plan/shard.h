@@ -135,13 +135,17 @@ class RankSet {
 // One side of a problem as `world_size` ranks share it. Keeps a reference to the problem.
 class Shards {
  public:
-  Shards(const Problem& problem, Side side, int world_size) : problem_(problem), side_(side), world_size_(world_size) {}
+  Shards(const Problem& problem, Side side, int world_size)
+      : problem_(problem),
+        side_(side),
+        world_size_(world_size),
+        sharding_(world_size == 1 ? Sharding::contiguous : problem.sharding) {}
 
   // Rows of a whole shard.
   std::int64_t rows(int rank) const { return rows_before(rank, problem_.seqlen(side_)); }
   // What none of its pieces is longer than: a part, or in a striped shard all rows.
   std::int64_t longest_piece(int rank) const {
-    if (problem_.sharding == Sharding::striped) return rows(rank);
+    if (sharding_ == Sharding::striped) return rows(rank);
     return (problem_.seqlen(side_) + num_parts() - 1) / num_parts();
   }
   // Numbers of the documents, one after the other, that rows begin .. end - 1 of a shard belong to.
@@ -171,11 +175,12 @@ class Shards {
   std::int64_t document_of(int rank, std::int64_t row) const;
   // Rows of the tokens before a position at which a document begins or the sequence ends.
   std::int64_t rows_before(int rank, std::int64_t position) const;
-  std::int64_t num_parts() const { return std::int64_t{world_size_} * (problem_.sharding == Sharding::zigzag ? 2 : 1); }
+  std::int64_t num_parts() const { return std::int64_t{world_size_} * (sharding_ == Sharding::zigzag ? 2 : 1); }
 
   const Problem& problem_;
   Side side_;
   int world_size_;
+  Sharding sharding_;  // of one rank all are the same, and this one is in one piece
 };
 
 // The non-empty pieces of a rank's shard.

@@ -280,6 +280,16 @@ Problem whole_sequence(std::int64_t seqlen, Sharding sharding) {
   return p;
 }
 
+// A context keeps a plan for as long as its problem is that of the call.
+TEST(Plan, IsOfTheProblemThatItWasMadeFor) {
+  for (const Sharding sharding : {Sharding::contiguous, Sharding::zigzag, Sharding::striped})
+    for (const int world_size : {1, 3}) {
+      const Problem p = whole_sequence(50, sharding);
+      EXPECT_EQ(Plan(p, world_size, 0, Pass::forward).problem(), p);
+      EXPECT_EQ(shard_pieces(p, Side::query, 1, 0).size(), 1U);
+    }
+}
+
 // However the sequence is cut into documents, its shards differ by one token, or by one stripe.
 TEST(Plan, ManyShortDocumentsAreSharedEvenly) {
   constexpr std::int64_t documents = 1000;
