@@ -87,7 +87,11 @@ std::vector<std::string> engines_of(const Options& options) {
   return engines;
 }
 
-int lanes_of(const std::string& engine) { return engine == "avx512" ? 16 : engine == "avx2" ? 8 : 0; }
+// Of its fused multiply-adds in floats; 0 where no peak of them is measured.
+int lanes_of(const std::string& engine) {
+  if (engine == "portable" || engine == "neon") return 0;
+  return engine == "avx2" ? 8 : 16;
+}
 const char* name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
 
 ra_attention_desc describe(std::int64_t tokens, std::int64_t heads, std::int64_t dim, ra_mask mask = RA_MASK_FULL) {
@@ -234,7 +238,7 @@ void measure_few(Report& report, Progress& progress, const std::string& engine, 
                       {"rate", "rate", "GFLOP/s", "{:.1f}", 1e9},
                       {"peak", "peak", "GFLOP/s", "{:.1f}", 1e9},
                       {"of_peak", "of peak", "", "{:.3f}"}});
-  const int lanes = engine == "portable" || engine == "neon" ? 0 : engine == "avx2" ? 8 : 16;
+  const int lanes = lanes_of(engine);
   for (const auto& [dtype, name] : {std::pair{RA_DTYPE_FLOAT32, "float32"}, {RA_DTYPE_BFLOAT16, "bfloat16"}})
     for (const std::int32_t threads : {1, 2})
       for (const std::int64_t queries : {1, 4, 16}) {

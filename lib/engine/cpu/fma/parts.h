@@ -10,8 +10,8 @@ namespace ringattn::cpu {
 // How the left operand of a product lies in memory: in panels, or as rows of scores, or as columns of scores.
 enum class Left { packed, weights, transposed };
 
-// A and B are cells; k counts them. B[k, n] lies in panels. Where A[m, k] does, C[m, n] = scale A B are scores. Else C = A B in panels, or C = factor C + A B where
-// accumulating, row by row, with factors of 1 if there are none.
+// C = A B, summed over k, which counts cells; B[k, n] lies in panels. Where A[m, k] does too, C[m, n] = scale A B are rows of scores.
+// Else C lies in panels, and where accumulating C = factor C + A B, row by row, with factors of 1 if there are none.
 struct Product {
   std::int64_t m = 0, n = 0, k = 0;
   const float* a = nullptr;
