@@ -232,6 +232,26 @@ RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
  */
 RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
 
+/** What a context is, with everything that its config left to the library. */
+typedef struct ra_context_info {
+  size_t struct_size;
+  int32_t rank;
+  int32_t world_size;
+  int32_t backend;      /**< ra_backend */
+  int32_t transport;    /**< ra_transport */
+  int32_t device;       /**< CUDA device ordinal; 0 on the CPU backend */
+  int32_t num_threads;  /**< CPU threads that calls of this rank may use, the calling one included */
+  int64_t timeout_ms;   /**< longest wait for another rank */
+  char engine[32];      /**< its name, as in ra_capabilities::engines. Types and sizes that the engine has no instructions for
+                             are computed with those of the engines behind it in that list */
+} ra_context_info;
+
+/** Clears `info`. `struct_size` is sizeof(ra_context_info). Accepts NULL. */
+RA_API void ra_init_context_info(ra_context_info *info, size_t struct_size);
+
+/** Fills `info`. Local; also during a call, from any thread. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_context_info(const ra_context *context, ra_context_info *info, ra_error *error);
+
 /** What this build can do on this machine. */
 typedef struct ra_capabilities {
   size_t struct_size;

@@ -4,6 +4,7 @@
 #include <oneapi/tbb/info.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "api/barrier.h"
@@ -84,7 +85,6 @@ void require_local_fields(const ra_context_config &c) {
 struct Candidate {
   std::unique_ptr<ra_context> context;
   std::string id;
-  std::int64_t timeout_ms = 0;
 };
 
 Candidate make_context(const ra_context_config &c) {
@@ -93,19 +93,19 @@ Candidate make_context(const ra_context_config &c) {
   const std::int64_t timeout_ms = to_timeout(c);
   require_local_fields(c);
   std::string id = to_group_id(c);
-  auto context = std::make_unique<ra_context>(rank, std::move(engine));
+  auto context = std::make_unique<ra_context>(rank, timeout_ms, std::move(engine));
   log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", context->engine->name(), ", ",
       rank.num_threads, " threads");
   if (rank.num_threads < c.num_threads)
     log(RA_LOG_LEVEL_WARNING, "num_threads is ", c.num_threads, "; ", rank.num_threads,
         " is all that oneTBB allows this process");
-  return {std::move(context), std::move(id), timeout_ms};
+  return {std::move(context), std::move(id)};
 }
 
 void join(Candidate &candidate) {
   ra_context &context = *candidate.context;
   Threads &threads = context.threads;
-  context.transport = join_local(candidate.id, context.rank.world_size, context.rank.rank, candidate.timeout_ms,
+  context.transport = join_local(candidate.id, context.rank.world_size, context.rank.rank, context.timeout_ms,
                                  [&threads] { threads.cancel(); });
 }
 
@@ -188,6 +188,23 @@ ra_context *ra_create_context(const ra_context_config *config, ra_error *error) 
       throw;
     }
     return candidate.context.release();
+  });
+}
+
+void ra_init_context_info(ra_context_info *info, size_t struct_size) { init(info, struct_size); }
+
+ra_status ra_get_context_info(const ra_context *context, ra_context_info *info, ra_error *error) {
+  return guard(error, [&] {
+    const ra_context &c = checked(context);
+    ra_context_info i = defaults<ra_context_info>();
+    i.rank = c.rank.rank;
+    i.world_size = c.rank.world_size;
+    i.backend = RA_BACKEND_CPU;
+    i.transport = RA_TRANSPORT_LOCAL;
+    i.num_threads = c.threads.count();
+    i.timeout_ms = c.timeout_ms;
+    std::snprintf(i.engine, sizeof i.engine, "%s", c.engine->name());
+    write(info, "info", i);
   });
 }
 

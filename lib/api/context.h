@@ -37,8 +37,8 @@ ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank,
 }  // namespace ringattn::api
 
 struct ra_context {
-  ra_context(const ringattn::api::Rank &r, std::unique_ptr<ringattn::Engine> e)
-      : rank(r), engine(std::move(e)), threads(r.num_threads) {}
+  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::Engine> e)
+      : rank(r), timeout_ms(timeout), engine(std::move(e)), threads(r.num_threads) {}
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
   const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
@@ -101,6 +101,7 @@ struct ra_context {
   }
 
   ringattn::api::Rank rank;
+  std::int64_t timeout_ms;
   std::unique_ptr<ringattn::Engine> engine;
   ringattn::Threads threads;
   std::unique_ptr<ringattn::Plan> forward_plan, backward_plan;

@@ -66,6 +66,11 @@ struct StructTraits<ra_context_config> {
   static void fill(ra_context_config &c) { c.world_size = 1; }
 };
 template <>
+struct StructTraits<ra_context_info> {
+  static constexpr const char *name = "ra_context_info";
+  static void fill(ra_context_info &) {}
+};
+template <>
 struct StructTraits<ra_capabilities> {
   static constexpr const char *name = "ra_capabilities";
   static void fill(ra_capabilities &) {}

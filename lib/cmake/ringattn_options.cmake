@@ -18,5 +18,6 @@ endif()
 if(RINGATTN_SANITIZER)
   # Everything in this build, GoogleTest programs included, so that no allocation or lock goes unseen.
   add_compile_options(${sanitizer_flags})
+  add_compile_definitions(RINGATTN_SANITIZED)
   add_link_options(${sanitizer_flags})
 endif()

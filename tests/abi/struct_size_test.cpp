@@ -125,6 +125,10 @@ const Row rows[] = {
      [](World&, void* target, ra_error* error) {
        return ra_get_capabilities(static_cast<ra_capabilities*>(target), error);
      }},
+    {"context_info", sizeof(ra_context_info), oldest_filled, true, init<ra_context_info, ra_init_context_info>, nothing,
+     [](World& world, void* target, ra_error* error) {
+       return ra_get_context_info(world.context.get(), static_cast<ra_context_info*>(target), error);
+     }},
     {"attention_desc", sizeof(ra_attention_desc), oldest_desc, false, init<ra_attention_desc, ra_init_attention_desc>,
      [](World&, void* target) {
        set_fields<ra_attention_desc>(target, oldest_desc, [](ra_attention_desc& desc) {

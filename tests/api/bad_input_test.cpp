@@ -72,10 +72,12 @@ struct Call {
   Call(ra_context* own_context, std::int32_t world_size, std::int32_t rank)
       : context(own_context), world_size(world_size), rank(rank) {
     ra_init_context_config(&config, sizeof config);
+    ra_init_context_info(&info, sizeof info);
     ra_init_capabilities(&capabilities, sizeof capabilities);
     ra_init_memory_requirements(&requirements, sizeof requirements);
     ra_init_call_statistics(&statistics, sizeof statistics);
     std::memset(id.text, 'x', sizeof id.text);
+    info.rank = 0x5A5A;
     capabilities.version = 0x5A5A;
     requirements.lse = 0x5A5A;
     statistics.steps = 0x5A5A;
@@ -157,6 +159,7 @@ struct Call {
   std::int64_t kv_lengths[kBatch] = {kSeqlen, 4};
 
   ra_context_config config{};
+  ra_context_info info{};
   ra_capabilities capabilities{};
   ra_attention_desc desc{};
   ra_memory_requirements requirements{};
@@ -171,6 +174,7 @@ struct Call {
   // What is passed; a row sets one to NULL.
   ra_unique_id* p_id = &id;
   ra_context_config* p_config = &config;
+  ra_context_info* p_info = &info;
   ra_capabilities* p_capabilities = &capabilities;
   ra_attention_desc* p_desc = &desc;
   ra_memory_requirements* p_requirements = &requirements;
@@ -205,6 +209,8 @@ const Function kAbortContext{"ra_abort_context",
                              [](Call& c, ra_error* e, ra_status) { return ra_abort_context(c.context, e); }};
 const Function kGetAsyncError{"ra_get_async_error",
                               [](Call& c, ra_error* e, ra_status) { return ra_get_async_error(c.context, e); }};
+const Function kGetContextInfo{
+    "ra_get_context_info", [](Call& c, ra_error* e, ra_status) { return ra_get_context_info(c.context, c.p_info, e); }};
 const Function kGetCapabilities{
     "ra_get_capabilities", [](Call& c, ra_error* e, ra_status) { return ra_get_capabilities(c.p_capabilities, e); }};
 const Function kCheckSupport{"ra_check_support",
@@ -315,11 +321,12 @@ void null_pointers(Table& t) {
                [](Call& c) { c.p_config = nullptr; },
                {"config", "NULL"}});
   t.push_back({"context is NULL",
-               {&kAbortContext, &kGetAsyncError, &kCheckSupport, &kGetMemoryRequirements, &kGetCallStatistics,
-                &kForward, &kBackward, &kRunSelfTest},
+               {&kAbortContext, &kGetAsyncError, &kGetContextInfo, &kCheckSupport, &kGetMemoryRequirements,
+                &kGetCallStatistics, &kForward, &kBackward, &kRunSelfTest},
                context,
                {"context", "NULL"}});
   t.push_back({"desc is NULL", kTakeDesc, desc, {"desc", "NULL"}});
+  t.push_back({"info is NULL", {&kGetContextInfo}, [](Call& c) { c.p_info = nullptr; }, {"info", "NULL"}});
   t.push_back({"capabilities is NULL",
                {&kGetCapabilities},
                [](Call& c) { c.p_capabilities = nullptr; },
@@ -360,6 +367,7 @@ void struct_sizes(Table& t) {
     t.push_back({"struct_size is 0", functions, [=](Call& c) { (c.*owner).struct_size = 0; }, {"struct_size", "0"}});
     t.push_back({"struct_size is 7", functions, [=](Call& c) { (c.*owner).struct_size = 7; }, {"struct_size", "7"}});
   };
+  too_small({&kGetContextInfo}, &Call::info);
   too_small({&kGetCapabilities}, &Call::capabilities);
   too_small({&kGetMemoryRequirements, &kEstimateMemory}, &Call::requirements);
   too_small({&kGetCallStatistics}, &Call::statistics);
@@ -1003,6 +1011,7 @@ void run_row(const Row& row, const Function& function, ra_context* context, std:
   row.breaks(call);
   const std::vector<std::byte> memory = call.arena.copy();
   const ra_memory_requirements requirements = call.requirements;
+  const ra_context_info info = call.info;
   const ra_capabilities capabilities = call.capabilities;
   const ra_call_statistics statistics = call.statistics;
   const ra_unique_id id = call.id;
@@ -1022,6 +1031,7 @@ void run_row(const Row& row, const Function& function, ra_context* context, std:
 
   EXPECT_TRUE(call.arena.equals(memory));
   EXPECT_TRUE(same_bytes(requirements, call.requirements));
+  EXPECT_TRUE(same_bytes(info, call.info));
   EXPECT_TRUE(same_bytes(capabilities, call.capabilities));
   EXPECT_TRUE(same_bytes(statistics, call.statistics));
   EXPECT_TRUE(same_bytes(id, call.id));

@@ -34,6 +34,49 @@ TEST(Version, IsTheHeaders) {
   EXPECT_EQ(ra_get_version(), RA_VERSION_MAJOR * 10000 + RA_VERSION_MINOR * 100 + RA_VERSION_PATCH);
 }
 
+ra_context_info info_of(const ra_context* context) {
+  ra_context_info info;
+  ra_init_context_info(&info, sizeof info);
+  Error error;
+  EXPECT_EQ(ra_get_context_info(context, &info, &error), RA_STATUS_SUCCESS) << error;
+  return info;
+}
+
+TEST(ContextInfo, IsWhatTheConfigAskedFor) {
+  for_each_rank(
+      3,
+      [](std::int32_t rank, ra_context* context) {
+        const ra_context_info info = info_of(context);
+        EXPECT_EQ(info.rank, rank);
+        EXPECT_EQ(info.world_size, 3);
+        EXPECT_EQ(info.backend, RA_BACKEND_CPU);
+        EXPECT_EQ(info.transport, RA_TRANSPORT_LOCAL);
+        EXPECT_EQ(info.device, 0);
+        EXPECT_EQ(info.num_threads, 1);
+        EXPECT_EQ(info.timeout_ms, 7'000 + rank);
+      },
+      [](ra_context_config& config) {
+        config.num_threads = 1;
+        config.timeout_ms = 7'000 + config.rank;
+      });
+}
+
+TEST(ContextInfo, SaysWhatTheLibraryChose) {
+  ra_context_config config;
+  ra_init_context_config(&config, sizeof config);
+  const Context context(ra_create_context(&config, nullptr));
+  ASSERT_NE(context, nullptr);
+  ra_capabilities capabilities;
+  ra_init_capabilities(&capabilities, sizeof capabilities);
+  ASSERT_EQ(ra_get_capabilities(&capabilities, nullptr), RA_STATUS_SUCCESS);
+  const ra_context_info info = info_of(context.get());
+  const std::string engines = capabilities.engines;
+  EXPECT_EQ(engines.substr(0, engines.find(',')), info.engine);
+  EXPECT_GE(info.num_threads, 1);
+  EXPECT_LE(info.num_threads, capabilities.hardware_threads);
+  EXPECT_EQ(info.timeout_ms, 300'000);
+}
+
 TEST(Capabilities, AreThoseOfThisMachine) {
   ra_capabilities capabilities;
   ra_init_capabilities(&capabilities, sizeof capabilities);
@@ -58,6 +101,7 @@ TEST(Capabilities, AreThoseOfThisMachine) {
           Error failure;
           EXPECT_EQ(Shard(make_desc(8), 1, rank).forward(context, &failure), RA_STATUS_SUCCESS)
               << engine << ": " << failure;
+          EXPECT_EQ(engine, info_of(context).engine);
         },
         [&](ra_context_config& config) { config.engine = engine.c_str(); });
     begin = end + 1;

@@ -4,6 +4,7 @@
 //   of peak    over fused multiply-adds on registers alone, measured beside it, times the threads
 //   limit      of few queries: the longer of what reading keys and values alone takes, measured beside it with as many threads,
 //              and what their flops take at the peak
+//   chosen     by the library, where no engine is asked for
 //   ratio      of two rates: the case's and its base's, median over alternating pairs
 #include <oneapi/tbb/global_control.h>
 
@@ -30,13 +31,14 @@ struct DestroyContext {
 // A problem on one rank, ready to be computed again and again.
 class Computation {
  public:
+  // `engine` empty: the library's choice.
   Computation(const ra_attention_desc& desc, Pass pass, const std::string& engine, std::int32_t threads)
       : desc_(desc), pass_(pass), tensors_(desc, 1, 0, pass) {
     ra_context_config config;
     ra_init_context_config(&config, sizeof config);
     config.world_size = 1;
     config.num_threads = threads;
-    config.engine = engine.c_str();
+    config.engine = engine.empty() ? nullptr : engine.c_str();
     ra_error error;
     context_.reset(ra_create_context(&config, &error));
     if (context_ == nullptr) check(static_cast<ra_status>(error.status), error);
@@ -98,6 +100,39 @@ ra_attention_desc describe(std::int64_t tokens, std::int64_t heads, std::int64_t
   ra_attention_desc desc = make_desc(tokens, heads, mask);
   desc.head_dim = dim;
   return desc;
+}
+
+// ---------------------------------------------------------------- the choice
+
+// The library takes the first engine that the processor has; this is where it is seen whether that is the fastest.
+void measure_choice(Report& report, Progress& progress, const std::vector<std::string>& engines, int pairs) {
+  report.begin_table("the library's choice, head_dim 128, 1 thread", {{"dtype", "dtype", "", "", 1, 8},
+                                                                      {"pass", "pass", "", "", 1, 8},
+                                                                      {"engine", "engine", "", "", 1, 11},
+                                                                      {"rate", "rate", "GFLOP/s", "{:.1f}", 1e9},
+                                                                      {"chosen", "chosen", "GFLOP/s", "{:.1f}", 1e9},
+                                                                      {"ratio", "ratio", "", "{:.3f}"}});
+  for (const auto& [dtype, name] :
+       {std::pair{RA_DTYPE_FLOAT32, "float32"}, {RA_DTYPE_BFLOAT16, "bfloat16"}, {RA_DTYPE_FLOAT16, "float16"}})
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      progress.begin_step(fmt::format("choice, {}, {}", name, name_of(pass)));
+      ra_attention_desc desc = describe(report.quick() ? 1024 : 4096, 1, 128);
+      desc.dtype = dtype;
+      Computation chosen(desc, pass, "", 1);
+      double least = INFINITY;
+      for (const std::string& engine : engines) {
+        Computation other(desc, pass, engine, 1);
+        std::vector<double> rates, chosen_rates, ratios;
+        for (int pair = 0; pair < pairs; ++pair) {
+          rates.push_back(other.flops() / other.seconds(0.1));
+          chosen_rates.push_back(chosen.flops() / chosen.seconds(0.1));
+          ratios.push_back(chosen_rates.back() / rates.back());
+        }
+        report.add_row({name, name_of(pass), engine, median(rates), median(chosen_rates), median(ratios)});
+        least = std::min(least, median(ratios));
+      }
+      report.add_bar(fmt::format("choice, {}, {}, over the fastest", name, name_of(pass)), least, ">=", 0.95);
+    }
 }
 
 // ---------------------------------------------------------------- speed and peak
@@ -276,7 +311,9 @@ void run(Report& report, const Options& options) {
   const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, 2);
   report.note(fmt::format("float32 where nothing else is said; medians of {} alternating pairs", pairs));
   report.note("few queries: the bar is on the share of what limits them, memory or arithmetic at the peak");
-  Progress progress(static_cast<int>(engines.size()) * (4 + 10 + 2 + 12));
+  const bool choice = options.engine.empty();
+  Progress progress(static_cast<int>(engines.size()) * (4 + 10 + 2 + 12) + (choice ? 6 : 0));
+  if (choice) measure_choice(report, progress, engines, pairs);
   for (const std::string& engine : engines) {
     measure_peaks(report, progress, engine, pairs);
     measure_kept(report, progress, engine, pairs);

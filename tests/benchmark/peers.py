@@ -275,6 +275,7 @@ def main():
     peaks.ringattn_measure_fma_rate.restype = ctypes.c_double
 
     report = Report("peers", engine, capabilities.hardware_threads, options.quick)
+    report.file["peer"] = f"PyTorch {torch.__version__}"
     report.note(f"PyTorch {torch.__version__}; medians of {pairs} alternating pairs of at least {least_seconds * 1e3:.0f} ms")
     columns = [
         Column("shape", "batch x heads x tokens x dim", width=22),

@@ -30,14 +30,6 @@
 #include "support/ranks.h"
 #include "support/shard.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define RINGATTN_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define RINGATTN_TEST_SANITIZED 1
-#endif
-#endif
-
 namespace {
 
 std::atomic<std::int64_t> live_bytes{0};
@@ -103,7 +95,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-#ifdef RINGATTN_TEST_SANITIZED
+#ifdef RINGATTN_SANITIZED
 constexpr bool kSanitized = true;
 #else
 constexpr bool kSanitized = false;

@@ -1,7 +1,10 @@
-// Runs the tests of a program, or reports them as skipped where this machine has no such engine (engine.h).
+// Runs the tests of a program, or reports them as skipped where this machine has no such engine (engine.h). An engine that is not
+// the library's choice runs a share of what is random (random.h).
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <iostream>
+#include <string>
 
 #include "engine/engine.h"
 #include "support/engine.h"
@@ -9,10 +12,13 @@
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
   constexpr int skipped = 77;
-  if (ringattn::make_cpu_engine(ringattn::test::engine()) == nullptr) {
-    std::cout << "no engine " << ringattn::test::engine() << " here; there are " << ringattn::cpu_engine_names()
-              << '\n';
+  const char* const engine = ringattn::test::engine();
+  const std::string engines = ringattn::cpu_engine_names();
+  if (ringattn::make_cpu_engine(engine) == nullptr) {
+    std::cout << "no engine " << engine << " here; there are " << engines << '\n';
     return skipped;
   }
+  const bool chosen = engine == nullptr || engines.substr(0, engines.find(',')) == engine;
+  if (!chosen) setenv("RINGATTN_TEST_SHARE", "4", 0);
   return RUN_ALL_TESTS();
 }

@@ -1,0 +1,63 @@
+"""Writes the README's performance table from the results that are kept, or with --check says whether it is the one there.
+
+Kept are, for each processor, tests/benchmark/results/PROCESSOR/peers.json and other files of ./dev bench with their pictures.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "tests" / "benchmark" / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- performance: by tests/benchmark/performance_table.py -->\n", "<!-- end of performance -->\n"
+SHAPES = ("1 x 1 x 8192 x 64", "1 x 1 x 8192 x 128")
+
+
+def describe(results, folder):
+    """One processor's table: rates of one thread, and their ratios, for a full and for a causal mask."""
+    rows = {
+        (r["shape"], r["dtype"], r["direction"], r["mask"]): r for r in results["rows"] if r["threads"] == 1
+    }
+    lines = [
+        f"{results['cpu']}, engine `{results['engine']}`, {results['peer']}, one thread, one head of 8,192 tokens; commit "
+        f"{results['commit']}, {results['date'][:10]} ([all shapes]({folder}/peers.json), [picture]({folder}/peers.png)):",
+        "",
+        "| dtype | pass | head_dim | full: GFLOP/s | PyTorch | ratio | causal: GFLOP/s | PyTorch | ratio |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for dtype in ("float32", "bfloat16"):
+        for direction in ("forward", "backward"):
+            for shape in SHAPES:
+                cells = [dtype, direction, shape.rsplit(" ", 1)[1]]
+                for mask in ("full", "causal"):
+                    row = rows[shape, dtype, direction, mask]
+                    cells += [f"{row['ours_gflops'] / 1e9:.0f}", f"{row['peer_gflops'] / 1e9:.0f}", f"{row['ratio']:.2f}"]
+                lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def make_table():
+    tables = []
+    for path in sorted(RESULTS.glob("*/peers.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        tables.append("\n".join(describe(results, path.parent.relative_to(ROOT))))
+    return "\n\n".join(tables) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the README's table is another")
+    options = parser.parse_args()
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    wanted = before + BEGIN + make_table() + END + after
+    if options.check and wanted != text:
+        sys.exit("performance_table.py: README.md has another table than tests/benchmark/results: run this without --check")
+    README.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
