@@ -56,7 +56,7 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(ranges, "forward", a.workspace, a.workspace_size,
-                    workspace_bytes(c.plan(p, Pass::forward), *c.engine, c.threads.count()));
+                    workspace_bytes(c.plan(p, Pass::forward), *c.engine));
   ranges.require_disjoint();
   c.together(Operation::forward, p, whole_call, [&] { return c.forward(p, call); });
 }
@@ -87,7 +87,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(ranges, "backward", a.workspace, a.workspace_size,
-                    workspace_bytes(c.plan(p, Pass::backward), *c.engine, c.threads.count()));
+                    workspace_bytes(c.plan(p, Pass::backward), *c.engine));
   ranges.require_disjoint();
   c.together(Operation::backward, p, whole_call, [&] { return c.backward(p, call); });
 }

@@ -34,7 +34,7 @@ Rank to_rank(const ra_context_config &c) {
   return {c.rank, c.world_size, std::min(c.num_threads > 0 ? c.num_threads : share, allowed)};
 }
 
-std::unique_ptr<Engine> to_engine(const ra_context_config &c) {
+std::unique_ptr<Engine> to_engine(const ra_context_config &c, const Rank &rank) {
   require_range("backend", c.backend, RA_BACKEND_CPU, RA_BACKEND_CUDA);
   require_range("transport", c.transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
   if (c.backend != RA_BACKEND_CPU)
@@ -42,7 +42,7 @@ std::unique_ptr<Engine> to_engine(const ra_context_config &c) {
          " (RA_BACKEND_CUDA); this build has RA_BACKEND_CPU = 0 only");
   if (c.transport != RA_TRANSPORT_LOCAL)
     fail(RA_STATUS_NOT_SUPPORTED, "transport is ", c.transport, "; this build has RA_TRANSPORT_LOCAL = 0 only");
-  std::unique_ptr<Engine> engine = make_cpu_engine(c.engine);
+  std::unique_ptr<Engine> engine = make_cpu_engine(c.engine, rank.num_threads);
   if (engine == nullptr)
     fail(RA_STATUS_NOT_SUPPORTED, "engine is \"", c.engine, "\"; this build has on this machine: ", cpu_engine_names());
   return engine;
@@ -89,7 +89,7 @@ struct Candidate {
 
 Candidate make_context(const ra_context_config &c) {
   const Rank rank = to_rank(c);
-  std::unique_ptr<Engine> engine = to_engine(c);
+  std::unique_ptr<Engine> engine = to_engine(c, rank);
   const std::int64_t timeout_ms = to_timeout(c);
   require_local_fields(c);
   std::string id = to_group_id(c);
@@ -104,9 +104,9 @@ Candidate make_context(const ra_context_config &c) {
 
 void join(Candidate &candidate) {
   ra_context &context = *candidate.context;
-  Threads &threads = context.threads;
+  Engine &engine = *context.engine;
   context.transport = join_local(candidate.id, context.rank.world_size, context.rank.rank, context.timeout_ms,
-                                 [&threads] { threads.cancel(); });
+                                 [&engine] { engine.cancel(); });
 }
 
 // In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are. That
@@ -135,14 +135,14 @@ const Plan &ra_context::plan(const Problem &problem, Pass pass) {
 
 Statistics ra_context::forward(const Problem &problem, ForwardCall call) {
   const Plan &p = plan(problem, Pass::forward);
-  if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine, threads.count()));
-  return run_forward(p, {*engine, threads, *transport}, call);
+  if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine));
+  return run_forward(p, {*engine, *transport}, call);
 }
 
 Statistics ra_context::backward(const Problem &problem, BackwardCall call) {
   const Plan &p = plan(problem, Pass::backward);
-  if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine, threads.count()));
-  return run_backward(p, {*engine, threads, *transport}, call);
+  if (call.workspace == nullptr) call.workspace = workspace.reserve(workspace_bytes(p, *engine));
+  return run_backward(p, {*engine, *transport}, call);
 }
 
 void ra_context::break_group() noexcept {
@@ -201,7 +201,7 @@ ra_status ra_get_context_info(const ra_context *context, ra_context_info *info, 
     i.world_size = c.rank.world_size;
     i.backend = RA_BACKEND_CPU;
     i.transport = RA_TRANSPORT_LOCAL;
-    i.num_threads = c.threads.count();
+    i.num_threads = c.engine->num_threads();
     i.timeout_ms = c.timeout_ms;
     std::snprintf(i.engine, sizeof i.engine, "%s", c.engine->name());
     write(info, "info", i);

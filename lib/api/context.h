@@ -8,7 +8,6 @@
 
 #include "core/memory.h"
 #include "core/stopwatch.h"
-#include "core/threads.h"
 #include "engine/engine.h"
 #include "plan/plan.h"
 #include "ring/agreement.h"
@@ -24,7 +23,7 @@ struct Rank {
   int num_threads = 1;
 };
 Rank to_rank(const ra_context_config &config);
-std::unique_ptr<Engine> to_engine(const ra_context_config &config);
+std::unique_ptr<Engine> to_engine(const ra_context_config &config, const Rank &rank);
 
 // What a pass did, and the time of the call around it.
 struct CallStatistics : Statistics {
@@ -38,7 +37,7 @@ ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank,
 
 struct ra_context {
   ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::Engine> e)
-      : rank(r), timeout_ms(timeout), engine(std::move(e)), threads(r.num_threads) {}
+      : rank(r), timeout_ms(timeout), engine(std::move(e)) {}
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
   const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
@@ -103,7 +102,6 @@ struct ra_context {
   ringattn::api::Rank rank;
   std::int64_t timeout_ms;
   std::unique_ptr<ringattn::Engine> engine;
-  ringattn::Threads threads;
   std::unique_ptr<ringattn::Plan> forward_plan, backward_plan;
   ringattn::Block workspace;  // where the caller gives none
   std::int64_t calls = 0;     // collective calls completed: equal on all ranks

@@ -23,8 +23,8 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
   ra_memory_requirements r = defaults<ra_memory_requirements>();
   r.forward_tensors = static_cast<std::size_t>(inputs + out + lse);
   r.backward_tensors = static_cast<std::size_t>(inputs + 2 * out + lse + gradients);
-  r.forward_workspace = workspace_bytes(forward, engine, rank.num_threads);
-  r.backward_workspace = workspace_bytes(backward, engine, rank.num_threads);
+  r.forward_workspace = workspace_bytes(forward, engine);
+  r.backward_workspace = workspace_bytes(backward, engine);
   r.lse = static_cast<std::size_t>(lse);
   r.context = context_bytes;
   r.forward_chunks = forward.num_chunks();
@@ -65,7 +65,7 @@ ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention
   return guard(error, [&] {
     const ra_context_config c = read(config, "config");
     const Rank rank = to_rank(c);
-    const std::unique_ptr<Engine> engine = to_engine(c);
+    const std::unique_ptr<Engine> engine = to_engine(c, rank);
     const ra_attention_desc d = read(desc, "desc");
     const Problem p = to_problem(d);
     require_supported(d, p, *engine);

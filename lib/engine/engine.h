@@ -1,17 +1,17 @@
 // What the ring asks of a processor: "attend these rows to this chunk", and the few things to be done to whole buffers.
 //
-// An engine knows runs, intervals and tensors; it knows nothing of ranks, hops or documents. All partial results are fp32.
+// An engine knows runs, intervals and tensors, and has the threads to compute with; it knows nothing of ranks, hops or documents. All partial results are fp32.
 // Between the steps of a forward pass the running result of a row is (output, max, sum): the output still to be divided by
 // the sum, both relative to the max, as in Dao et al. 2022, "FlashAttention", Algorithm 1.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 
-#include "core/threads.h"
 #include "plan/interval.h"
 #include "plan/plan.h"
 #include "plan/problem.h"
@@ -32,6 +32,9 @@ struct Tensor {
   template <class T>
   T* at(std::int64_t b, std::int64_t row, std::int64_t head) const {
     return static_cast<T*>(data) + offset(b, row, head);
+  }
+  std::byte* bytes_at(std::int64_t b, std::int64_t row, std::int64_t head) const {
+    return static_cast<std::byte*>(data) + offset(b, row, head) * size_of(dtype);
   }
   // The same tensor, its rows counted from `row`.
   Tensor from_row(std::int64_t row) const {
@@ -82,29 +85,34 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual const char* name() const = 0;
+  // That share its work, the calling one included.
+  virtual int num_threads() const = 0;
 
   // Empty if the engine can run the problem, else the reason why not. The only place that refuses.
   virtual std::string refusal(const Problem& problem) const = 0;
 
   // Bytes of temporary memory of one step, aligned like memory_alignment. `longest_piece`: rows of its longest piece of queries.
-  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece,
-                                    int threads) const = 0;
+  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece) const = 0;
 
-  virtual void forward(const Problem& problem, const ForwardStep& step, Threads& threads) = 0;
-  virtual void backward(const Problem& problem, const BackwardStep& step, Threads& threads) = 0;
+  // Runs f(). Where the work that f gives this engine falls into parts, each is preceded by between(), on the thread that it runs on.
+  virtual void interleave(const std::function<void()>& f, const std::function<void()>& between) = 0;
+  // From now on work ends early, left undone. From any thread.
+  virtual void cancel() = 0;
+
+  virtual void forward(const Problem& problem, const ForwardStep& step) = 0;
+  virtual void backward(const Problem& problem, const BackwardStep& step) = 0;
 
   // delta[b, h, i] = dot(dout, out) of each of `rows` rows.
   virtual void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
-                             float* delta, Threads& threads) = 0;
+                             float* delta) = 0;
   // to = from, of equal dtype: packs a chunk for its journey.
-  virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) = 0;
+  virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) = 0;
   // to = round(from), or to = round(to + from); `from` is fp32.
-  virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
-                     Threads& threads) = 0;
+  virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) = 0;
   // to = 0 in all of the extent.
-  virtual void clear(const Problem& problem, const Tensor& to, Extent extent, Threads& threads) = 0;
+  virtual void clear(const Problem& problem, const Tensor& to, Extent extent) = 0;
   // to += from, `count` fp32 values.
-  virtual void add(const float* from, float* to, std::int64_t count, Threads& threads) = 0;
+  virtual void add(const float* from, float* to, std::int64_t count) = 0;
 };
 
 // Attention over some keys: an output and its log-sum-exp, [batch, heads, rows].
@@ -120,6 +128,6 @@ void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const 
 // Names of the CPU engines that this machine can run, fastest first, comma-separated.
 std::string cpu_engine_names();
 // `name` null: the fastest. Null if there is no such engine here.
-std::unique_ptr<Engine> make_cpu_engine(const char* name);
+std::unique_ptr<Engine> make_cpu_engine(const char* name, int num_threads);
 
 }  // namespace ringattn

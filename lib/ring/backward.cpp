@@ -34,15 +34,15 @@ class Gradients {
     const Problem& p = plan_.problem();
     const std::int64_t rows = plan_.chunk_rows(m.holds, m.chunk);
     const Pair pair = packed_pair(p, sum_of(m.time), DType::float32, rows);
-    on_.engine.clear(p, pair.k, {rows, p.num_heads_kv, p.head_dim}, on_.threads);
-    on_.engine.clear(p, pair.v, {rows, p.num_heads_kv, p.head_dim_v}, on_.threads);
+    on_.engine.clear(p, pair.k, {rows, p.num_heads_kv, p.head_dim});
+    on_.engine.clear(p, pair.v, {rows, p.num_heads_kv, p.head_dim_v});
     return pair;
   }
 
   void end_transfers(const Moment& m) {
     if (m.gradient_receive_from == nobody || !m.computes) return;
     on_.engine.add(reinterpret_cast<const float*>(memory_.arriving), reinterpret_cast<float*>(sum_of(m.time)),
-                   plan_.gradient_bytes(plan_.chunk_rows(m.holds, m.chunk)) / size_of(DType::float32), on_.threads);
+                   plan_.gradient_bytes(plan_.chunk_rows(m.holds, m.chunk)) / size_of(DType::float32));
   }
 
   // Rounds the finished chunk into the caller's gradients.
@@ -51,9 +51,8 @@ class Gradients {
     const Pair home = packed_pair(p, memory_.home, DType::float32, plan_.chunk_rows(plan_.rank(), m.chunk));
     for_each_stretch(
         plan_, m.chunk, {call.dk, call.dv}, home, [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
-          on_.engine.round(p, in_chunk.k, in_shard.k, {rows, p.num_heads_kv, p.head_dim}, call.accumulate, on_.threads);
-          on_.engine.round(p, in_chunk.v, in_shard.v, {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate,
-                           on_.threads);
+          on_.engine.round(p, in_chunk.k, in_shard.k, {rows, p.num_heads_kv, p.head_dim}, call.accumulate);
+          on_.engine.round(p, in_chunk.v, in_shard.v, {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate);
         });
   }
 
@@ -75,7 +74,7 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
   const Problem& p = plan.problem();
   Arena arena(call.workspace);
   Journey journey(plan, on, {call.k, call.v}, arena);
-  const BackwardMemory memory = BackwardMemory::take(arena, plan, on.engine, on.threads.count());
+  const BackwardMemory memory = BackwardMemory::take(arena, plan, on.engine);
   Gradients gradients(plan, on, journey, memory);
   const Extent queries{plan.query_rows(), p.num_heads_q, p.head_dim};
   const bool direct = p.grad_dtype == DType::float32;
@@ -88,8 +87,8 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
   step.delta = memory.delta;
   step.dq = direct ? call.dq : packed_tensor(memory.dq, DType::float32, plan.query_rows(), p.num_heads_q, p.head_dim);
   step.scratch = memory.scratch;
-  on.engine.compute_delta(p, call.dout, call.out, plan.query_rows(), memory.delta, on.threads);
-  if (!direct || !call.accumulate) on.engine.clear(p, step.dq, queries, on.threads);
+  on.engine.compute_delta(p, call.dout, call.out, plan.query_rows(), memory.delta);
+  if (!direct || !call.accumulate) on.engine.clear(p, step.dq, queries);
 
   for (const Moment& m : plan.moments()) {
     journey.begin_transfers(m);
@@ -105,13 +104,13 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
       step.v = chunk.v;
       step.dk = share.k;
       step.dv = share.v;
-      journey.compute(m, [&] { on.engine.backward(p, step, on.threads); });
+      journey.compute(m, [&] { on.engine.backward(p, step); });
     }
     journey.end_transfers();
     gradients.end_transfers(m);
     if (m.finishes_chunk) gradients.finish_chunk(m, call);
   }
-  if (!direct) on.engine.round(p, step.dq, call.dq, queries, call.accumulate, on.threads);
+  if (!direct) on.engine.round(p, step.dq, call.dq, queries, call.accumulate);
   journey.end_transfers();  // an abort during the last roundings
   return journey.statistics();
 }

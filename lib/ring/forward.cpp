@@ -9,7 +9,7 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
   const Problem& p = plan.problem();
   Arena arena(call.workspace);
   Journey journey(plan, on, {call.k, call.v}, arena);
-  const ForwardMemory memory = ForwardMemory::take(arena, plan, on.engine, on.threads.count());
+  const ForwardMemory memory = ForwardMemory::take(arena, plan, on.engine);
 
   ForwardStep step;
   step.q = call.q;
@@ -38,7 +38,7 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
       step.items = work.items;
       step.k = chunk.k;
       step.v = chunk.v;
-      journey.compute(m, [&] { on.engine.forward(p, step, on.threads); });
+      journey.compute(m, [&] { on.engine.forward(p, step); });
     }
     journey.end_transfers();
   }

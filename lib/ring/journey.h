@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <span>
 
 #include "core/memory.h"
@@ -83,12 +84,13 @@ class Journey {
     on_.transport.receive(peer, tag(m, kind), data);
   }
 
-  // Runs f on the rank's threads. What is posted meanwhile is moved by whichever of them is the next to begin a part of its work;
+  // Runs f, which computes. What is posted meanwhile is moved by whichever thread is the next to begin a part of the work;
   // what comes after the last part has begun is left to end_transfers.
   template <class F>
   void compute(const Moment& m, F&& f) {
     const Stopwatch stopwatch;
-    on_.threads.interleave(f, [&] { on_.transport.progress(); });
+    const auto between = [&] { on_.transport.progress(); };
+    on_.engine.interleave(std::ref(f), std::ref(between));
     statistics_.totals.steps += m.computes ? 1 : 0;
     statistics_.compute_seconds += stopwatch.seconds();
   }
@@ -108,8 +110,8 @@ class Journey {
     const Problem& p = plan_.problem();
     for_each_stretch(plan_, m.chunk, shard_, held(m),
                      [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
-                       on_.engine.copy(p, in_shard.k, in_chunk.k, {rows, p.num_heads_kv, p.head_dim}, on_.threads);
-                       on_.engine.copy(p, in_shard.v, in_chunk.v, {rows, p.num_heads_kv, p.head_dim_v}, on_.threads);
+                       on_.engine.copy(p, in_shard.k, in_chunk.k, {rows, p.num_heads_kv, p.head_dim});
+                       on_.engine.copy(p, in_shard.v, in_chunk.v, {rows, p.num_heads_kv, p.head_dim_v});
                      });
   }
   // Distinct within a call; both ends compute it from the moment they share.

@@ -4,13 +4,13 @@
 
 namespace ringattn {
 
-std::size_t workspace_bytes(const Plan& plan, const Engine& engine, int num_threads) {
+std::size_t workspace_bytes(const Plan& plan, const Engine& engine) {
   Arena arena;
   Journey::take_buffers(arena, plan);
   if (plan.pass() == Pass::forward)
-    ForwardMemory::take(arena, plan, engine, num_threads);
+    ForwardMemory::take(arena, plan, engine);
   else
-    BackwardMemory::take(arena, plan, engine, num_threads);
+    BackwardMemory::take(arena, plan, engine);
   return arena.size();
 }
 

@@ -13,7 +13,7 @@ struct ForwardMemory {
   float* sum = nullptr;
   std::byte* scratch = nullptr;
 
-  static ForwardMemory take(Arena& arena, const Plan& plan, const Engine& engine, int num_threads) {
+  static ForwardMemory take(Arena& arena, const Plan& plan, const Engine& engine) {
     const Problem& p = plan.problem();
     const std::int64_t rows = plan.moments().size() == 1 ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
     ForwardMemory memory;
@@ -21,7 +21,7 @@ struct ForwardMemory {
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
     memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece(), num_threads)));
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece())));
     return memory;
   }
 };
@@ -34,7 +34,7 @@ struct BackwardMemory {
   std::byte* arriving = nullptr;  // what other ranks have added to the chunk held
   std::byte* scratch = nullptr;
 
-  static BackwardMemory take(Arena& arena, const Plan& plan, const Engine& engine, int num_threads) {
+  static BackwardMemory take(Arena& arena, const Plan& plan, const Engine& engine) {
     const Problem& p = plan.problem();
     const std::int64_t rows = p.batch * plan.query_rows() * p.num_heads_q;
     const std::int64_t chunk = plan.gradient_bytes(plan.longest_chunk());
@@ -45,7 +45,7 @@ struct BackwardMemory {
     for (std::byte*& buffer : memory.foreign) buffer = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.arriving = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece(), num_threads)));
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece())));
     return memory;
   }
 };

@@ -7,7 +7,6 @@
 
 #include <cstddef>
 
-#include "core/threads.h"
 #include "engine/engine.h"
 #include "plan/plan.h"
 #include "transport/transport.h"
@@ -38,11 +37,10 @@ struct Statistics {
 // What a pass runs on.
 struct Machinery {
   Engine& engine;
-  Threads& threads;
   Transport& transport;
 };
 
-std::size_t workspace_bytes(const Plan& plan, const Engine& engine, int num_threads);
+std::size_t workspace_bytes(const Plan& plan, const Engine& engine);
 
 // Collective over the ranks whose plans have the same problem. Throws Error, as Transport does.
 Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call);

@@ -62,11 +62,10 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
   std::vector<std::vector<std::byte>> written(static_cast<std::size_t>(world_size));
   const std::string id = make_local_id();
   test::run_threads(world_size, [&](std::int32_t rank) {
-    const auto engine = make_cpu_engine(test::engine());
-    Threads threads(num_threads);
+    const auto engine = make_cpu_engine(test::engine(), num_threads);
     const auto local = join_local(id, world_size, rank, 60'000, [] {});
     DelayedTransport transport(*local, seed + static_cast<std::uint64_t>(rank));
-    const Machinery machinery{*engine, threads, transport};
+    const Machinery machinery{*engine, transport};
     test::detail::Shards shards(inputs, world_size, rank);
     const auto tensor = [&](test::detail::ShardBuffer& s, std::int64_t heads, std::int64_t dim) {
       return packed_tensor(s.bytes.data(), s.dtype, row_count(s.pieces), heads, dim);
@@ -80,7 +79,7 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
     forward.v = tensor(shards.v, p.num_heads_kv, p.head_dim_v);
     forward.out = tensor(shards.out, p.num_heads_q, p.head_dim_v);
     forward.lse = lse.data();
-    forward.workspace = workspace.reserve(workspace_bytes(forward_plan, *engine, num_threads));
+    forward.workspace = workspace.reserve(workspace_bytes(forward_plan, *engine));
     run_forward(forward_plan, machinery, forward);
     BackwardCall backward;
     backward.dout = tensor(shards.dout, p.num_heads_q, p.head_dim_v);
@@ -92,7 +91,7 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
     backward.dq = tensor(shards.dq, p.num_heads_q, p.head_dim);
     backward.dk = tensor(shards.dk, p.num_heads_kv, p.head_dim);
     backward.dv = tensor(shards.dv, p.num_heads_kv, p.head_dim_v);
-    backward.workspace = workspace.reserve(workspace_bytes(backward_plan, *engine, num_threads));
+    backward.workspace = workspace.reserve(workspace_bytes(backward_plan, *engine));
     run_backward(backward_plan, machinery, backward);
     auto& mine = written[static_cast<std::size_t>(rank)];
     for (const auto* buffer : {&shards.out, &shards.dq, &shards.dk, &shards.dv})

@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
   constexpr int skipped = 77;
   const char* const engine = ringattn::test::engine();
   const std::string engines = ringattn::cpu_engine_names();
-  if (ringattn::make_cpu_engine(engine) == nullptr) {
+  if (ringattn::make_cpu_engine(engine, 1) == nullptr) {
     std::cout << "no engine " << engine << " here; there are " << engines << '\n';
     return skipped;
   }

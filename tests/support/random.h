@@ -13,11 +13,13 @@
 
 namespace ringattn::test {
 
-// Whether code runs so slowly that a sample has to do: under a sanitizer, or emulated (tests/CMakeLists.txt).
-#if defined(RINGATTN_SANITIZED) || defined(RINGATTN_CROSS_BUILT)
-constexpr bool slow = true;
+// How slowly code runs, so that a sample has to do: under a sanitizer, or on an emulated processor (tests/CMakeLists.txt).
+#if defined(RINGATTN_CROSS_BUILT)
+constexpr int slowness = 60;
+#elif defined(RINGATTN_SANITIZED)
+constexpr int slowness = 20;
 #else
-constexpr bool slow = false;
+constexpr int slowness = 1;
 #endif
 
 // A number from the environment, or `otherwise`.
@@ -30,12 +32,12 @@ inline bool full() { return number_of("RINGATTN_TEST_FULL", 0) != 0; }
 
 // Repetitions of a random test: all of them in an ordinary build, a sample where it is slow.
 inline int sample(int all) {
-  const int share = full() ? 1 : slow ? 20 : static_cast<int>(number_of("RINGATTN_TEST_SHARE", 1));
-  return (all + share - 1) / share;
+  const int share = slowness > 1 ? slowness : static_cast<int>(number_of("RINGATTN_TEST_SHARE", 1));
+  return full() ? all : (all + share - 1) / share;
 }
 
-// Whether case n of a table runs: every one in an ordinary build, one in `every` where it is slow.
-inline bool sampled(int n, int every) { return !slow || full() || n % every == 0; }
+// Whether case n of a table runs: every one in an ordinary build, one in `every` under a sanitizer, or in three times as many.
+inline bool sampled(int n, int every) { return slowness == 1 || full() || n % (every * slowness / 20) == 0; }
 
 inline std::uint64_t seed() {
   const std::uint64_t seed = number_of("RINGATTN_TEST_SEED", 1);

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/threads.h"
 #include "engine/cpu/tiles.h"
 #include "engine/engine.h"
 
@@ -21,23 +22,28 @@ struct EngineTiles {
 
 class CpuEngine final : public Engine {
  public:
-  explicit CpuEngine(const EngineTiles& tiles) : tiles_(tiles) {}
+  CpuEngine(const EngineTiles& tiles, int num_threads) : tiles_(tiles), threads_(num_threads) {}
 
   const char* name() const override { return tiles_.name; }
+  int num_threads() const override { return threads_.count(); }
   std::string refusal(const Problem& problem) const override;
-  std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, int threads) const override;
-  void forward(const Problem& problem, const ForwardStep& step, Threads& threads) override;
-  void backward(const Problem& problem, const BackwardStep& step, Threads& threads) override;
-  void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
-                     Threads& threads) override;
-  void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) override;
-  void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
-             Threads& threads) override;
-  void clear(const Problem& problem, const Tensor& to, Extent extent, Threads& threads) override;
-  void add(const float* from, float* to, std::int64_t count, Threads& threads) override;
+  std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece) const override;
+  void interleave(const std::function<void()>& f, const std::function<void()>& between) override {
+    threads_.interleave(f, between);
+  }
+  void cancel() override { threads_.cancel(); }
+  void forward(const Problem& problem, const ForwardStep& step) override;
+  void backward(const Problem& problem, const BackwardStep& step) override;
+  void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
+                     float* delta) override;
+  void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) override;
+  void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) override;
+  void clear(const Problem& problem, const Tensor& to, Extent extent) override;
+  void add(const float* from, float* to, std::int64_t count) override;
 
  private:
   const EngineTiles tiles_;
+  Threads threads_;
 };
 
 // Engines that this machine can run, in the order of preference.

@@ -263,13 +263,13 @@ struct Differentiate {
 
 }  // namespace
 
-std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, int threads) const {
+std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece) const {
   const Tiles& tiles = tiles_.choose(problem, pass);
   const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem, longest_piece)
                                                        : thread_bytes<BackwardScratch>(tiles, problem);
   Arena shared;
   if (pass == Pass::forward) take_partials(shared, problem);
-  return per_thread * static_cast<std::size_t>(threads) + shared.size();
+  return per_thread * static_cast<std::size_t>(threads_.count()) + shared.size();
 }
 
 // Keys of a stretch: fewer where there would be work for few threads only, but never so few that packing the tiles would take
@@ -282,7 +282,7 @@ static std::int64_t choose_stretch(const Tiles& tiles, const Problem& problem, s
   return keys;
 }
 
-void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threads& threads) {
+void CpuEngine::backward(const Problem& problem, const BackwardStep& step) {
   const Tiles& tiles = tiles_.choose(problem, Pass::backward);
   const std::vector<Column> columns = find_columns(step, choose_stretch(tiles, problem, step.key_rows));
   std::vector<std::size_t> order(columns.size());  // stretch by stretch, so that neighbours seldom wait for each other
@@ -293,7 +293,7 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
 
   const auto groups = static_cast<std::size_t>(problem.batch * problem.num_heads_kv);
   Progress progress(columns.size(), groups);
-  threads.for_each(static_cast<std::int64_t>(order.size() * groups), [&](std::int64_t index, int slot) {
+  threads_.for_each(static_cast<std::int64_t>(order.size() * groups), [&](std::int64_t index, int slot) {
     const std::size_t c = order[static_cast<std::size_t>(index) / groups],
                       group = static_cast<std::size_t>(index) % groups;
     const Column& column = columns[c];
@@ -309,12 +309,12 @@ void CpuEngine::backward(const Problem& problem, const BackwardStep& step, Threa
                   *tiles_.any,
                   problem,
                   step,
-                  threads,
+                  threads_,
                   scratch,
                   column,
                   static_cast<std::int64_t>(group / heads),
                   static_cast<std::int64_t>(group % heads)}
-        .run([&](std::int64_t number) { return progress.wait(c, group, column.before, number, threads); },
+        .run([&](std::int64_t number) { return progress.wait(c, group, column.before, number, threads_); },
              [&](std::int64_t number) { progress.pass(c, group, number); });
   });
 }

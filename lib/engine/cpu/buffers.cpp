@@ -8,10 +8,6 @@
 namespace ringattn::cpu {
 namespace {
 
-std::byte* address(const Tensor& t, std::int64_t b, std::int64_t row, std::int64_t head) {
-  return static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype);
-}
-
 // Calls f(b, row, head) for every row of every head, in parallel over stretches of rows.
 template <class F>
 void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f) {
@@ -29,45 +25,44 @@ void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f) {
 std::string CpuEngine::refusal(const Problem&) const { return {}; }
 
 void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
-                              float* delta, Threads& threads) {
+                              float* delta) {
   constexpr std::int64_t rows_at_once = 64;
   const Tiles& tiles = tiles_.choose(problem, Pass::backward);
   const std::int64_t stretches = (rows + rows_at_once - 1) / rows_at_once;
-  threads.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
+  threads_.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
     const std::int64_t first = index % stretches * rows_at_once, count = std::min(rows_at_once, rows - first);
     const std::int64_t head = index / stretches % problem.num_heads_q, entry = index / stretches / problem.num_heads_q;
-    tiles.dot_rows({{dout.dtype, address(dout, entry, first, head), dout.seq_stride},
-                    {out.dtype, address(out, entry, first, head), out.seq_stride},
+    tiles.dot_rows({{dout.dtype, dout.bytes_at(entry, first, head), dout.seq_stride},
+                    {out.dtype, out.bytes_at(entry, first, head), out.seq_stride},
                     count,
                     problem.head_dim_v,
                     delta + (entry * problem.num_heads_q + head) * rows + first});
   });
 }
 
-void CpuEngine::copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, Threads& threads) {
+void CpuEngine::copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) {
   const auto bytes = static_cast<std::size_t>(extent.dim * size_of(from.dtype));
-  for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    std::memcpy(address(to, b, row, head), address(from, b, row, head), bytes);
+  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    std::memcpy(to.bytes_at(b, row, head), from.bytes_at(b, row, head), bytes);
   });
 }
 
-void CpuEngine::round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
-                      Threads& threads) {
-  for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    tiles_.any->store(to.dtype, from.at<float>(b, row, head), extent.dim, address(to, b, row, head), accumulate);
+void CpuEngine::round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) {
+  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    tiles_.any->store(to.dtype, from.at<float>(b, row, head), extent.dim, to.bytes_at(b, row, head), accumulate);
   });
 }
 
-void CpuEngine::clear(const Problem& problem, const Tensor& to, Extent extent, Threads& threads) {
+void CpuEngine::clear(const Problem& problem, const Tensor& to, Extent extent) {
   const auto bytes = static_cast<std::size_t>(extent.dim * size_of(to.dtype));
-  for_each_row(problem.batch, extent, threads, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    std::memset(address(to, b, row, head), 0, bytes);
+  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    std::memset(to.bytes_at(b, row, head), 0, bytes);
   });
 }
 
-void CpuEngine::add(const float* from, float* to, std::int64_t count, Threads& threads) {
+void CpuEngine::add(const float* from, float* to, std::int64_t count) {
   constexpr std::int64_t at_once = 16384;
-  threads.for_each((count + at_once - 1) / at_once, [&](std::int64_t index, int) {
+  threads_.for_each((count + at_once - 1) / at_once, [&](std::int64_t index, int) {
     const std::int64_t first = index * at_once;
     tiles_.any->store(DType::float32, from + first, std::min(at_once, count - first), to + first, true);
   });

@@ -140,7 +140,7 @@ struct Attend {
     for (std::int64_t g = 0; g < problem.group(); ++g) {
       const float* const sum = running.sum + g * unit.rows;
       tiles.finish({row_of(running.out, g), panel(), unit.rows, dim_v(), sum, step.out.dtype,
-                    address(step.out, stored(), head(g)), step.out.seq_stride});
+                    step.out.bytes_at(b, stored(), head(g)), step.out.seq_stride});
       if (step.lse == nullptr) continue;
       for (std::int64_t i = 0; i < unit.rows; ++i)
         step.lse[state(g) + i] = sum[i] == 0.0F ? -infinity : log_sum_exp(running.max[g * unit.rows + i], sum[i]);
@@ -190,17 +190,17 @@ struct Attend {
   }
 
   void attend_few(std::int64_t row, std::int64_t count, std::int64_t next) const {
-    tiles.attend_few({total(), count, dim(), dim_v(), scratch.q, problem.dtype, address(step.k, row, head_kv),
-                      address(step.v, row, head_kv), step.k.seq_stride, step.v.seq_stride,
-                      address(step.k, row + count, head_kv), next, scratch.visible, problem.softmax_scale,
+    tiles.attend_few({total(), count, dim(), dim_v(), scratch.q, problem.dtype, step.k.bytes_at(b, row, head_kv),
+                      step.v.bytes_at(b, row, head_kv), step.k.seq_stride, step.v.seq_stride,
+                      step.k.bytes_at(b, row + count, head_kv), next, scratch.visible, problem.softmax_scale,
                       problem.softcap, running.out, running.max, running.sum});
   }
 
   void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
     const std::int64_t row = keys.row + block;
-    const bool k_finite = tiles.pack_columns({problem.dtype, address(step.k, row, head_kv), step.k.seq_stride, count,
+    const bool k_finite = tiles.pack_columns({problem.dtype, step.k.bytes_at(b, row, head_kv), step.k.seq_stride, count,
                                               dim(), scratch.k, tiles.cells(dim()) * tiles.columns});
-    const bool finite = tiles.pack_right({problem.dtype, address(step.v, row, head_kv), step.v.seq_stride, count,
+    const bool finite = tiles.pack_right({problem.dtype, step.v.bytes_at(b, row, head_kv), step.v.seq_stride, count,
                                           dim_v(), scratch.v, tiles.cells(count) * tiles.columns});
     if (tiles.ordinary_only() && !(k_finite && finite)) {
       const Attend others{any, any, problem, step, threads, scratch, partials, unit, b, head_kv, running};
@@ -222,11 +222,7 @@ struct Attend {
   std::int64_t panel() const { return total() * tiles.columns; }
   float* row_of(float* packed, std::int64_t g) const { return packed + g * unit.rows * tiles.columns; }
   PackedRows rows_of(const Tensor& t, std::int64_t g, std::int64_t width, float* to) const {
-    return {t.dtype, address(t, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()};
-  }
-
-  std::byte* address(const Tensor& t, std::int64_t row, std::int64_t h) const {
-    return static_cast<std::byte*>(t.data) + t.offset(b, row, h) * size_of(t.dtype);
+    return {t.dtype, t.bytes_at(b, stored(), head(g)), t.seq_stride, unit.rows, width, row_of(to, g), panel()};
   }
 };
 
@@ -245,7 +241,7 @@ static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem,
   return std::clamp<std::int64_t>(all / (threads * std::max(needed, wanted)) + 1, 1, most);
 }
 
-void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads& threads) {
+void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
   const Tiles& tiles = tiles_.choose(problem, Pass::forward);
   std::int64_t pieces = 0, longest_piece = 0;
   for (const WorkItem& item : step.items)
@@ -253,10 +249,10 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
       longest_piece = std::max(longest_piece, queries.length);
       ++pieces;
     }
-  const std::int64_t unit_rows = choose_unit_rows(tiles, problem, step.query_rows, longest_piece, threads.count());
+  const std::int64_t unit_rows = choose_unit_rows(tiles, problem, step.query_rows, longest_piece, threads_.count());
   const std::int64_t lanes = problem.batch * problem.num_heads_kv;
-  Arena shared(static_cast<std::byte*>(step.scratch) +
-               thread_bytes<ForwardScratch>(tiles, problem, longest_piece) * static_cast<std::size_t>(threads.count()));
+  Arena shared(static_cast<std::byte*>(step.scratch) + thread_bytes<ForwardScratch>(tiles, problem, longest_piece) *
+                                                           static_cast<std::size_t>(threads_.count()));
   const Running partials = take_partials(shared, problem);
   std::vector<Unit> units;
   units.reserve(static_cast<std::size_t>(pieces));
@@ -277,11 +273,11 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step, Threads
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
 
   const auto for_each_lane = [&](const Tiles& with, auto&& f) {
-    threads.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
+    threads_.for_each(static_cast<std::int64_t>(units.size()) * lanes, [&](std::int64_t index, int slot) {
       const Unit& unit = units[static_cast<std::size_t>(index / lanes)];
       const std::int64_t lane = index % lanes;
       const auto scratch = of_thread<ForwardScratch>(step.scratch, slot, tiles, problem, longest_piece);
-      f(Attend{with, *tiles_.any, problem, step, threads, scratch, partials, unit, lane / problem.num_heads_kv,
+      f(Attend{with, *tiles_.any, problem, step, threads_, scratch, partials, unit, lane / problem.num_heads_kv,
                lane % problem.num_heads_kv});
     });
   };

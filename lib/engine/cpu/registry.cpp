@@ -95,9 +95,10 @@ std::string cpu_engine_names() {
   return names;
 }
 
-std::unique_ptr<Engine> make_cpu_engine(const char* name) {
+std::unique_ptr<Engine> make_cpu_engine(const char* name, int num_threads) {
   for (const cpu::EngineTiles& engine : cpu::cpu_engines())
-    if (name == nullptr || std::strcmp(name, engine.name) == 0) return std::make_unique<cpu::CpuEngine>(engine);
+    if (name == nullptr || std::strcmp(name, engine.name) == 0)
+      return std::make_unique<cpu::CpuEngine>(engine, num_threads);
   return nullptr;
 }
 
