@@ -58,9 +58,9 @@ Block::~Block() {
 void Block::run(Index index) {
   index_ = index;
   shadow_.begin_block();
-  for (Warp& warp : warps_) warp = {.ready = ~0U};
+  for (Warp& warp : warps_) warp = {.ready = ~0U, .turn = static_cast<int>(random_() % 32)};
   Thread* const before = std::exchange(current, nullptr);
-  home_.switch_to(draw_next(0)->fibre);
+  home_.switch_to(draw_next(static_cast<int>(random_() % warps_.size()))->fibre);
   if (failed())
     for (Thread& thread : threads_)  // unwinds it
       if ((warp_of(thread).left & thread.bit()) == 0) home_.switch_to(thread.fibre);
@@ -101,19 +101,17 @@ bool Block::all_left() const {
 
 // ---------------------------------------------------------------- who goes on
 
-// Mostly in the same warp, but not always. Null if nobody can.
+// Of this warp, or else of another. Null if nobody can.
 Thread* Block::draw_next(int warp) {
   const int count = static_cast<int>(warps_.size());
-  const std::uint64_t drawn = random_();
-  if (drawn % 16 == 0 || warps_[static_cast<std::size_t>(warp)].ready == 0) {
-    warp = static_cast<int>((drawn >> 32) * static_cast<std::uint64_t>(count) >> 32);
+  if (warps_[static_cast<std::size_t>(warp)].ready == 0) {
+    warp = static_cast<int>((random_() >> 32) * static_cast<std::uint64_t>(count) >> 32);
     for (int tries = 0; warps_[static_cast<std::size_t>(warp)].ready == 0; warp = (warp + 1) % count)
       if (++tries > count) return nullptr;
   }
-  std::uint32_t& ready = warps_[static_cast<std::size_t>(warp)].ready;
-  const int turn = static_cast<int>((drawn >> 8) % 32);
-  const int lane = (std::countr_zero(std::rotr(ready, turn)) + turn) % 32;
-  ready &= ~(1U << lane);
+  Warp& chosen = warps_[static_cast<std::size_t>(warp)];
+  const int lane = (std::countr_zero(std::rotr(chosen.ready, chosen.turn)) + chosen.turn) % 32;
+  chosen.ready &= ~(1U << lane);
   return &threads_[static_cast<std::size_t>(warp * 32 + lane)];
 }
 
@@ -126,8 +124,12 @@ void Block::suspend(Thread& thread) {
   if (failed()) throw Stop{};
 }
 
+// All lanes of the warp can go on, of which this thread may be one.
 void Block::resume(int warp, const Thread& running) {
-  warps_[static_cast<std::size_t>(warp)].ready = warp == running.warp() ? ~running.bit() : ~0U;
+  const std::uint64_t drawn = random_();
+  Warp& resumed = warps_[static_cast<std::size_t>(warp)];
+  resumed.ready = warp == running.warp() ? ~running.bit() : ~0U;
+  resumed.turn = static_cast<int>(drawn % 32);
 }
 
 // Whether all lanes are there.
@@ -204,7 +206,7 @@ const std::byte* Block::read(SharedAddress from, int bytes, Place place, bool by
   const std::uint32_t now = shadow_.now(warp);
   const std::int64_t begin = from.value / Shadow::granule, end = (from.value + bytes) / Shadow::granule;
   const Shadow::Write* write = shadow_.write(begin);
-  Shadow::Read* read = shadow_.read(warp, begin);
+  Shadow::Read* read = shadow_.begin_read(warp, begin);
   const Shadow::Write* in_order = nullptr;  // as the next one mostly is, being like it
   for (std::int64_t g = begin; g < end; ++g, ++write, ++read) {
     if (by_warp)
@@ -236,6 +238,7 @@ void Block::check_write(SharedAddress to, int bytes, Place place, bool copying) 
   const int warp = current->warp(), warps = static_cast<int>(warps_.size());
   const std::int64_t begin = to.value / Shadow::granule, end = (to.value + bytes) / Shadow::granule;
   for (int u = 0; u < warps; ++u) {
+    if (shadow_.all_reads_precede(u, warp)) continue;
     const Shadow::Read* read = shadow_.read(u, begin);
     const Shadow::Read* in_order = nullptr;
     for (std::int64_t g = begin; g < end; ++g, ++read) {

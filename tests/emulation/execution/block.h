@@ -100,6 +100,7 @@ class Block {
   friend struct Thread;
   struct Warp {
     std::uint32_t ready = 0;  // lanes that can go on
+    int turn = 0;             // which of them is next: the first from here on
     std::uint32_t left = 0;   // the kernel
     std::uint32_t here = 0;   // at a meeting
     const char* what = "";

@@ -7,6 +7,7 @@
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #ifdef RINGATTN_THREAD_SANITIZER
@@ -43,6 +44,8 @@ namespace emulation {
 namespace {
 
 constexpr std::size_t page_bytes = 64 * 1024, stack_bytes = 256 * 1024;
+// Stacks begin at different places of a page, and of a cache: all of them at the same would be in each other's way.
+constexpr std::size_t stagger_bytes = 33 * 64, most_stagger_bytes = 64 * 1024;
 thread_local Fibre *leaving, *arriving;
 
 // Mappings, each a guard page and a stack, that no fibre of this host thread uses at present.
@@ -77,9 +80,14 @@ Fibre::Fibre() {
 Fibre::Fibre(Fibre* (*run)(void* argument), void* argument)
     : run_(run), argument_(argument), mapping_(take_mapping()), stack_bytes_(stack_bytes) {
   stack_ = mapping_ + page_bytes;
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(stack_, stack_bytes);  // of functions that were left for ever
+#endif
 #ifdef __x86_64__
+  static thread_local std::size_t stagger = 0;
+  stagger = (stagger + stagger_bytes) % most_stagger_bytes;
   // As emulation_switch leaves it, aligned as it is where a function begins.
-  void** top = reinterpret_cast<void**>(mapping_ + page_bytes + stack_bytes);
+  void** top = reinterpret_cast<void**>(mapping_ + page_bytes + stack_bytes - stagger);
   *--top = nullptr;  // where begin() would return to
   *--top = reinterpret_cast<void*>(&Fibre::begin);
   for (int registers = 0; registers < 6; ++registers) *--top = nullptr;

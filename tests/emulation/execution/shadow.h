@@ -46,6 +46,7 @@ class Shadow {
       : granules_((bytes + granule - 1) / granule),
         warps_(warps),
         now_(static_cast<std::size_t>(warps)),
+        last_read_(now_.size()),
         seen_(now_.size() * now_.size()),
         writes_(static_cast<std::size_t>(granules_)),
         reads_(writes_.size() * now_.size()) {}
@@ -58,13 +59,21 @@ class Shadow {
 
   std::uint32_t now(int warp) const { return now_[static_cast<std::size_t>(warp)]; }
   Write* write(std::int64_t g) { return writes_.data() + g; }
-  Read* read(int warp, std::int64_t g) { return reads_.data() + warp * granules_ + g; }
+  const Read* read(int warp, std::int64_t g) const { return reads_.data() + warp * granules_ + g; }
+  // The same, to be written now.
+  Read* begin_read(int warp, std::int64_t g) {
+    last_read_[static_cast<std::size_t>(warp)] = now(warp);
+    return reads_.data() + warp * granules_ + g;
+  }
 
   bool in_this_block(std::uint32_t interval) const { return interval >= begun_; }
   // Whether an interval of warp u comes before what warp w does now.
   bool precedes(int u, std::uint32_t interval, int w) const {
     return interval <= seen_[static_cast<std::size_t>(w * warps_ + u)];
   }
+
+  // Whether all that warp u has read comes before what warp w does now.
+  bool all_reads_precede(int u, int w) const { return precedes(u, last_read_[static_cast<std::size_t>(u)], w); }
 
   // A barrier of these warps.
   void join(const std::vector<int>& warps) {
@@ -85,7 +94,7 @@ class Shadow {
   std::int64_t granules_;
   int warps_;
   std::uint32_t begun_ = 0;
-  std::vector<std::uint32_t> now_, seen_;
+  std::vector<std::uint32_t> now_, last_read_, seen_;
   std::vector<Write> writes_;
   std::vector<Read> reads_;
 };
