@@ -135,11 +135,15 @@ std::string describe(const Problem& p) {
 }
 
 double rounded(double x, DType dtype) {
+  if (dtype == DType::float32) return static_cast<double>(static_cast<float>(x));
   if (!std::isfinite(x) || x == 0) return x;
   const Format format = format_of(dtype);
-  const int exponent = std::max(std::ilogb(x), format.least_exponent);
-  const double unit = std::ldexp(1.0, exponent - format.significand_bits);
-  const double result = std::nearbyint(x / unit) * unit;
+  constexpr int bias = 1023, fraction = 52;
+  constexpr double whole = 0x1.8p52;  // plus and minus this, a number that is not large is rounded to a whole one
+  const int own_exponent = static_cast<int>(std::bit_cast<std::uint64_t>(x) >> fraction & 0x7ff) - bias;
+  const int exponent = std::max(own_exponent, format.least_exponent) - format.significand_bits;
+  const auto unit = std::bit_cast<double>(static_cast<std::uint64_t>(exponent + bias) << fraction);
+  const double result = std::copysign((x / unit + whole - whole) * unit, x);
   return std::abs(result) > format.largest ? std::copysign(std::numeric_limits<double>::infinity(), x) : result;
 }
 

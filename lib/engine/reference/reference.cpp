@@ -39,6 +39,29 @@ Real dot(const Real* a, const Real* b, std::int64_t n) {
   return sum;
 }
 
+// The dot product of `a` with each of some rows, four at a time: a sum waits for itself at each of its terms, but not for others.
+template <class Real, class F>
+void dots(const Real* a, const std::vector<std::int64_t>& rows, F&& row_of, std::int64_t dim,
+          std::vector<Real>& products) {
+  products.resize(rows.size());
+  std::size_t n = 0;
+  for (; n + 4 <= rows.size(); n += 4) {
+    const Real *r0 = row_of(rows[n]), *r1 = row_of(rows[n + 1]), *r2 = row_of(rows[n + 2]), *r3 = row_of(rows[n + 3]);
+    Real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (std::int64_t d = 0; d < dim; ++d) {
+      s0 += a[d] * r0[d];
+      s1 += a[d] * r1[d];
+      s2 += a[d] * r2[d];
+      s3 += a[d] * r3[d];
+    }
+    products[n] = s0;
+    products[n + 1] = s1;
+    products[n + 2] = s2;
+    products[n + 3] = s3;
+  }
+  for (; n < rows.size(); ++n) products[n] = dot(a, row_of(rows[n]), dim);
+}
+
 // score = cap * tanh(scale * dot / cap), and its derivative with respect to the dot product.
 template <class Real>
 struct Score {
@@ -55,7 +78,10 @@ Score<Real> score(const Problem& p, Real product) {
 
 template <class F>
 void for_each_index(std::int64_t count, std::int64_t first, F&& f) {
-  for (std::int64_t n = 0; n < count; ++n) f((first + n) % count);
+  if (count == 0) return;
+  const std::int64_t begin = first % count;
+  for (std::int64_t n = begin; n < count; ++n) f(n);
+  for (std::int64_t n = 0; n < begin; ++n) f(n);
 }
 
 template <class Real>
@@ -69,6 +95,14 @@ void for_each_row(const Problem& p, std::int64_t first, F&& f) {
     for_each_index(p.num_heads_q, first, [&](std::int64_t h) {
       for_each_index(p.seqlen_q, first, [&](std::int64_t i) { f(b, h, i, h / p.group()); });
     });
+}
+
+// Those that row i sees, from `first` on and around.
+void find_keys(const Problem& p, std::int64_t b, std::int64_t i, std::int64_t first, std::vector<std::int64_t>& keys) {
+  keys.clear();
+  for_each_index(p.seqlen_kv, first, [&](std::int64_t j) {
+    if (sees(p, b, i, j)) keys.push_back(j);
+  });
 }
 
 }  // namespace
@@ -97,19 +131,18 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
   result.out.assign(count(p, at.out), 0);
   result.lse.assign(static_cast<std::size_t>(p.batch * p.num_heads_q * p.seqlen_q),
                     -std::numeric_limits<Real>::infinity());
-  std::vector<Real> scores(static_cast<std::size_t>(p.seqlen_kv));
+  std::vector<Real> scores;
   std::vector<std::int64_t> keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
-    keys.clear();
-    Real max = -std::numeric_limits<Real>::infinity();
-    for_each_index(p.seqlen_kv, summation.first, [&](std::int64_t j) {
-      if (!sees(p, b, i, j)) return;
-      const Real s = score(p, dot(&q[at.q.at(b, i, h)], &k[at.k.at(b, j, h_kv)], p.head_dim)).value;
-      scores[keys.size()] = s;
-      keys.push_back(j);
-      max = std::max(max, s);
-    });
+    find_keys(p, b, i, summation.first, keys);
     if (keys.empty()) return;
+    const auto key = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
+    dots(&q[at.q.at(b, i, h)], keys, key, p.head_dim, scores);
+    Real max = -std::numeric_limits<Real>::infinity();
+    for (Real& s : scores) {
+      s = score(p, s).value;
+      max = std::max(max, s);
+    }
     Real sum = 0;
     for (std::size_t n = 0; n < keys.size(); ++n) sum += scores[n] = std::exp(scores[n] - max);
     Real* out = &result.out[at.out.at(b, i, h)];
@@ -132,18 +165,25 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
   gradients.dq.assign(q.size(), 0);
   gradients.dk.assign(k.size(), 0);
   gradients.dv.assign(v.size(), 0);
+  std::vector<Real> products, dweights;
+  std::vector<std::int64_t> keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
     const Real lse = forward.lse[at.row(b, i, h)];
     const Real* query = &q[at.q.at(b, i, h)];
     const Real* grad = &dout[at.out.at(b, i, h)];
     const Real delta = dot(grad, &forward.out[at.out.at(b, i, h)], p.head_dim_v);
     Real* dq = &gradients.dq[at.q.at(b, i, h)];
-    for_each_index(p.seqlen_kv, summation.first, [&](std::int64_t j) {
-      if (!sees(p, b, i, j)) return;
-      const Real* key = &k[at.k.at(b, j, h_kv)];
-      const Score<Real> s = score(p, dot(query, key, p.head_dim));
+    find_keys(p, b, i, summation.first, keys);
+    const auto row_of_k = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
+    const auto row_of_v = [&](std::int64_t j) { return &v[at.v.at(b, j, h_kv)]; };
+    dots(query, keys, row_of_k, p.head_dim, products);
+    dots(grad, keys, row_of_v, p.head_dim_v, dweights);
+    for (std::size_t n = 0; n < keys.size(); ++n) {
+      const std::int64_t j = keys[n];
+      const Real* key = row_of_k(j);
+      const Score<Real> s = score(p, products[n]);
       const Real weight = std::exp(s.value - lse);
-      const Real dp = dot(grad, &v[at.v.at(b, j, h_kv)], p.head_dim_v);
+      const Real dp = dweights[n];
       const Real ds = weight * (summation.magnitudes ? std::abs(dp) + std::abs(delta) : dp - delta) * s.slope;
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
@@ -152,7 +192,7 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
         dk[d] += term(ds * query[d], summation);
       }
       for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += term(weight * grad[d], summation);
-    });
+    }
   });
   return gradients;
 }
