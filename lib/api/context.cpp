@@ -11,7 +11,9 @@
 #include "api/structs.h"
 #include "api/validate.h"
 #include "core/log.h"
+#include "engine/cuda/availability.h"
 #include "transport/local.h"
+#include "transport/nccl.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -34,14 +36,21 @@ Rank to_rank(const ra_context_config &c) {
   return {c.rank, c.world_size, std::min(c.num_threads > 0 ? c.num_threads : share, allowed)};
 }
 
+// `transport` is a ra_transport.
+static void require_here(std::int32_t transport) {
+  if (transport == RA_TRANSPORT_ZEROMQ)
+    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport,
+         " (RA_TRANSPORT_ZEROMQ); this build has RA_TRANSPORT_LOCAL = 0 only");
+  if (transport == RA_TRANSPORT_NCCL)
+    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, " (RA_TRANSPORT_NCCL); ", missing_nccl());
+}
+
 std::unique_ptr<Engine> to_engine(const ra_context_config &c, const Rank &rank) {
   require_range("backend", c.backend, RA_BACKEND_CPU, RA_BACKEND_CUDA);
   require_range("transport", c.transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
   if (c.backend != RA_BACKEND_CPU)
-    fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend,
-         " (RA_BACKEND_CUDA); this build has RA_BACKEND_CPU = 0 only");
-  if (c.transport != RA_TRANSPORT_LOCAL)
-    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", c.transport, "; this build has RA_TRANSPORT_LOCAL = 0 only");
+    fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); ", cuda::availability().missing);
+  require_here(c.transport);
   std::unique_ptr<Engine> engine = make_cpu_engine(c.engine, rank.num_threads);
   if (engine == nullptr)
     fail(RA_STATUS_NOT_SUPPORTED, "engine is \"", c.engine, "\"; this build has on this machine: ", cpu_engine_names());
@@ -160,9 +169,7 @@ ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *b
   return guard(error, [&] {
     require(id != nullptr, "id is NULL; must point to a ra_unique_id");
     require_range("transport", transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
-    if (transport != RA_TRANSPORT_LOCAL)
-      ringattn::fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport,
-                     "; this build has RA_TRANSPORT_LOCAL = 0 only");
+    require_here(transport);
     require(bind_address == nullptr, "bind_address is \"", bind_address == nullptr ? "" : bind_address,
             "\"; must be NULL with RA_TRANSPORT_LOCAL");
     const std::string text = make_local_id();

@@ -7,7 +7,9 @@
 #include "api/barrier.h"
 #include "api/structs.h"
 #include "core/log.h"
+#include "engine/cuda/availability.h"
 #include "engine/engine.h"
+#include "transport/nccl.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -31,6 +33,10 @@ ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *error) {
   return guard(error, [&] {
     ra_capabilities c = defaults<ra_capabilities>();
     c.version = ra_get_version();
+    const cuda::Availability cuda = cuda::availability();
+    c.has_cuda = cuda.missing.empty();
+    c.has_nccl = c.has_cuda != 0 && missing_nccl().empty();
+    c.num_devices = cuda.num_devices;
     c.hardware_threads = tbb::info::default_concurrency();
     c.max_head_dim = most_head_dim;
     std::snprintf(c.engines, sizeof c.engines, "%s", cpu_engine_names().c_str());

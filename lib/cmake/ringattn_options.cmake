@@ -1,6 +1,12 @@
 # ringattn_options: how all code of this repository is compiled. Linked PRIVATE by every target, never installed.
 add_library(ringattn_options INTERFACE)
-target_compile_options(ringattn_options INTERFACE -Wall -Wextra -Wpedantic -Wconversion)  # the presets make them errors
+set(warnings -Wall -Wextra -Wconversion)  # the presets make them errors
+target_compile_options(ringattn_options INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:${warnings};-Wpedantic>")
+if(RINGATTN_CUDA)
+  # For the host's compiler, which nvcc hands code that -Wpedantic finds fault with, and does not tell which warnings are errors.
+  target_compile_options(ringattn_options INTERFACE
+    "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=$<JOIN:${warnings}$<$<BOOL:${CMAKE_COMPILE_WARNING_AS_ERROR}>:;-Werror>,$<COMMA>>>")
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC bug 105651: "..." + std::string is said to overlap itself.
   target_compile_options(ringattn_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict>)
@@ -17,7 +23,7 @@ elseif(RINGATTN_SANITIZER)
 endif()
 if(RINGATTN_SANITIZER)
   # Everything in this build, GoogleTest programs included, so that no allocation or lock goes unseen.
-  add_compile_options(${sanitizer_flags})
+  add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:${sanitizer_flags}>")
   add_compile_definitions(RINGATTN_SANITIZED)
   add_link_options(${sanitizer_flags})
 endif()

@@ -85,7 +85,7 @@ TEST(Capabilities, AreThoseOfThisMachine) {
   EXPECT_EQ(capabilities.version, ra_get_version());
   EXPECT_GE(capabilities.hardware_threads, 1);
   EXPECT_EQ(capabilities.max_head_dim, 256);
-  EXPECT_EQ(capabilities.has_cuda != 0, capabilities.num_devices > 0);
+  EXPECT_LE(capabilities.has_cuda != 0, capabilities.num_devices > 0);
 
   // Every engine that is named can be had, and computes.
   const std::string engines = capabilities.engines;

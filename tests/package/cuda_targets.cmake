@@ -1,0 +1,23 @@
+# Compares what BINARY was compiled for (by CUOBJDUMP) with ARCHITECTURES: CMAKE_CUDA_ARCHITECTURES with commas, in which N-real is machine
+# code for sm_N, N-virtual PTX for compute_N, and N both.
+cmake_minimum_required(VERSION 3.25)
+string(REPLACE "," ";" ARCHITECTURES "${ARCHITECTURES}")
+set(wanted "")
+foreach(architecture IN LISTS ARCHITECTURES)
+  string(REGEX REPLACE "-.*" "" number ${architecture})
+  if(NOT architecture MATCHES "-virtual")
+    list(APPEND wanted sm_${number}.cubin)
+  endif()
+  if(NOT architecture MATCHES "-real")
+    list(APPEND wanted sm_${number}.ptx)  # as cuobjdump calls it
+  endif()
+endforeach()
+execute_process(COMMAND ${CUOBJDUMP} --list-elf --list-ptx ${BINARY} OUTPUT_VARIABLE listed COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "sm_[0-9a-z]+\\.(cubin|ptx)" found "${listed}")
+list(REMOVE_DUPLICATES found)
+list(SORT found)
+list(SORT wanted)
+message("${BINARY}: ${found}")
+if(NOT found STREQUAL wanted)
+  message(FATAL_ERROR "it should be ${wanted}")
+endif()
