@@ -43,7 +43,7 @@ def make_table():
     for path in sorted(RESULTS.glob("*/peers.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         tables.append("\n".join(describe(results, path.parent.relative_to(ROOT))))
-    return "\n\n".join(tables) + "\n"
+    return "\n\n".join(tables or ["No figures are kept yet."]) + "\n"
 
 
 def main():
@@ -54,9 +54,10 @@ def main():
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     wanted = before + BEGIN + make_table() + END + after
-    if options.check and wanted != text:
+    if not options.check:
+        README.write_text(wanted, encoding="utf-8")
+    elif wanted != text:
         sys.exit("performance_table.py: README.md has another table than tests/benchmark/results: run this without --check")
-    README.write_text(wanted, encoding="utf-8")
 
 
 if __name__ == "__main__":
