@@ -1,6 +1,7 @@
 // What the ring asks of a processor: "attend these rows to this chunk", and the few things to be done to whole buffers.
 //
-// An engine knows runs, intervals and tensors, and has the threads to compute with; it knows nothing of ranks, hops or documents. All partial results are fp32.
+// An engine has the threads that it computes with. It knows runs, intervals and tensors; it knows nothing of ranks, hops or
+// documents. All partial results are fp32.
 // Between the steps of a forward pass the running result of a row is (output, max, sum): the output still to be divided by
 // the sum, both relative to the max, as in Dao et al. 2022, "FlashAttention", Algorithm 1.
 #pragma once
