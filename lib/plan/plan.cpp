@@ -11,7 +11,7 @@ namespace {
 
 // Rows of a chunk where the caller leaves the number of chunks to us: long enough that a step outweighs its messages,
 // short enough that what is in flight stays small beside the shards.
-constexpr std::int64_t forward_chunk_rows = 4096;
+constexpr std::int64_t forward_chunk_rows = 8192;
 constexpr std::int64_t backward_chunk_rows = 1024;
 constexpr std::int64_t most_chosen_chunks = 1024;
 
