@@ -5,7 +5,8 @@
 //   and the sum of the moment before travels on                   from foreign[(t - 1) % 2], at time 1 from home
 //   from the last rank of a tour the sum returns to its owner     into home, where the tour upstream takes it up again
 //
-// So a chunk's gradients are summed in the order of its journey, and home holds the whole sum when the chunk is finished.
+// So a chunk's gradients are summed in the order of its journey, and home holds the whole sum when the chunk is finished. Where
+// nothing travels, the chunk is the whole shard and the caller's gradients are fp32, they are home.
 #include "ring/journey.h"
 #include "ring/memory.h"
 
@@ -14,8 +15,9 @@ namespace {
 
 class Gradients {
  public:
-  Gradients(const Plan& plan, const Machinery& on, Journey& journey, const BackwardMemory& memory)
-      : plan_(plan), on_(on), journey_(journey), memory_(memory) {}
+  Gradients(const Plan& plan, const Machinery& on, Journey& journey, const BackwardMemory& memory,
+            const BackwardCall& call)
+      : plan_(plan), on_(on), journey_(journey), memory_(memory), call_(call) {}
 
   void begin_transfers(const Moment& m) {
     if (m.gradient_send_to != nobody) {
@@ -33,7 +35,9 @@ class Gradients {
   Pair begin_share(const Moment& m) {
     const Problem& p = plan_.problem();
     const std::int64_t rows = plan_.chunk_rows(m.holds, m.chunk);
-    const Pair pair = packed_pair(p, sum_of(m.time), DType::float32, rows);
+    const bool direct = adds_directly(plan_);
+    const Pair pair = direct ? Pair{call_.dk, call_.dv} : packed_pair(p, sum_of(m.time), DType::float32, rows);
+    if (direct && call_.accumulate) return pair;
     on_.engine.clear(p, pair.k, {rows, p.num_heads_kv, p.head_dim});
     on_.engine.clear(p, pair.v, {rows, p.num_heads_kv, p.head_dim_v});
     return pair;
@@ -46,13 +50,14 @@ class Gradients {
   }
 
   // Rounds the finished chunk into the caller's gradients.
-  void finish_chunk(const Moment& m, const BackwardCall& call) {
+  void finish_chunk(const Moment& m) {
+    if (adds_directly(plan_)) return;
     const Problem& p = plan_.problem();
     const Pair home = packed_pair(p, memory_.home, DType::float32, plan_.chunk_rows(plan_.rank(), m.chunk));
     for_each_stretch(
-        plan_, m.chunk, {call.dk, call.dv}, home, [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
-          on_.engine.round(p, in_chunk.k, in_shard.k, {rows, p.num_heads_kv, p.head_dim}, call.accumulate);
-          on_.engine.round(p, in_chunk.v, in_shard.v, {rows, p.num_heads_kv, p.head_dim_v}, call.accumulate);
+        plan_, m.chunk, {call_.dk, call_.dv}, home, [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
+          on_.engine.round(p, in_chunk.k, in_shard.k, {rows, p.num_heads_kv, p.head_dim}, call_.accumulate);
+          on_.engine.round(p, in_chunk.v, in_shard.v, {rows, p.num_heads_kv, p.head_dim_v}, call_.accumulate);
         });
   }
 
@@ -66,6 +71,7 @@ class Gradients {
   const Machinery& on_;
   Journey& journey_;
   const BackwardMemory& memory_;
+  const BackwardCall& call_;
 };
 
 }  // namespace
@@ -75,7 +81,7 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
   Arena arena(call.workspace);
   Journey journey(plan, on, {call.k, call.v}, arena);
   const BackwardMemory memory = BackwardMemory::take(arena, plan, on.engine);
-  Gradients gradients(plan, on, journey, memory);
+  Gradients gradients(plan, on, journey, memory, call);
   const Extent queries{plan.query_rows(), p.num_heads_q, p.head_dim};
   const bool direct = p.grad_dtype == DType::float32;
 
@@ -108,7 +114,7 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
     }
     journey.end_transfers();
     gradients.end_transfers(m);
-    if (m.finishes_chunk) gradients.finish_chunk(m, call);
+    if (m.finishes_chunk) gradients.finish_chunk(m);
   }
   if (!direct) on.engine.round(p, step.dq, call.dq, queries, call.accumulate);
   journey.end_transfers();  // an abort during the last roundings

@@ -26,10 +26,13 @@ struct ForwardMemory {
   }
 };
 
+// Whether the shares of dK and dV are added to the caller's tensors straight away.
+inline bool adds_directly(const Plan& plan) { return !plan.packs() && plan.problem().grad_dtype == DType::float32; }
+
 struct BackwardMemory {
   float* delta = nullptr;         // [batch, num_heads_q, query rows]
   float* dq = nullptr;            // fp32 dq, where the caller's is not fp32
-  std::byte* home = nullptr;      // gradients of the own chunk, from its first step until they are complete
+  std::byte* home = nullptr;      // gradients of the own chunk, from its first step until they are complete; not if adds_directly
   std::byte* foreign[2] = {};     // of the chunk held, and of the one held before while they travel on
   std::byte* arriving = nullptr;  // what other ranks have added to the chunk held
   std::byte* scratch = nullptr;
@@ -41,7 +44,7 @@ struct BackwardMemory {
     BackwardMemory memory;
     memory.delta = arena.take<float>(rows);
     memory.dq = arena.take<float>(p.grad_dtype == DType::float32 ? 0 : rows * p.head_dim);
-    memory.home = arena.take<std::byte>(chunk);
+    memory.home = arena.take<std::byte>(adds_directly(plan) ? 0 : chunk);
     for (std::byte*& buffer : memory.foreign) buffer = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.arriving = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.scratch = arena.take<std::byte>(

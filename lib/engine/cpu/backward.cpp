@@ -278,7 +278,7 @@ static std::int64_t choose_stretch(const Tiles& tiles, const Problem& problem, s
   constexpr std::int64_t enough_columns = 4, least_keys = 128;
   const std::int64_t groups = problem.batch * problem.num_heads_kv;
   std::int64_t keys = stretch_keys(tiles, problem);
-  while (keys / 2 >= least_keys && key_rows / keys * groups < enough_columns) keys /= 2;
+  while (keys / 2 >= least_keys && (key_rows + keys - 1) / keys * groups < enough_columns) keys /= 2;
   return keys;
 }
 

@@ -117,13 +117,15 @@ void multiply_panel(const Product& p, std::int64_t panel) {
   });
 }
 
-// A panel at a time, so that it stays in the first cache. Of the last one only the vectors that are needed.
+// A panel at a time, so that it stays in the first cache. Of the last one only the vectors that are needed, and where they are few
+// twice the rows: fewer sums would wait for one another.
 template <Left left, int most_rows, int vectors = tile_vectors>
 void multiply_panels(const Product& p, std::int64_t panel) {
   const std::int64_t rest = p.n - panel * columns;
   if constexpr (vectors > 1)
     if (rest <= (vectors - 1) * width) return multiply_panels<left, most_rows, vectors - 1>(p, panel);
-  multiply_panel<left, most_rows, vectors>(p, panel);
+  constexpr bool few = most_rows > 1 && 2 * vectors <= tile_vectors;
+  multiply_panel<left, few ? 2 * most_rows : most_rows, vectors>(p, panel);
 }
 
 template <Left left, int most_rows>
