@@ -19,6 +19,6 @@ int main(int argc, char** argv) {
     return skipped;
   }
   const bool chosen = engine == nullptr || engines.substr(0, engines.find(',')) == engine;
-  if (!chosen) setenv("RINGATTN_TEST_SHARE", "4", 0);
+  if (!chosen) setenv("RINGATTN_TEST_BRIEF", "1", 0);
   return RUN_ALL_TESTS();
 }

@@ -1,7 +1,7 @@
 // How long a random test runs, and from which seed: printed by every test that draws anything.
 //
 //   RINGATTN_TEST_SEED=n    draws from n instead of 1
-//   RINGATTN_TEST_SHARE=n   the n-th part of what is drawn: engines that the library does not choose here (tests/CMakeLists.txt)
+//   RINGATTN_TEST_BRIEF=1   a part of what is drawn: engines that the library does not choose here, or that are emulated
 //   RINGATTN_TEST_FULL=1    full sweeps (./dev test full)
 #pragma once
 
@@ -32,7 +32,7 @@ inline bool full() { return number_of("RINGATTN_TEST_FULL", 0) != 0; }
 
 // Repetitions of a random test: all of them in an ordinary build, a sample where it is slow.
 inline int sample(int all) {
-  const int share = slowness > 1 ? slowness : static_cast<int>(number_of("RINGATTN_TEST_SHARE", 1));
+  const int share = slowness > 1 ? slowness : number_of("RINGATTN_TEST_BRIEF", 0) != 0 ? 4 : 1;
   return full() ? all : (all + share - 1) / share;
 }
 
