@@ -32,7 +32,7 @@ inline bool adds_directly(const Plan& plan) { return !plan.packs() && plan.probl
 struct BackwardMemory {
   float* delta = nullptr;         // [batch, num_heads_q, query rows]
   float* dq = nullptr;            // fp32 dq, where the caller's is not fp32
-  std::byte* home = nullptr;      // gradients of the own chunk, from its first step until they are complete; not if adds_directly
+  std::byte* home = nullptr;      // of the own chunk, from its first step until they are complete; not if adds_directly
   std::byte* foreign[2] = {};     // of the chunk held, and of the one held before while they travel on
   std::byte* arriving = nullptr;  // what other ranks have added to the chunk held
   std::byte* scratch = nullptr;
