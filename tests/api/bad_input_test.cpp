@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "ringattn/ringattn.h"
+#include "support/random.h"
 #include "support/ranks.h"
 #include "support/shard.h"
 
@@ -1060,10 +1061,11 @@ bool needs_context(const Function& function) {
 
 TEST(BadInput, IsRefusedByNameAndChangesNothing) {
   const Table table = make_table();
-  std::size_t calls = 0;
+  std::size_t rows = 0, calls = 0;
   Ranks alone(1);
   ASSERT_TRUE(alone.complete());
   for (const Row& row : table) {
+    if (!sampled_if_alone(rows++)) continue;
     for (const Function* function : row.functions) {
       run_row(row, *function, alone[0], 1, 0);
       ++calls;
@@ -1078,7 +1080,9 @@ TEST(BadInput, IsRefusedByNameAndChangesNothing) {
 TEST(BadInput, LeavesTheGroupInStep) {
   const Table table = make_table();
   for_each_rank(2, [&](std::int32_t rank, ra_context* context) {
+    std::size_t rows = 0;
     for (const Row& row : table) {
+      if (!sampled_if_alone(rows++)) continue;
       for (const Function* function : row.functions) {
         if (needs_context(*function)) run_row(row, *function, context, 2, rank);
       }

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
@@ -32,8 +33,17 @@ inline bool full() { return number_of("RINGATTN_TEST_FULL", 0) != 0; }
 
 // Repetitions of a random test: all of them in an ordinary build, a sample where it is slow.
 inline int sample(int all) {
-  const int share = slowness > 1 ? slowness : number_of("RINGATTN_TEST_BRIEF", 0) != 0 ? 4 : 1;
+  const int share = slowness * (number_of("RINGATTN_TEST_BRIEF", 0) != 0 ? 4 : 1);
   return full() ? all : (all + share - 1) / share;
+}
+
+// Whether what one thread does alone, case n of a table, runs: ThreadSanitizer has little to see there.
+inline bool sampled_if_alone([[maybe_unused]] std::size_t n) {
+#ifdef RINGATTN_THREAD_SANITIZER
+  return full() || n % 8 == 0;
+#else
+  return true;
+#endif
 }
 
 // Whether case n of a table runs: every one in an ordinary build, one in `every` under a sanitizer, or in three times as many.
