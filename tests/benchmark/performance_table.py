@@ -1,6 +1,6 @@
 """Writes the README's performance table from the results that are kept, or with --check says whether it is the one there.
 
-Kept are, for each processor, tests/benchmark/results/PROCESSOR/peers.json and other files of ./dev bench with their pictures.
+Kept are, for each processor, tests/benchmark/results/PROCESSOR/peers.json, and ring.json where a ring was measured, with pictures.
 """
 
 import argparse
@@ -38,11 +38,41 @@ def describe(results, folder):
     return lines
 
 
+def describe_worst(results):
+    rows = results["rows"]
+    worst = min(rows, key=lambda r: r["ratio"])
+    slower = sum(r["ratio"] < 1 for r in rows)
+    return [
+        "",
+        f"Of all {len(rows)} rows {slower} are slower than PyTorch; the worst is {worst['ratio']:.2f}: {worst['shape']}, "
+        f"{worst['dtype']}, {worst['mask']}, {worst['direction']}.",
+    ]
+
+
+def describe_ring(results, folder):
+    """What ranks of one thread reach of one rank with as many threads."""
+    lines = [
+        "",
+        f"Ranks of one thread beside one rank with as many threads, 16,384 tokens, zigzag; commit {results['commit']} "
+        f"([figures]({folder}/ring.json)):",
+        "",
+        "| ranks | mask | pass | ratio |",
+        "|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        lines.append(f"| {row['ranks']:.0f} | {row['mask']} | {row['pass']} | {row['ratio']:.2f} |")
+    return lines
+
+
 def make_table():
     tables = []
     for path in sorted(RESULTS.glob("*/peers.json")):
+        folder = path.parent.relative_to(ROOT)
         results = json.loads(path.read_text(encoding="utf-8"))
-        tables.append("\n".join(describe(results, path.parent.relative_to(ROOT))))
+        lines = describe(results, folder) + describe_worst(results)
+        if (ring := path.with_name("ring.json")).exists():
+            lines += describe_ring(json.loads(ring.read_text(encoding="utf-8")), folder)
+        tables.append("\n".join(lines))
     return "\n\n".join(tables or ["No figures are kept yet."]) + "\n"
 
 

@@ -254,10 +254,7 @@ struct Differentiate {
 
   PackedRows rows_of(const Tensor& t, std::int64_t row, std::int64_t head, std::int64_t rows, std::int64_t width,
                      float* to, std::int64_t panel) const {
-    return {t.dtype,      static_cast<std::byte*>(t.data) + t.offset(b, row, head) * size_of(t.dtype),
-            t.seq_stride, rows,
-            width,        to,
-            panel};
+    return {t.dtype, t.bytes_at(b, row, head), t.seq_stride, rows, width, to, panel};
   }
 };
 

@@ -1,4 +1,4 @@
-// What the CPU engines do to whole buffers, and what they refuse.
+// What the CPU engines do to whole buffers. They refuse nothing.
 #include <algorithm>
 #include <cstring>
 
