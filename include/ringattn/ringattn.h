@@ -417,9 +417,15 @@ RA_API int64_t ra_get_shard_position(const ra_attention_desc *desc, int32_t worl
 RA_API ra_status ra_get_shard_positions(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
                                         int64_t first, int64_t count, int64_t *positions, ra_error *error);
 
+/** Strides that are not a distance. */
+typedef enum ra_stride {
+  RA_STRIDE_PACKED = 0, /**< all three: each follows from the sizes */
+  RA_STRIDE_REPEAT = -1 /**< one slice again and again, as in a tensor that is broadcast; of inputs only */
+} ra_stride;
+
 /**
- * A tensor [batch, seq, head, dim] in memory that the caller owns. Strides are in elements and never negative; `dim` is
- * dense. All three 0 means packed. A stride of 0 beside others that are not repeats one slice and is legal for inputs.
+ * A tensor [batch, seq, head, dim] in memory that the caller owns. Strides are in elements; `dim` is dense. All three
+ * RA_STRIDE_PACKED, or none of a dimension with more than one entry: with fewer, or without elements, it does not matter.
  *
  * No element of an output may be one of another tensor, but tensors may be interleaved in one buffer, as dq, dk and dv are in
  * [batch, seq, 3, head, dim]. A stride of one of them must show it: modulo this stride, the bytes of the one lie apart from

@@ -175,17 +175,26 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
   std::array<Dimension, 3> axes{{{"batch_stride", t.batch_stride, shape.batch},
                                  {"seq_stride", t.seq_stride, shape.rows},
                                  {"head_stride", t.head_stride, shape.heads}}};
-  for (const Dimension &axis : axes)
-    require(axis.stride >= 0, name, ".", axis.field, " is ", axis.stride, "; must be at least 0");
+  const bool packed =
+      t.batch_stride == RA_STRIDE_PACKED && t.seq_stride == RA_STRIDE_PACKED && t.head_stride == RA_STRIDE_PACKED;
+  for (Dimension &axis : axes) {
+    const bool repeats = axis.stride == RA_STRIDE_REPEAT && !written;
+    require(axis.stride >= 0 || repeats, name, ".", axis.field, " is ", axis.stride, "; must be at least 0",
+            written ? "" : ", or RA_STRIDE_REPEAT = -1");
+    require(packed || empty || axis.stride != RA_STRIDE_PACKED || axis.extent <= 1, name, ".", axis.field,
+            " is 0 beside strides that are not; all or none must be RA_STRIDE_PACKED = 0",
+            written ? "" : ", and to repeat a slice RA_STRIDE_REPEAT = -1");
+    if (repeats) axis.stride = 0;
+  }
   if (empty) return tensor;
   require(t.data != nullptr, name, ".data is NULL; must point to ", shape.count(), " elements");
   require(reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(size_of(dtype)) == 0, name,
           ".data is ", t.data, "; must be aligned to ", size_of(dtype), " bytes");
   std::int64_t last = shape.count() - 1;  // offset of the last element
-  if (t.batch_stride != 0 || t.seq_stride != 0 || t.head_stride != 0) {
-    tensor.batch_stride = t.batch_stride;
-    tensor.seq_stride = t.seq_stride;
-    tensor.head_stride = t.head_stride;
+  if (!packed) {
+    tensor.batch_stride = axes[0].stride;
+    tensor.seq_stride = axes[1].stride;
+    tensor.head_stride = axes[2].stride;
     last = shape.dim - 1;
     for (const Dimension &axis : axes) {
       constexpr std::int64_t farthest = std::int64_t{1} << 56;  // elements: beyond any address

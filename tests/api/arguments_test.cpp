@@ -166,7 +166,7 @@ TEST(Arguments, EmptyShardsMayHaveNoData) {
   });
 }
 
-// An input stride of 0 repeats one slice: the same keys for every entry of a batch.
+// RA_STRIDE_REPEAT repeats one slice: the same keys for every entry of a batch.
 TEST(Arguments, InputsMayBeBroadcast) {
   ra_attention_desc desc = make_desc(20, 2, 8, 3);
   for_each_rank(2, [&](std::int32_t rank, ra_context* context) {
@@ -179,8 +179,8 @@ TEST(Arguments, InputsMayBeBroadcast) {
     Error error;
     EXPECT_EQ(repeated.forward(context, &error), RA_STATUS_SUCCESS) << error;
     ra_forward_args args = broadcast.forward_args();
-    args.k = {broadcast.k.bytes.get(), 0, broadcast.k.seq_stride, broadcast.k.head_stride};
-    args.v = {broadcast.v.bytes.get(), 0, broadcast.v.seq_stride, broadcast.v.head_stride};
+    args.k = {broadcast.k.bytes.get(), RA_STRIDE_REPEAT, broadcast.k.seq_stride, broadcast.k.head_stride};
+    args.v = {broadcast.v.bytes.get(), RA_STRIDE_REPEAT, broadcast.v.seq_stride, broadcast.v.head_stride};
     EXPECT_EQ(ra_forward(context, &broadcast.desc, &args, &error), RA_STATUS_SUCCESS) << error;
     EXPECT_TRUE(same_bits(broadcast.out, repeated.out));
   });

@@ -686,9 +686,11 @@ void tensor(Table& t, const Functions& functions, Args Call::*args, ra_tensor Ar
       row("." + std::string(stride_name) + " is " + digits(value),
           [stride = stride, value](ra_tensor& x) { x.*stride = value; }, {name, stride_name, digits(value)});
     }
+    row("." + std::string(stride_name) + " is 0 beside others", [stride = stride](ra_tensor& x) { x.*stride = 0; },
+        {name, stride_name, "RA_STRIDE_PACKED"});
     if (is_output) {
-      row("." + std::string(stride_name) + " is 0: elements on top of each other",
-          [stride = stride](ra_tensor& x) { x.*stride = 0; }, {name});
+      row("." + std::string(stride_name) + " repeats: elements on top of each other",
+          [stride = stride](ra_tensor& x) { x.*stride = RA_STRIDE_REPEAT; }, {name, stride_name, "-1"});
       row("." + std::string(stride_name) + " is 4: elements on top of each other",
           [stride = stride](ra_tensor& x) { x.*stride = 4; }, {name});
     }

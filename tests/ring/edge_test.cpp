@@ -209,7 +209,7 @@ TEST(Edge, ValuesThatAreNotFiniteReachOnlyWhatSeesThem) {
       }
 }
 
-// One key, repeated 2^32 times by a stride of 0: the last queries see a window far beyond position 2^31.
+// One key, repeated 2^32 times: the last queries see a window far beyond position 2^31.
 TEST(Edge, PositionsBeyondTwoToTheThirtyOne) {
   constexpr std::int64_t keys = std::int64_t{1} << 32, queries = 5, window = 99;
   const test::Ranks ranks(1);
@@ -226,8 +226,8 @@ TEST(Edge, PositionsBeyondTwoToTheThirtyOne) {
   ra_forward_args args;
   ra_init_forward_args(&args, sizeof args);
   args.q = {q, 0, 0, 0};
-  args.k = {k, 2, 0, 2};
-  args.v = {v, 2, 0, 2};
+  args.k = {k, 2, RA_STRIDE_REPEAT, 2};
+  args.v = {v, 2, RA_STRIDE_REPEAT, 2};
   args.out = {out, 0, 0, 0};
   args.lse = lse;
   test::Error error;
