@@ -25,6 +25,46 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
 #endif
 }
 
+// mov.b32: the bits of a float, and back.
+__device__ __forceinline__ std::uint32_t bits_of(float x) {
+#ifdef __CUDACC__
+  return __float_as_uint(x);
+#else
+  return std::bit_cast<std::uint32_t>(x);
+#endif
+}
+__device__ __forceinline__ float from_bits(std::uint32_t bits) {
+#ifdef __CUDACC__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
+// The number that 16 bits are: mov.b32, or cvt.f32.f16. A float stays one.
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(BFloat16 x) { return from_bits(std::uint32_t{x.bits} << 16); }
+__device__ __forceinline__ float to_float(Float16 x) {
+#ifdef __CUDACC__
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#else
+  return emulation::f16_value(x.bits);
+#endif
+}
+
+// What a word holds: one float, or two numbers of 16 bits, the one in the low half first.
+template <class T>
+__device__ __forceinline__ void unpack(std::uint32_t word, float* to) {
+  if constexpr (std::is_same_v<T, float>) {
+    to[0] = from_bits(word);
+  } else {
+    to[0] = to_float(T{static_cast<std::uint16_t>(word & 0xffffU)});
+    to[1] = to_float(T{static_cast<std::uint16_t>(word >> 16)});
+  }
+}
+
 // cvt.rna.tf32.f32: to 10 bits behind the point, to nearest, halves away from zero; the low 13 bits are zero.
 __device__ __forceinline__ std::uint32_t round_to_tf32(float x) {
 #ifdef __CUDACC__

@@ -1,0 +1,385 @@
+// A buffer is lines: the elements of one row of one head, which are dense. Neighbouring threads of a block take neighbouring vectors of
+// a line, and as many lines at once as there are threads for; then each goes on to the line that is as far ahead as the grid takes at
+// once:
+//
+//   for each line of this thread:       counted along three dimensions, in digits, so that none of them is found by division
+//     for each vector of this thread:   16 bytes, or one element; mostly there is but one
+//       load, compute in registers, store
+//
+// Nobody touches what another thread does, so results do not depend on the grid. Delta alone sums over a line: each lane over its
+// vectors, in ascending order, and then lanes in pairs.
+#include <algorithm>
+#include <initializer_list>
+#include <span>
+#include <type_traits>
+
+#include "engine/cuda/device/convert.h"
+#include "engine/cuda/device/copy.h"
+#include "engine/cuda/device/launch.h"
+#include "engine/cuda/device/threads.h"
+#include "engine/cuda/elementwise.h"
+
+namespace ringattn::cuda {
+namespace {
+
+constexpr int threads = 256;
+constexpr std::int64_t lines_of_thread = 4;  // more only where the grid would be too large
+constexpr std::int64_t most_blocks = (1LL << 31) - 1;
+
+// Three dimensions that number lines, the first of them running fastest.
+struct Digits {
+  std::int64_t digit[3];
+};
+
+struct Lines {
+  Digits count;
+  Digits step;  // from one line of a thread to its next
+  int vectors;  // of a line
+};
+
+// Where lines are: bytes from one to the next, by the digits of Lines.
+struct Operand {
+  std::byte* data;
+  Digits stride;
+
+  __device__ __forceinline__ std::byte* at(const Digits& line) const {
+    return data + line.digit[0] * stride.digit[0] + line.digit[1] * stride.digit[1] + line.digit[2] * stride.digit[2];
+  }
+};
+
+__host__ __device__ __forceinline__ Digits digits_of(std::int64_t number, const Digits& count) {
+  const std::int64_t higher = number / count.digit[0];
+  return {number % count.digit[0], higher % count.digit[1], higher / count.digit[1]};
+}
+__device__ __forceinline__ void advance(Digits& line, const Lines& lines) {
+  for (int d = 0; d < 3; ++d) line.digit[d] += lines.step.digit[d];
+  for (int d = 0; d < 2; ++d)
+    if (line.digit[d] >= lines.count.digit[d]) {
+      line.digit[d] -= lines.count.digit[d];
+      ++line.digit[d + 1];
+    }
+}
+
+// Calls f(line, vector) for all vectors of this thread.
+template <class F>
+__device__ __forceinline__ void for_each_vector(const Lines& lines, F&& f) {
+  const int width = lines.vectors < threads ? lines.vectors : threads, together = threads / width;
+  const int column = thread_index() % width, ahead = thread_index() / width;
+  if (ahead >= together) return;
+  Digits line = digits_of(static_cast<std::int64_t>(block_index().x) * together + ahead, lines.count);
+  for (; line.digit[2] < lines.count.digit[2]; advance(line, lines))
+    for (int vector = column; vector < lines.vectors; vector += width) f(line, vector);
+}
+
+// ---------------------------------------------------------------- vectors
+
+// As many bytes as are copied at once.
+template <int bytes>
+struct Unit;
+template <>
+struct Unit<16> {
+  using type = Words<4>;
+};
+template <>
+struct Unit<4> {
+  using type = std::uint32_t;
+};
+template <>
+struct Unit<2> {
+  using type = std::uint16_t;
+};
+
+template <class V>
+__device__ __forceinline__ V load(const std::byte* from) {
+  if constexpr (sizeof(V) == 16)
+    return load_global16(from);
+  else
+    return *reinterpret_cast<const V*>(from);
+}
+template <class V>
+__device__ __forceinline__ void store(std::byte* to, const V& value) {
+  if constexpr (sizeof(V) == 16)
+    store_global16(to, value);
+  else
+    *reinterpret_cast<V*>(to) = value;
+}
+
+// `count` numbers of a line: one, or as many as are 16 bytes in T, of which a float has two times 16 where T has 16 bits.
+template <class T, int count>
+struct Numbers {
+  float x[count];
+
+  __device__ __forceinline__ static Numbers from(const std::byte* p) {
+    Numbers n;
+    if constexpr (count == 1) {
+      n.x[0] = to_float(*reinterpret_cast<const T*>(p));
+    } else {
+      constexpr int at_once = 16 / static_cast<int>(sizeof(T)), numbers_of_word = 4 / static_cast<int>(sizeof(T));
+      for (int first = 0; first < count; first += at_once) {
+        const Words<4> words = load_global16(p + first * static_cast<int>(sizeof(T)));
+        for (int i = 0; i < 4; ++i) unpack<T>(words[i], n.x + first + i * numbers_of_word);
+      }
+    }
+    return n;
+  }
+  __device__ __forceinline__ void to(std::byte* p) const {
+    if constexpr (std::is_same_v<T, float>) {
+      if constexpr (count == 1)
+        *reinterpret_cast<float*>(p) = x[0];
+      else
+        store_global16(p, Words<4>{{bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])}});
+    } else {
+      if constexpr (count == 1)
+        reinterpret_cast<T*>(p)->bits = static_cast<std::uint16_t>(pack<T>(x[0], 0.0F) & 0xffffU);
+      else
+        store_global16(p,
+                       Words<4>{{pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])}});
+    }
+  }
+};
+
+// ---------------------------------------------------------------- kernels
+
+struct Copy {
+  Lines lines;
+  Operand from, to;
+};
+template <int bytes>
+__global__ void __launch_bounds__(threads) copy_kernel(const __grid_constant__ Copy p) {
+  using V = typename Unit<bytes>::type;
+  for_each_vector(p.lines, [&](const Digits& line, int vector) {
+    store(p.to.at(line) + vector * bytes, load<V>(p.from.at(line) + vector * bytes));
+  });
+}
+
+struct Clear {
+  Lines lines;
+  Operand to;
+};
+template <int bytes>
+__global__ void __launch_bounds__(threads) clear_kernel(const __grid_constant__ Clear p) {
+  using V = typename Unit<bytes>::type;
+  for_each_vector(p.lines, [&](const Digits& line, int vector) { store(p.to.at(line) + vector * bytes, V{}); });
+}
+
+struct Round {
+  Lines lines;
+  Operand from, to;
+  bool accumulate;
+};
+template <class T, int count>
+__global__ void __launch_bounds__(threads) round_kernel(const __grid_constant__ Round p) {
+  for_each_vector(p.lines, [&](const Digits& line, int vector) {
+    const auto from = Numbers<float, count>::from(p.from.at(line) + vector * count * 4);
+    std::byte* const to = p.to.at(line) + vector * count * static_cast<int>(sizeof(T));
+    Numbers<T, count> sum{};
+    if (p.accumulate) sum = Numbers<T, count>::from(to);
+    for (int i = 0; i < count; ++i) sum.x[i] = p.accumulate ? sum.x[i] + from.x[i] : from.x[i];
+    sum.to(to);
+  });
+}
+
+// As many lanes as a line has vectors share it, or the next power of two; all lanes of a warp stay together.
+struct Delta {
+  Lines lines;
+  Operand dout, out;
+  float* delta;
+  std::int64_t count;  // of lines
+  int lanes;           // of a line
+};
+template <class T, int count>
+__global__ void __launch_bounds__(threads) delta_kernel(const __grid_constant__ Delta p) {
+  const int lines_of_warp = warp_size / p.lanes, lines_of_block = threads / p.lanes;
+  const int lane = lane_index() % p.lanes, ahead = lane_index() / p.lanes;
+  std::int64_t first = static_cast<std::int64_t>(block_index().x) * lines_of_block + warp_index() * lines_of_warp;
+  Digits line = digits_of(first + ahead, p.lines.count);
+  const std::int64_t step = static_cast<std::int64_t>(grid_size().x) * lines_of_block;
+  for (; first < p.count; first += step, advance(line, p.lines)) {
+    float sum = 0;
+    if (first + ahead < p.count)
+      for (int vector = lane; vector < p.lines.vectors; vector += p.lanes) {
+        const int offset = vector * count * static_cast<int>(sizeof(T));
+        const auto dout = Numbers<T, count>::from(p.dout.at(line) + offset);
+        const auto out = Numbers<T, count>::from(p.out.at(line) + offset);
+        for (int i = 0; i < count; ++i) sum += dout.x[i] * out.x[i];
+      }
+    for (int mask = p.lanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+    if (lane == 0 && first + ahead < p.count) p.delta[first + ahead] = sum;
+  }
+}
+
+struct Add {
+  const float* from;
+  float* to;
+  std::int64_t count;
+  bool aligned;
+};
+__global__ void __launch_bounds__(threads) add_kernel(const __grid_constant__ Add p) {
+  const std::int64_t step = static_cast<std::int64_t>(grid_size().x) * threads;
+  const std::int64_t vectors = p.aligned ? p.count / 4 : 0;
+  const std::int64_t own = static_cast<std::int64_t>(block_index().x) * threads + thread_index();
+  for (std::int64_t vector = own; vector < vectors; vector += step) {
+    std::byte* const to = reinterpret_cast<std::byte*>(p.to + vector * 4);
+    const auto from = Numbers<float, 4>::from(reinterpret_cast<const std::byte*>(p.from + vector * 4));
+    auto sum = Numbers<float, 4>::from(to);
+    for (int i = 0; i < 4; ++i) sum.x[i] += from.x[i];
+    sum.to(to);
+  }
+  for (std::int64_t i = vectors * 4 + own; i < p.count; i += step) p.to[i] += p.from[i];
+}
+
+// ---------------------------------------------------------------- on the host
+
+bool aligned(const Tensor& t, std::int64_t bytes) {
+  const std::int64_t size = size_of(t.dtype);
+  return reinterpret_cast<std::uintptr_t>(t.data) % static_cast<std::uintptr_t>(bytes) == 0 &&
+         t.batch_stride * size % bytes == 0 && t.seq_stride * size % bytes == 0 && t.head_stride * size % bytes == 0;
+}
+
+enum class Fastest { head, row };
+
+Digits digits(Fastest fastest, std::int64_t batch, std::int64_t row, std::int64_t head) {
+  return fastest == Fastest::head ? Digits{head, row, batch} : Digits{row, head, batch};
+}
+Operand operand(const Tensor& t, Fastest fastest = Fastest::head) {
+  const std::int64_t size = size_of(t.dtype);
+  return {static_cast<std::byte*>(t.data),
+          digits(fastest, t.batch_stride * size, t.seq_stride * size, t.head_stride * size)};
+}
+
+// The range from a tensor's first element to its last.
+Access whole(const Tensor& t, std::int64_t batch, Extent extent, bool writes) {
+  return {t.data,
+          static_cast<std::size_t>((t.offset(batch - 1, extent.rows - 1, extent.heads - 1) + extent.dim) *
+                                   size_of(t.dtype)),
+          writes};
+}
+
+struct Grid {
+  Lines lines;
+  int blocks;
+};
+// `together`: lines that a block takes at once.
+Grid divide(const Digits& count, std::int64_t vectors, std::int64_t together) {
+  const std::int64_t lines = count.digit[0] * count.digit[1] * count.digit[2], of_block = together * lines_of_thread;
+  const std::int64_t blocks = std::min((lines + of_block - 1) / of_block, most_blocks);
+  return {{count, digits_of(blocks * together, count), static_cast<int>(vectors)}, static_cast<int>(blocks)};
+}
+Grid divide(std::int64_t batch, Extent extent, std::int64_t vectors) {
+  return divide(digits(Fastest::head, batch, extent.rows, extent.heads), vectors,
+                threads / std::min<std::int64_t>(vectors, threads));
+}
+
+LaunchConfig config(const char* name, int blocks, CUstream_st* stream) {
+  return {.name = name, .grid = {blocks, 1, 1}, .threads = threads, .shared_bytes = 0, .stream = stream};
+}
+
+bool empty(std::int64_t batch, Extent extent) {
+  return batch == 0 || extent.rows == 0 || extent.heads == 0 || extent.dim == 0;
+}
+
+// The largest that all lines are whole units of.
+int unit_bytes(std::int64_t line_bytes, std::initializer_list<Tensor> tensors) {
+  for (const int bytes : {16, 4})
+    if (line_bytes % bytes == 0 && std::ranges::all_of(tensors, [&](const Tensor& t) { return aligned(t, bytes); }))
+      return bytes;
+  return 2;
+}
+
+template <class F>
+int with_unit(int bytes, F&& f) {
+  switch (bytes) {
+    case 16:
+      return f.template operator()<16>();
+    case 4:
+      return f.template operator()<4>();
+    default:
+      return f.template operator()<2>();
+  }
+}
+template <class F>
+int with_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::bfloat16:
+      return f.template operator()<BFloat16>();
+    case DType::float16:
+      return f.template operator()<Float16>();
+    default:
+      return f.template operator()<float>();
+  }
+}
+
+}  // namespace
+
+int compute_delta(std::int64_t batch, const Tensor& dout, const Tensor& out, Extent extent, float* delta,
+                  CUstream_st* stream) {
+  if (empty(batch, {extent.rows, extent.heads, 1})) return 0;
+  const Digits count = digits(Fastest::row, batch, extent.rows, extent.heads);
+  const std::int64_t lines = batch * extent.rows * extent.heads;
+  const Access accesses[] = {whole(dout, batch, extent, false),
+                             whole(out, batch, extent, false),
+                             {delta, static_cast<std::size_t>(lines) * sizeof(float), true}};
+  return with_dtype(dout.dtype, [&]<class T>() {
+    const auto run = [&]<int numbers>() {
+      const std::int64_t vectors = extent.dim / numbers;
+      int lanes = 1;
+      while (lanes < warp_size && lanes < vectors) lanes *= 2;
+      const Grid grid = divide(count, vectors, threads / lanes);
+      return launch(config("delta", grid.blocks, stream), accesses, delta_kernel<T, numbers>,
+                    Delta{grid.lines, operand(dout, Fastest::row), operand(out, Fastest::row), delta, lines, lanes});
+    };
+    constexpr int at_once = 16 / static_cast<int>(sizeof(T));
+    return extent.dim % at_once == 0 && aligned(dout, 16) && aligned(out, 16) ? run.template operator()<at_once>()
+                                                                              : run.template operator()<1>();
+  });
+}
+
+int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream) {
+  if (empty(batch, extent)) return 0;
+  const Access accesses[] = {whole(from, batch, extent, false), whole(to, batch, extent, true)};
+  const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
+  return with_unit(unit_bytes(line_bytes, {from, to}), [&]<int bytes>() {
+    const Grid grid = divide(batch, extent, line_bytes / bytes);
+    return launch(config("copy", grid.blocks, stream), accesses, copy_kernel<bytes>,
+                  Copy{grid.lines, operand(from), operand(to)});
+  });
+}
+
+int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
+          CUstream_st* stream) {
+  if (empty(batch, extent)) return 0;
+  const Access accesses[] = {whole(from, batch, extent, false), whole(to, batch, extent, true),
+                             whole(to, batch, extent, false)};
+  return with_dtype(to.dtype, [&]<class T>() {
+    const auto run = [&]<int numbers>() {
+      const Grid grid = divide(batch, extent, extent.dim / numbers);
+      return launch(config("round", grid.blocks, stream), std::span(accesses).first(accumulate ? 3 : 2),
+                    round_kernel<T, numbers>, Round{grid.lines, operand(from), operand(to), accumulate});
+    };
+    constexpr int at_once = 16 / static_cast<int>(sizeof(T));
+    return extent.dim % at_once == 0 && aligned(from, 16) && aligned(to, 16) ? run.template operator()<at_once>()
+                                                                             : run.template operator()<1>();
+  });
+}
+
+int clear(std::int64_t batch, const Tensor& to, Extent extent, CUstream_st* stream) {
+  if (empty(batch, extent)) return 0;
+  const Access accesses[] = {whole(to, batch, extent, true)};
+  const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
+  return with_unit(unit_bytes(line_bytes, {to}), [&]<int bytes>() {
+    const Grid grid = divide(batch, extent, line_bytes / bytes);
+    return launch(config("clear", grid.blocks, stream), accesses, clear_kernel<bytes>, Clear{grid.lines, operand(to)});
+  });
+}
+
+int add(const float* from, float* to, std::int64_t count, CUstream_st* stream) {
+  if (count == 0) return 0;
+  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
+  const Access accesses[] = {{from, bytes, false}, {to, bytes, true}, {to, bytes, false}};
+  constexpr std::int64_t of_block = threads * 4 * lines_of_thread;
+  const std::int64_t blocks = std::min((count + of_block - 1) / of_block, most_blocks);
+  const bool aligned = (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) % 16 == 0;
+  return launch(config("add", static_cast<int>(blocks), stream), accesses, add_kernel, Add{from, to, count, aligned});
+}
+
+}  // namespace ringattn::cuda

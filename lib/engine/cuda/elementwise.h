@@ -1,0 +1,30 @@
+// What Engine (engine/engine.h) does to whole buffers, on a GPU: each function enqueues one kernel on the stream and returns a
+// cudaError_t. Nothing is refused; where there is nothing to do, nothing is enqueued.
+//
+// Tensors are device memory, aligned to their elements, with any strides. Rows of a head go 16 bytes at a time where all of them
+// are aligned to that, and element by element where not.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/engine.h"
+
+struct CUstream_st;
+
+namespace ringattn::cuda {
+
+// delta[b, h, i] = dot(dout, out) of each row of each head, in fp32. The order of the sums depends on dim and alignment alone. `out`
+// is of the dtype of `dout`.
+int compute_delta(std::int64_t batch, const Tensor& dout, const Tensor& out, Extent extent, float* delta,
+                  CUstream_st* stream);
+// to = from, of equal dtype.
+int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream);
+// to = round(from), or to = round(to + from); `from` is fp32.
+int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
+          CUstream_st* stream);
+// to = 0 in all of the extent.
+int clear(std::int64_t batch, const Tensor& to, Extent extent, CUstream_st* stream);
+// to += from, `count` fp32 values.
+int add(const float* from, float* to, std::int64_t count, CUstream_st* stream);
+
+}  // namespace ringattn::cuda
