@@ -6,24 +6,14 @@
 #include <mutex>
 #include <new>
 
-#include "core/memory.h"
+#include "api/backend.h"
 #include "core/stopwatch.h"
-#include "engine/engine.h"
 #include "plan/plan.h"
 #include "ring/agreement.h"
 #include "ring/ring.h"
 #include "transport/transport.h"
 
 namespace ringattn::api {
-
-// A checked ra_context_config, without what only joining needs.
-struct Rank {
-  int rank = 0;
-  int world_size = 1;
-  int num_threads = 1;
-};
-Rank to_rank(const ra_context_config &config);
-std::unique_ptr<Engine> to_engine(const ra_context_config &config, const Rank &rank);
 
 // What a pass did, and the time of the call around it.
 struct CallStatistics : Statistics {
@@ -36,8 +26,8 @@ ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank,
 }  // namespace ringattn::api
 
 struct ra_context {
-  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::Engine> e)
-      : rank(r), timeout_ms(timeout), engine(std::move(e)) {}
+  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::api::Backend> b)
+      : rank(r), timeout_ms(timeout), backend(std::move(b)), engine(backend->engine()) {}
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
   const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
@@ -80,18 +70,39 @@ struct ra_context {
   void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0) {
     if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b);
   }
-  ringattn::Statistics forward(const ringattn::Problem &problem, ringattn::ForwardCall call);
-  ringattn::Statistics backward(const ringattn::Problem &problem, ringattn::BackwardCall call);
+
+  // The context's own workspace, large enough for this pass.
+  void *workspace(const ringattn::Problem &problem, ringattn::Pass pass) {
+    return backend->workspace(ringattn::workspace_bytes(plan(problem, pass), engine));
+  }
+  ringattn::Statistics forward(const ringattn::Problem &problem, const ringattn::ForwardCall &call) {
+    return ringattn::run_forward(plan(problem, ringattn::Pass::forward), {engine, *transport}, call);
+  }
+  ringattn::Statistics backward(const ringattn::Problem &problem, const ringattn::BackwardCall &call) {
+    return ringattn::run_backward(plan(problem, ringattn::Pass::backward), {engine, *transport}, call);
+  }
+
+  // Runs f(), which computes, on a stream of the caller's.
+  template <class F>
+  void on(ra_stream stream, F &&f) {
+    backend->begin(stream);
+    const struct End {
+      ringattn::api::Backend &backend;
+      ~End() { backend.end(); }
+    } end{*backend};
+    f();
+  }
 
   // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs pass().
   template <class F>
-  void together(ringattn::Operation operation, const ringattn::Problem &problem, const ringattn::Stopwatch &whole_call,
-                F &&pass) {
+  void together(ringattn::Operation operation, const ringattn::Problem &problem, ra_stream stream,
+                const ringattn::Stopwatch &whole_call, F &&pass) {
     collective([&] {
       const ringattn::Stopwatch agreement;
       agree(operation, problem);
       const double waited = agreement.seconds();
-      ringattn::api::CallStatistics s{pass()};
+      ringattn::api::CallStatistics s;
+      on(stream, [&] { s = {pass(), 0}; });
       s.wait_seconds += waited;
       s.total_seconds = whole_call.seconds();
       const std::lock_guard lock(statistics_mutex);
@@ -101,10 +112,10 @@ struct ra_context {
 
   ringattn::api::Rank rank;
   std::int64_t timeout_ms;
-  std::unique_ptr<ringattn::Engine> engine;
+  std::unique_ptr<ringattn::api::Backend> backend;
+  ringattn::Engine &engine;  // the backend's
   std::unique_ptr<ringattn::Plan> forward_plan, backward_plan;
-  ringattn::Block workspace;  // where the caller gives none
-  std::int64_t calls = 0;     // collective calls completed: equal on all ranks
+  std::int64_t calls = 0;  // collective calls completed: equal on all ranks
   std::atomic<bool> busy{false};
   mutable std::mutex statistics_mutex;
   ringattn::api::CallStatistics statistics;        // of the last call completed

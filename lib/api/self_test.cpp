@@ -101,7 +101,7 @@ std::string check(ra_context &c, const Oracle &oracle) {
   const std::int64_t rows = row_count(shard_pieces(p, Side::query, c.rank.world_size, c.rank.rank));
   std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * rows) + 1);
 
-  c.forward(p, {q.tensor(), k.tensor(), v.tensor(), out.tensor(), lse.data(), nullptr});
+  c.forward(p, {q.tensor(), k.tensor(), v.tensor(), out.tensor(), lse.data(), c.workspace(p, Pass::forward)});
   BackwardCall call;
   call.dout = dout.tensor();
   call.q = q.tensor();
@@ -112,6 +112,7 @@ std::string check(ra_context &c, const Oracle &oracle) {
   call.dk = dk.tensor();
   call.dv = dv.tensor();
   call.lse = lse.data();
+  call.workspace = c.workspace(p, Pass::backward);
   c.backward(p, call);
 
   const struct {

@@ -1,5 +1,5 @@
 // From what a caller gave to what the library works with: the refusals that several functions share. What a struct says of its own
-// size is checked in structs.h, the configuration of a context in context.cpp, and what one function alone takes where it is.
+// size is checked in structs.h, the configuration of a context in context.cpp, group.cpp and the backends, and what one function alone takes where it is.
 #pragma once
 
 #include <array>
