@@ -55,8 +55,8 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
                     workspace_bytes(c.plan(p, Pass::forward), c.engine));
   ranges.require_disjoint();
   c.backend->check(ranges, a.stream);
-  if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::forward);
-  c.together(Operation::forward, p, a.stream, whole_call, [&] { return c.forward(p, call); });
+  if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::forward, a.stream);
+  c.together(Pass::forward, p, a.stream, whole_call, [&] { return c.forward(p, call); });
 }
 
 void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
@@ -87,8 +87,8 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
                     workspace_bytes(c.plan(p, Pass::backward), c.engine));
   ranges.require_disjoint();
   c.backend->check(ranges, a.stream);
-  if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::backward);
-  c.together(Operation::backward, p, a.stream, whole_call, [&] { return c.backward(p, call); });
+  if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::backward, a.stream);
+  c.together(Pass::backward, p, a.stream, whole_call, [&] { return c.backward(p, call); });
 }
 
 }  // namespace

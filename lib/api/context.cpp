@@ -11,8 +11,8 @@
 #include "api/group.h"
 #include "api/structs.h"
 #include "api/validate.h"
-#include "engine/cuda/availability.h"
 #include "transport/local.h"
+#include "transport/nccl.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -27,15 +27,13 @@ Rank to_rank(const ra_context_config &c) {
   const int allowed = static_cast<int>(std::min<std::size_t>(
       tbb::global_control::active_value(tbb::global_control::max_allowed_parallelism), most_threads));
   const int share = std::max(1, tbb::info::default_concurrency() / c.world_size);
-  return {c.rank, c.world_size, std::min(c.num_threads > 0 ? c.num_threads : share, allowed)};
+  return {c.rank, c.world_size, std::min(c.num_threads > 0 ? c.num_threads : share, allowed), c.backend, c.transport};
 }
 
 std::unique_ptr<Backend> make_backend(const ra_context_config &c, const Rank &rank) {
   require_range("backend", c.backend, RA_BACKEND_CPU, RA_BACKEND_CUDA);
   require_range("transport", c.transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
-  if (c.backend == RA_BACKEND_CUDA)
-    fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); ", cuda::availability().missing);
-  return make_cpu_backend(c, rank);
+  return c.backend == RA_BACKEND_CUDA ? make_cuda_backend(c, rank) : make_cpu_backend(c, rank);
 }
 
 }  // namespace ringattn::api
@@ -65,11 +63,11 @@ Candidate make_context(const ra_context_config &c) {
 
 }  // namespace
 
-const Plan &ra_context::plan(const Problem &problem, Pass pass) {
-  std::unique_ptr<Plan> &kept = pass == Pass::forward ? forward_plan : backward_plan;
-  if (kept == nullptr || kept->problem() != problem)
-    kept = std::make_unique<Plan>(problem, rank.world_size, rank.rank, pass);
-  return *kept;
+ra_context::KeptPlan &ra_context::kept_plan(const Problem &problem, Pass pass) {
+  KeptPlan &kept = pass == Pass::forward ? forward_plan : backward_plan;
+  if (kept.plan == nullptr || kept.plan->problem() != problem)
+    kept = {std::make_unique<Plan>(problem, rank.world_size, rank.rank, pass), false};
+  return kept;
 }
 
 void ra_context::break_group() noexcept {
@@ -87,9 +85,10 @@ ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *b
   return guard(error, [&] {
     require(id != nullptr, "id is NULL; must point to a ra_unique_id");
     require_here(transport);
+    const bool is_local = transport == RA_TRANSPORT_LOCAL;
     require(bind_address == nullptr, "bind_address is \"", bind_address == nullptr ? "" : bind_address,
-            "\"; must be NULL with RA_TRANSPORT_LOCAL");
-    const std::string text = make_local_id();
+            "\"; must be NULL with ", is_local ? "RA_TRANSPORT_LOCAL" : "RA_TRANSPORT_NCCL");
+    const std::string text = is_local ? make_local_id() : make_nccl_id();
     std::memset(id, 0, sizeof *id);
     std::memcpy(id->text, text.data(), std::min(text.size(), sizeof id->text - 1));
   });
@@ -123,8 +122,9 @@ ra_status ra_get_context_info(const ra_context *context, ra_context_info *info, 
     ra_context_info i = defaults<ra_context_info>();
     i.rank = c.rank.rank;
     i.world_size = c.rank.world_size;
-    i.backend = RA_BACKEND_CPU;
-    i.transport = RA_TRANSPORT_LOCAL;
+    i.backend = c.rank.backend;
+    i.transport = c.rank.transport;
+    i.device = c.backend->device();
     i.num_threads = c.engine.num_threads();
     i.timeout_ms = c.timeout_ms;
     std::snprintf(i.engine, sizeof i.engine, "%s", c.engine.name());
@@ -145,7 +145,7 @@ ra_status ra_abort_context(ra_context *context, ra_error *error) {
 ra_status ra_get_async_error(const ra_context *context, ra_error *error) {
   return guard(error, [&] {
     const Failure failure = checked(context).transport->failure();
-    if (failure.status != RA_STATUS_SUCCESS) throw Error(failure.status, failure.message, failure.rank);
+    if (failure.status != RA_STATUS_SUCCESS) throw failure.to_error();
   });
 }
 

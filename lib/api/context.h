@@ -30,7 +30,13 @@ struct ra_context {
       : rank(r), timeout_ms(timeout), backend(std::move(b)), engine(backend->engine()) {}
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
-  const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
+  struct KeptPlan {
+    std::unique_ptr<ringattn::Plan> plan;
+    bool is_agreed = false;  // all ranks have made this call
+  };
+  const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass) {
+    return *kept_plan(problem, pass).plan;
+  }
 
   // Runs what the ranks do together: refuses a broken context, then f(); if f throws, the whole group breaks.
   template <class F>
@@ -72,8 +78,8 @@ struct ra_context {
   }
 
   // The context's own workspace, large enough for this pass.
-  void *workspace(const ringattn::Problem &problem, ringattn::Pass pass) {
-    return backend->workspace(ringattn::workspace_bytes(plan(problem, pass), engine));
+  void *workspace(const ringattn::Problem &problem, ringattn::Pass pass, ra_stream stream) {
+    return backend->workspace(ringattn::workspace_bytes(plan(problem, pass), engine), stream);
   }
   ringattn::Statistics forward(const ringattn::Problem &problem, const ringattn::ForwardCall &call) {
     return ringattn::run_forward(plan(problem, ringattn::Pass::forward), {engine, *transport}, call);
@@ -93,16 +99,24 @@ struct ra_context {
     f();
   }
 
-  // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs pass().
+  // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs run(). Where ranks cannot ask
+  // each other in a capture, they rely on having agreed before.
   template <class F>
-  void together(ringattn::Operation operation, const ringattn::Problem &problem, ra_stream stream,
-                const ringattn::Stopwatch &whole_call, F &&pass) {
+  void together(ringattn::Pass pass, const ringattn::Problem &problem, ra_stream stream,
+                const ringattn::Stopwatch &whole_call, F &&run) {
+    const bool asks = transport->gathers_in_captures() || rank.world_size == 1 || !backend->is_captured(stream);
+    if (!asks && !kept_plan(problem, pass).is_agreed)
+      ringattn::fail(RA_STATUS_INVALID_STATE,
+                     "stream is being captured, and the ranks have not agreed on this call yet; make it once before");
     collective([&] {
       const ringattn::Stopwatch agreement;
-      agree(operation, problem);
+      if (asks) {
+        agree(pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward, problem);
+        kept_plan(problem, pass).is_agreed = true;
+      }
       const double waited = agreement.seconds();
       ringattn::api::CallStatistics s;
-      on(stream, [&] { s = {pass(), 0}; });
+      on(stream, [&] { s = {run(), 0}; });
       s.wait_seconds += waited;
       s.total_seconds = whole_call.seconds();
       const std::lock_guard lock(statistics_mutex);
@@ -114,7 +128,7 @@ struct ra_context {
   std::int64_t timeout_ms;
   std::unique_ptr<ringattn::api::Backend> backend;
   ringattn::Engine &engine;  // the backend's
-  std::unique_ptr<ringattn::Plan> forward_plan, backward_plan;
+  KeptPlan forward_plan, backward_plan;
   std::int64_t calls = 0;  // collective calls completed: equal on all ranks
   std::atomic<bool> busy{false};
   mutable std::mutex statistics_mutex;
@@ -122,6 +136,7 @@ struct ra_context {
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
+  KeptPlan &kept_plan(const ringattn::Problem &problem, ringattn::Pass pass);
   void break_group() noexcept;  // in a catch block
 };
 

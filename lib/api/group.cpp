@@ -20,8 +20,9 @@ void require_here(std::int32_t transport) {
   if (transport == RA_TRANSPORT_ZEROMQ)
     fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport,
          " (RA_TRANSPORT_ZEROMQ); this build has RA_TRANSPORT_LOCAL = 0 only");
-  if (transport == RA_TRANSPORT_NCCL)
-    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, " (RA_TRANSPORT_NCCL); ", missing_nccl());
+  if (transport != RA_TRANSPORT_NCCL) return;
+  const std::string missing = missing_nccl();
+  if (!missing.empty()) fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, " (RA_TRANSPORT_NCCL); ", missing);
 }
 
 std::string to_local_id(const ra_context_config &c) {
@@ -42,7 +43,7 @@ std::string to_local_id(const ra_context_config &c) {
 }
 
 void refuse(const ra_context_config &c) noexcept {
-  if (c.world_size == 1) return;
+  if (c.world_size == 1 || c.transport != RA_TRANSPORT_LOCAL) return;
   ra_error why;
   clear(&why);
   const ra_status status = report_exception(&why, c.rank);
