@@ -56,8 +56,8 @@ struct ra_context {
     ++calls;
   }
 
-  // Runs f(), the whole body of a collective function, for one thread at a time. Where memory runs out even before the call
-  // is agreed on, the other ranks, who wait for this one, are told.
+  // Runs f(), the whole body of a collective function, for one thread at a time. Where something fails even before the call is
+  // agreed on, other than that the call is refused, the other ranks, who wait for this one, are told.
   template <class F>
   void exclusively(F &&f) {
     if (busy.exchange(true)) ringattn::fail(RA_STATUS_INVALID_STATE, "the context is in use by another thread");
@@ -67,6 +67,11 @@ struct ra_context {
     } release{busy};
     try {
       f();
+    } catch (const ringattn::Error &e) {
+      const bool is_refusal = e.status == RA_STATUS_INVALID_ARGUMENT || e.status == RA_STATUS_NOT_SUPPORTED ||
+                              e.status == RA_STATUS_INVALID_STATE;
+      if (!is_refusal) break_group();
+      throw;
     } catch (const std::bad_alloc &) {
       break_group();
       throw;

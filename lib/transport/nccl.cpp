@@ -336,7 +336,7 @@ class NcclTransport final : public Transport {
   NcclTransport& operator=(const NcclTransport&) = delete;
   ~NcclTransport() override {
     abandon();
-    const bool ends = !(is_borrowed_ && failure().status != RA_STATUS_SUCCESS);
+    const bool ends = !is_borrowed_ || !has_enqueued_ || failure().status == RA_STATUS_SUCCESS;
     const bool left = group_->leave();
     left ? watchdog_.join() : watchdog_.detach();
     const BesideCapture beside;
@@ -380,6 +380,7 @@ class NcclTransport final : public Transport {
                      rank_, " waited)");
     };
     std::memcpy(mine, record.data(), record.size());
+    has_enqueued_ = true;
     cuda::check(cudaMemcpyAsync(on_device, mine, record.size(), cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
     group_->call("ncclAllGather", [&] {
       return nccl().ncclAllGather(on_device, on_device + most_record, record.size(), ncclUint8, group_->comm(), stream);
@@ -483,7 +484,7 @@ class NcclTransport final : public Transport {
         if (result != ncclSuccess && result != ncclInProgress) break;
       }
       const bool added_all = result == ncclSuccess || result == ncclInProgress;
-      is_enqueued_ = true;
+      is_enqueued_ = has_enqueued_ = true;
       const ncclResult_t ended = nccl().ncclGroupEnd();
       return added_all ? ended : result;
     });
@@ -530,6 +531,7 @@ class NcclTransport final : public Transport {
   std::vector<Post> posts_;
   std::unique_ptr<Exchange> exchange_;  // of the posts
   bool is_enqueued_ = false;            // NCCL may have it
+  bool has_enqueued_ = false;           // NCCL has ever had anything
   std::shared_ptr<Group> group_;
   std::thread watchdog_;
 };

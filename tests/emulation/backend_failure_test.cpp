@@ -1,5 +1,6 @@
 // RA_BACKEND_CUDA when something fails: every call of CUDA and NCCL once, and ranks that are lost, late, aborted or gone. Each time there is
 // a typed error, in time and on every rank, and nothing is left behind.
+#include <barrier>
 #include <chrono>
 #include <iostream>
 #include <set>
@@ -73,23 +74,28 @@ bool fail_one_call(std::int32_t transport, const char* function, int n, int resu
         ra_get_async_error(contexts[i].get(), &errors[i]);
   }
 
-  // What a call may be without: its result is not needed, or what is asked is asked again.
-  static const std::set<std::string> may_pass = {"cudaSetDevice", "cudaEventSynchronize", "cudaEventQuery",
-                                                 "cudaGetDevice", "ncclCommGetAsyncError"};
+  // What may fail without harm: it is asked again, made up for by waiting, or it comes as a context goes.
+  static const std::set<std::string> may_pass = {"cudaGetDevice",        "cudaSetDevice",  "cudaEventRecord",
+                                                 "cudaEventSynchronize", "cudaEventQuery", "ncclCommGetAsyncError"};
   SCOPED_TRACE(std::string(function) + " " + std::to_string(n));
   bool reported = false;
   for (const Error& error : errors) {
-    if (!came) EXPECT_EQ(error.status, RA_STATUS_SUCCESS) << error;
+    if (!came) {
+      EXPECT_EQ(error.status, RA_STATUS_SUCCESS) << error;
+    }
     if (error.status == RA_STATUS_SUCCESS) continue;
     const bool is_own = error.cuda_error == result || error.nccl_result == result ||
                         error.status == RA_STATUS_OUT_OF_MEMORY || error.status == RA_STATUS_NOT_SUPPORTED;
-    const bool is_others = error.status == RA_STATUS_PEER_LOST || error.status == RA_STATUS_TIMEOUT;
+    const bool is_others = error.status == RA_STATUS_PEER_LOST || error.status == RA_STATUS_TIMEOUT ||
+                           error.status == RA_STATUS_INVALID_STATE;
     EXPECT_TRUE(is_own || is_others) << error << ", cuda_error " << error.cuda_error << ", nccl_result "
                                      << error.nccl_result;
     EXPECT_NE(error.message[0], 0);
     reported = reported || is_own;
   }
-  if (came && may_pass.count(function) == 0) EXPECT_TRUE(reported) << errors[0] << "; " << errors[1];
+  if (came && may_pass.count(function) == 0) {
+    EXPECT_TRUE(reported) << errors[0] << "; " << errors[1];
+  }
   expect_nothing_left();
   return came;
 }
@@ -136,7 +142,7 @@ TEST_P(BackendFailure, OfEveryCallIsReported) {
     int failed = 0;
     const Clock::time_point begin = Clock::now();
     // The first, and then ever fewer of those that come.
-    for (int n = 1; fail_one_call(GetParam(), function.name, n, function.result, oracle); n += full() ? 1 : 1 + n / 2)
+    for (int n = 1; fail_one_call(GetParam(), function.name, n, function.result, oracle); n += full() ? 1 : 2 * n)
       ++failed;
     std::cout << function.name << ": failed " << failed << " times, "
               << std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - begin).count() << " ms\n";
@@ -152,6 +158,7 @@ std::vector<Error> run_until_failure(std::int32_t transport, int size,
   const reference::Oracle oracle = travelling_oracle(size);
   std::vector<Error> errors(static_cast<std::size_t>(size));
   CudaRanks ranks(size, transport, size, [](ra_context_config& config) { config.timeout_ms = timeout_ms; });
+  std::barrier together(size);
   ranks->run([&](std::int32_t rank, ra_context* context) {
     Streams streams(rank);
     DeviceShards shards(oracle, size, rank, rank);
@@ -159,6 +166,7 @@ std::vector<Error> run_until_failure(std::int32_t transport, int size,
     Error& error = errors[static_cast<std::size_t>(rank)];
     EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
     ok(cudaStreamSynchronize(streams.first));
+    together.arrive_and_wait();
     break_it(rank, ranks);
     for (Clock::time_point begin = Clock::now(); ranks->complete() && Clock::now() - begin < in_time;) {
       const Clock::time_point begun = Clock::now();
