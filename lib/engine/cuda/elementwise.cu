@@ -104,37 +104,54 @@ __device__ __forceinline__ void store(std::byte* to, const V& value) {
     *reinterpret_cast<V*>(to) = value;
 }
 
+__device__ __forceinline__ float number_of(float x) { return x; }
+template <class T>
+__device__ __forceinline__ float number_of(T x) {
+  return unpack_low<T>(x.bits);
+}
+
 // `count` numbers of a line: one, or as many as are 16 bytes in T, of which a float has two times 16 where T has 16 bits.
 template <class T, int count>
 struct Numbers {
+  static constexpr int size = static_cast<int>(sizeof(T));
   float x[count];
 
   __device__ __forceinline__ static Numbers from(const std::byte* p) {
     Numbers n;
     if constexpr (count == 1) {
-      n.x[0] = to_float(*reinterpret_cast<const T*>(p));
+      n.x[0] = number_of(*reinterpret_cast<const T*>(p));
     } else {
-      constexpr int at_once = 16 / static_cast<int>(sizeof(T)), numbers_of_word = 4 / static_cast<int>(sizeof(T));
-      for (int first = 0; first < count; first += at_once) {
-        const Words<4> words = load_global16(p + first * static_cast<int>(sizeof(T)));
-        for (int i = 0; i < 4; ++i) unpack<T>(words[i], n.x + first + i * numbers_of_word);
+      for (int first = 0; first < count; first += 16 / size) {
+        const Words<4> words = load_global16(p + first * size);
+        for (int i = 0; i < 4; ++i)
+          if constexpr (size == 4) {
+            n.x[first + i] = float_of(words[i]);
+          } else {
+            n.x[first + 2 * i] = unpack_low<T>(words[i]);
+            n.x[first + 2 * i + 1] = unpack_high<T>(words[i]);
+          }
       }
     }
     return n;
   }
   __device__ __forceinline__ void to(std::byte* p) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if constexpr (count == 1)
+    Words<4> words;
+    if constexpr (size == 4) {
+      if constexpr (count == 1) {
         *reinterpret_cast<float*>(p) = x[0];
-      else
-        store_global16(p, Words<4>{{bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])}});
+        return;
+      } else {
+        for (int i = 0; i < 4; ++i) words[i] = bits_of(x[i]);
+      }
     } else {
-      if constexpr (count == 1)
+      if constexpr (count == 1) {
         reinterpret_cast<T*>(p)->bits = static_cast<std::uint16_t>(pack<T>(x[0], 0.0F) & 0xffffU);
-      else
-        store_global16(p,
-                       Words<4>{{pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])}});
+        return;
+      } else {
+        for (int i = 0; i < 4; ++i) words[i] = pack<T>(x[2 * i], x[2 * i + 1]);
+      }
     }
+    store_global16(p, words);
   }
 };
 

@@ -1,0 +1,8 @@
+#include "engine/cuda/backward.cuh"
+
+namespace ringattn::cuda {
+
+template BackwardKernel backward_kernel<BFloat16, 256, Weights::rounded>(Side side);
+template BackwardKernel backward_kernel<BFloat16, 256, Weights::exact>(Side side);
+
+}  // namespace ringattn::cuda

@@ -1,0 +1,7 @@
+#include "engine/cuda/backward.cuh"
+
+namespace ringattn::cuda {
+
+template BackwardKernel backward_kernel<Float16, 64, Weights::rounded>(Side side);
+
+}  // namespace ringattn::cuda
