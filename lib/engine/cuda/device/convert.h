@@ -1,6 +1,7 @@
-// Conversions, and exp2.
+// Conversions and functions of numbers.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "engine/cuda/device/target.h"
@@ -25,6 +26,41 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
 #endif
 }
 
+// The number in the low half of what pack has made: shl.b32 or cvt.f32.f16.
+template <class T>
+__device__ __forceinline__ float unpack_low(std::uint32_t packed) {
+  static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>);
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<T, BFloat16>) return __uint_as_float(packed << 16);
+  float x;
+  asm("{.reg .b16 low, high;\n mov.b32 {low, high}, %1;\n cvt.f32.f16 %0, low;}" : "=f"(x) : "r"(packed));
+  return x;
+#else
+  const auto bits = static_cast<std::uint16_t>(packed);
+  return std::is_same_v<T, BFloat16> ? emulation::bf16_value(bits) : emulation::f16_value(bits);
+#endif
+}
+template <class T>
+__device__ __forceinline__ float unpack_high(std::uint32_t packed) {
+  return unpack_low<T>(packed >> 16);
+}
+
+// mov.b32
+__device__ __forceinline__ std::uint32_t bits_of(float x) {
+#ifdef __CUDACC__
+  return __float_as_uint(x);
+#else
+  return std::bit_cast<std::uint32_t>(x);
+#endif
+}
+__device__ __forceinline__ float float_of(std::uint32_t bits) {
+#ifdef __CUDACC__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
 // cvt.rna.tf32.f32: to 10 bits behind the point, to nearest, halves away from zero; the low 13 bits are zero.
 __device__ __forceinline__ std::uint32_t round_to_tf32(float x) {
 #ifdef __CUDACC__
@@ -46,5 +82,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return emulation::exp2_ftz(x);
 #endif
 }
+
+// fma.rn.f32: a b + c, rounded once.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
+// The larger of two numbers, or the one that is a number.
+__device__ __forceinline__ float larger(float a, float b) { return ::fmaxf(a, b); }
+// To within two units of the last place, by the CUDA math library on a GPU.
+__device__ __forceinline__ float hyperbolic_tangent(float x) { return ::tanhf(x); }
+__device__ __forceinline__ float natural_logarithm(float x) { return ::logf(x); }
 
 }  // namespace ringattn::cuda
