@@ -211,7 +211,9 @@ struct Backward {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if constexpr (is_float) {
-        if (is_omitted(omitted, block, i % 2)) right.big[i] = right.small[i] = 0;
+#pragma unroll
+        for (int part = 0; part < P::parts; ++part)
+          if (is_omitted(omitted, block, i % 2)) right.part[part][i] = 0;
       } else {
         const int j = block + i % 2;
         right.b[i] &= (is_omitted(omitted, j, 0) ? 0U : 0xffffU) | (is_omitted(omitted, j, 1) ? 0U : 0xffff0000U);

@@ -2,8 +2,11 @@
 //
 //   bf16, f16   mma_m16n8k16. What is in memory is exact. Weights, which are fp32, are rounded to the type, or where that is too
 //               coarse are the sum of three such numbers, whose products are added one after the other, the smallest first.
-//   float32     mma_m16n8k8 in tf32, which has 11 bits: x = big + small, and  a b = small_a big_b + big_a small_b + big_a big_b. What
-//               is left out is 2^-22 of the product.
+//   float32     mma_m16n8k8 in tf32, which has 11 bits: x is the sum of two such numbers, each rounding what the ones before leave, or
+//               of three, which leave nothing. Of products of part i and part j those are made that i + j < parts; what is left out
+//               is up to 2^-22 of a product, or nothing that counts. Tensor cores truncate
+//               their sums, so only those of eight terms are theirs, and are added up elsewhere, to nearest (Ootomo and Yokota 2022,
+//               "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance").
 //
 // Operands are 16 rows (Left) and 16 columns (Right), `depth` deep. A warp's accumulators of 16 rows and 8 columns are a block
 // (device/matrix.h). Weights are made of accumulators in place: for mma_m16n8k16 the layouts agree; for mma_m16n8k8 column 2t of a
@@ -17,6 +20,7 @@
 
 namespace ringattn::cuda {
 
+// What a product may lose where errors average out, and where they cannot.
 enum class Weights { rounded, exact };
 
 // Rows of a matrix in shared memory, without gaps: the 16-byte pieces of row r are stored in the order of their number xor r % 8, so
@@ -113,18 +117,21 @@ template <Weights weights>
 struct Product<float, weights> {
   static constexpr int depth = 8;
   static constexpr int blocks = depth / 8;
+  static constexpr int parts = weights == Weights::rounded ? 2 : 3;  // of a number
 
-  template <int count>
   struct Split {
-    Words<count> big, small;
+    Words<4> part[parts];
     __device__ __forceinline__ void set(int i, float x) {
-      big[i] = round_to_tf32(x);
-      small[i] = round_to_tf32(x - float_of(big[i]));
+#pragma unroll
+      for (int n = 0; n < parts; ++n) {
+        part[n][i] = round_to_tf32(x);
+        x -= float_of(part[n][i]);
+      }
     }
   };
-  using Left = Split<4>;
-  using Right = Split<4>;
-  using WeightsLeft = Left;
+  using Left = Split;
+  using Right = Split;
+  using WeightsLeft = Split;
 
   template <class Tile>
   __device__ __forceinline__ static Left load_left(int row, int k) {
@@ -144,7 +151,7 @@ struct Product<float, weights> {
   }
 
   __device__ __forceinline__ static WeightsLeft make_weights(const float (&s)[blocks][4]) {
-    Left left;
+    WeightsLeft left;
     left.set(0, s[0][0]);
     left.set(1, s[0][2]);
     left.set(2, s[0][1]);
@@ -159,16 +166,23 @@ struct Product<float, weights> {
   }
 
  private:
-  __device__ __forceinline__ static Split<4> split(const Words<4>& words) {
-    Split<4> result;
+  __device__ __forceinline__ static Split split(const Words<4>& words) {
+    Split result;
 #pragma unroll
     for (int i = 0; i < 4; ++i) result.set(i, float_of(words[i]));
     return result;
   }
-  __device__ __forceinline__ static void multiply(float (&c)[4], const Left& left, const Right& right, int i) {
-    mma_m16n8k8_tf32(c, left.small, {{right.big[i], right.big[i + 1]}});
-    mma_m16n8k8_tf32(c, left.big, {{right.small[i], right.small[i + 1]}});
-    mma_m16n8k8_tf32(c, left.big, {{right.big[i], right.big[i + 1]}});
+  __device__ __forceinline__ static void multiply(float (&c)[4], const Left& left, const Right& right, int n) {
+    float sum[4] = {};
+#pragma unroll
+    for (int of_both = parts - 1; of_both >= 0; --of_both)  // the smallest first
+#pragma unroll
+      for (int i = 0; i <= of_both; ++i) {
+        const Words<4>& b = right.part[of_both - i];
+        mma_m16n8k8_tf32(sum, left.part[i], {{b[n], b[n + 1]}});
+      }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[i] += sum[i];
   }
 };
 

@@ -1,0 +1,46 @@
+#include "engine/cuda/portable.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace ringattn::cuda {
+namespace {
+
+// Of the significand, with the leading bit.
+int significand_bits(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16:
+      return 8;
+    case DType::float16:
+      return 11;
+    default:
+      return 24;
+  }
+}
+
+}  // namespace
+
+std::string portable_refusal(const Problem& problem) {
+  const auto refuse = [](const char* field, std::int64_t value, std::int64_t most) {
+    return text(field, " is ", value, "; the portable engine takes at most ", most);
+  };
+  constexpr std::int64_t most_heads = std::int64_t{1} << 16, most_entries = std::int64_t{1} << 31;
+  if (problem.head_dim > most_head_dim) return refuse("head_dim", problem.head_dim, most_head_dim);
+  if (problem.head_dim_v > most_head_dim) return refuse("head_dim_v", problem.head_dim_v, most_head_dim);
+  if (problem.num_heads_q > most_heads) return refuse("num_heads_q", problem.num_heads_q, most_heads);
+  if (problem.batch >= most_entries) return refuse("batch", problem.batch, most_entries - 1);
+  return "";
+}
+
+// Rounded weights cost a result about as much as its own rounding does, so long as errors average out: not where results are kept in
+// more digits, and not where there are but a few of them.
+ForwardVariant choose_forward(const Problem& p) {
+  constexpr std::int64_t few = 32;
+  const std::int64_t widest = std::max(p.head_dim, p.head_dim_v);
+  const bool many = std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
+  const bool rounds = significand_bits(p.dtype) >= significand_bits(p.out_dtype) && many;
+  return {p.dtype, widest <= 64 ? 64 : widest <= 128 ? 128 : 256, !rounds};
+}
+
+}  // namespace ringattn::cuda
