@@ -93,7 +93,8 @@ TEST(Instructions, PackRounds) {
 TEST(Instructions, UnpackIsExact) {
   const auto expect = []<class T>(T x, DType dtype) {
     const double expected = reference::decode(&x, dtype);
-    for (const float ours : {unpack_low<T>(0x12340000U | x.bits), unpack_high<T>(std::uint32_t{x.bits} << 16 | 0x1234U)})
+    for (const float ours :
+         {unpack_low<T>(0x12340000U | x.bits), unpack_high<T>(std::uint32_t{x.bits} << 16 | 0x1234U)})
       ASSERT_TRUE(std::isnan(expected) ? std::isnan(ours) : static_cast<double>(ours) == expected) << x.bits;
   };
   for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {

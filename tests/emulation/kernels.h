@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -206,6 +208,95 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
             static_cast<double>(step.lse[lane * rows + row]);
     for (const auto& [name, count] : memory.launches) result.launches[name] += count;
   }
+  return result;
+}
+
+using RunBackward = std::function<void(const Problem& problem, const BackwardStep& step)>;
+
+struct BackwardResult {
+  std::vector<double> dq, dk, dv;
+  std::map<std::string, int> launches;
+};
+
+// The backward pass of all ranks, one after the other, each of which adds to the gradients of the chunks that it sees. `forward`: the
+// global result, `run`: what a step is run by.
+inline BackwardResult run_backward(const reference::Inputs& inputs, const reference::Result<double>& forward,
+                                   int world_size, Layout layout, Random& random, const RunBackward& run) {
+  const Problem& p = inputs.problem;
+  BackwardResult result{std::vector<double>(inputs.q.size()),
+                        std::vector<double>(inputs.k.size()),
+                        std::vector<double>(inputs.v.size()),
+                        {}};
+  Memory memory;
+  memory.take_launches(random);
+  const auto gradients = [&](Side side, const std::vector<Piece>& pieces, std::int64_t heads, std::int64_t dim,
+                             Layout of) {
+    const Tensor tensor = memory.tensor(DType::float32, p.batch, row_count(pieces), heads, dim, of);
+    for_each_element(p, side, pieces, tensor, heads, dim,
+                     [](std::size_t, std::byte* at) { std::memset(at, 0, sizeof(float)); });
+    return tensor;
+  };
+  const auto round = [&](Side side, const std::vector<Piece>& pieces, const Tensor& tensor, std::int64_t heads,
+                         std::int64_t dim, std::vector<double>& whole) {
+    for_each_element(p, side, pieces, tensor, heads, dim, [&](std::size_t n, const std::byte* at) {
+      whole[n] = reference::rounded(reference::decode(at, DType::float32), p.grad_dtype);
+    });
+  };
+  struct Chunk {
+    std::vector<Piece> keys;
+    Tensor dk, dv;
+  };
+  std::map<std::pair<int, std::int64_t>, Chunk> chunks;
+
+  for (int rank = 0; rank < world_size; ++rank) {
+    const Plan plan(p, world_size, rank, Pass::backward);
+    const std::int64_t rows = plan.query_rows(), states = p.batch * p.num_heads_q * rows;
+    const std::vector<Piece> queries = shard_pieces(p, Side::query, world_size, rank);
+    const Layout of_keys = plan.packs() ? Layout::packed : layout;
+    const auto filled = [&](Side side, const std::vector<Piece>& pieces, const std::vector<double>& whole, DType dtype,
+                            std::int64_t heads, std::int64_t dim, Layout of) {
+      const Tensor tensor = memory.tensor(dtype, p.batch, row_count(pieces), heads, dim, of);
+      fill(p, side, pieces, whole, tensor, heads, dim);
+      return tensor;
+    };
+    BackwardStep step;
+    step.q = filled(Side::query, queries, inputs.q, p.dtype, p.num_heads_q, p.head_dim, layout);
+    step.dout = filled(Side::query, queries, inputs.dout, p.out_dtype, p.num_heads_q, p.head_dim_v, layout);
+    const Tensor out = filled(Side::query, queries, forward.out, p.out_dtype, p.num_heads_q, p.head_dim_v, layout);
+    step.dq = gradients(Side::query, queries, p.num_heads_q, p.head_dim, layout);
+    step.query_rows = rows;
+    float *const lse = memory.values(states), *const delta = memory.values(states);
+    for (std::int64_t lane = 0; lane < p.batch * p.num_heads_q; ++lane)
+      for (std::int64_t row = 0; row < rows; ++row)
+        lse[lane * rows + row] = static_cast<float>(
+            forward.lse[static_cast<std::size_t>(lane * p.seqlen_q + row_position(p, Side::query, queries, row))]);
+    EXPECT_EQ(portable_delta(p, step.dout, out, rows, delta, nullptr), 0);
+    step.lse = lse;
+    step.delta = delta;
+    for (const Moment& m : plan.moments()) {
+      if (!m.computes) continue;
+      Chunk& chunk = chunks[{m.holds, m.chunk}];
+      if (chunk.dk.data == nullptr) {
+        chunk.keys = packed_keys(plan, m.holds, m.chunk);
+        chunk.dk = gradients(Side::key_value, chunk.keys, p.num_heads_kv, p.head_dim, of_keys);
+        chunk.dv = gradients(Side::key_value, chunk.keys, p.num_heads_kv, p.head_dim_v, of_keys);
+      }
+      step.k = filled(Side::key_value, chunk.keys, inputs.k, p.dtype, p.num_heads_kv, p.head_dim, of_keys);
+      step.v = filled(Side::key_value, chunk.keys, inputs.v, p.dtype, p.num_heads_kv, p.head_dim_v, of_keys);
+      step.dk = chunk.dk;
+      step.dv = chunk.dv;
+      step.key_rows = row_count(chunk.keys);
+      const StepItems work = plan.items(m, false);
+      step.items = work.items;
+      run(p, step);
+    }
+    round(Side::query, queries, step.dq, p.num_heads_q, p.head_dim, result.dq);
+  }
+  for (const auto& [of, chunk] : chunks) {
+    round(Side::key_value, chunk.keys, chunk.dk, p.num_heads_kv, p.head_dim, result.dk);
+    round(Side::key_value, chunk.keys, chunk.dv, p.num_heads_kv, p.head_dim_v, result.dv);
+  }
+  result.launches = memory.launches;
   return result;
 }
 

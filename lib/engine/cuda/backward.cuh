@@ -131,24 +131,24 @@ struct Backward {
   __device__ __forceinline__ static int own_row(int half) { return 16 * warp_index() + lane_index() / 4 + 8 * half; }
   __device__ __forceinline__ static int column_of(int j, int h) { return 8 * j + lane_index() % 4 * 2 + h; }
 
-  // s = own other^T over the first `columns` of both; `at` is where the tile of the others begins.
-  template <class Own, class Other>
-  __device__ __forceinline__ static void multiply_rows(Scores& s, int at, int columns) {
+  // s = own other^T over the first `columns` of both, of 16 own rows and 8 `blocks` others, which begin with row `at`.
+  template <class Own, class Other, int blocks>
+  __device__ __forceinline__ static void multiply_rows(float (&s)[blocks][4], int at, int columns) {
 #pragma unroll
-    for (int j = 0; j < other_blocks; ++j)
+    for (int j = 0; j < blocks; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[j][i] = 0.0F;
 #pragma unroll 2
     for (int k = 0; k < columns; k += P::depth) {
       const typename P::Left left = P::template load_left<Own>(16 * warp_index(), k);
 #pragma unroll
-      for (int j = 0; j < other_blocks; j += 2)
+      for (int j = 0; j < blocks; j += 2)
         P::multiply(s[j], s[j + 1], left, P::template load_columns<Other>(at + 8 * j, k));
     }
     if constexpr (is_float) {
       // Of what is not finite, or of products that are too large, parts do not tell what it is.
 #pragma unroll
-      for (int j = 0; j < other_blocks; ++j)
+      for (int j = 0; j < blocks; ++j)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (is_finite(s[j][i])) continue;
@@ -510,7 +510,46 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   }
 }
 
+// delta, of rows as a block of queries has them: the diagonal of dout out^T. It is summed like dP, so that their difference is 0 where
+// a row sees but one key, whose value is its output.
+template <class T, int Dim, Weights weights>
+__global__ void __launch_bounds__(BackwardShape<T, Dim>::threads) delta(const __grid_constant__ DeltaParameters p) {
+  using Shape = BackwardShape<T, Dim>;
+  using Warp = Backward<T, Dim, weights>;
+  std::int32_t index = block_index().x;
+  const std::int64_t first = std::int64_t{index % p.num_tiles} * Shape::rows;
+  index /= p.num_tiles;
+  const std::int32_t head = index % p.num_heads;
+  const std::int64_t b = index / p.num_heads;
+  const int there = static_cast<int>(least(p.rows - first, Shape::rows));
+  const auto dtype = static_cast<DType>(p.dtype);
+  copy_head_rows<typename Shape::OwnX, Shape::rows, Shape::threads>(
+      0, {p.dout, b, first, head, there, dtype, p.head_dim_v, p.dout_aligned});
+  copy_head_rows<typename Shape::OwnY, Shape::rows, Shape::threads>(
+      0, {p.out, b, first, head, there, dtype, p.head_dim_v, p.out_aligned});
+  cp_async_commit();
+  cp_async_wait<0>();
+  barrier();
+  float products[2][4];
+  Warp::template multiply_rows<typename Shape::OwnX, typename Shape::OwnY>(products, 16 * warp_index(),
+                                                                           whole_steps(p.head_dim_v));
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = Warp::own_row(half);
+      if (16 * warp_index() + Warp::column_of(half, i) == row && row < there)
+        p.delta[(b * p.num_heads + head) * p.rows + first + row] = products[half][2 * half + i];
+    }
+}
+
 }  // namespace
+
+template <class T, int dim, Weights weights>
+DeltaKernel delta_kernel() {
+  using Shape = BackwardShape<T, dim>;
+  return {delta<T, dim, weights>, Shape::rows, Shape::threads, Shape::OwnY::end};
+}
 
 template <class T, int dim, Weights weights>
 BackwardKernel backward_kernel(Side side) {

@@ -25,6 +25,15 @@ struct BackwardParameters {
 };
 static_assert(sizeof(BackwardParameters) <= 4096);
 
+struct DeltaParameters {
+  View dout, out;
+  float* delta;  // [batch, num_heads, rows]
+  std::int64_t rows;
+  std::int32_t num_tiles, num_heads, head_dim_v;  // num_tiles: of rows
+  std::int32_t dtype;                             // as dout_dtype above, of `out` too
+  bool dout_aligned, out_aligned;
+};
+
 struct BackwardKernel {
   const char* name;
   void (*kernel)(BackwardParameters);
@@ -34,8 +43,15 @@ struct BackwardKernel {
   int blocks;  // for such rows of one head
 };
 
+struct DeltaKernel {
+  void (*kernel)(DeltaParameters);
+  int rows, threads, shared_bytes;  // of a block
+};
+
 // dq, or dk and dv. head_dim and head_dim_v up to `dim`.
 template <class T, int dim, Weights weights>
 BackwardKernel backward_kernel(Side side);
+template <class T, int dim, Weights weights>
+DeltaKernel delta_kernel();
 
 }  // namespace ringattn::cuda

@@ -19,6 +19,16 @@ int significand_bits(DType dtype) {
   }
 }
 
+// Whether errors average out.
+bool has_many(const Problem& p) {
+  constexpr std::int64_t few = 32;
+  return std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
+}
+int width_of(const Problem& p) {
+  const std::int64_t widest = std::max(p.head_dim, p.head_dim_v);
+  return widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
+}
+
 }  // namespace
 
 std::string portable_refusal(const Problem& problem) {
@@ -36,11 +46,16 @@ std::string portable_refusal(const Problem& problem) {
 // Rounded weights cost a result about as much as its own rounding does, so long as errors average out: not where results are kept in
 // more digits, and not where there are but a few of them.
 ForwardVariant choose_forward(const Problem& p) {
-  constexpr std::int64_t few = 32;
-  const std::int64_t widest = std::max(p.head_dim, p.head_dim_v);
-  const bool many = std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
-  const bool rounds = significand_bits(p.dtype) >= significand_bits(p.out_dtype) && many;
-  return {p.dtype, widest <= 64 ? 64 : widest <= 128 ? 128 : 256, !rounds};
+  const bool rounds = significand_bits(p.dtype) >= significand_bits(p.out_dtype) && has_many(p);
+  return {p.dtype, width_of(p), !rounds};
+}
+
+// All operands of a product are of one type, and parts of exact weights must not be too small for it, as they may be for float16.
+BackwardVariant choose_backward(const Problem& p) {
+  const bool alike = p.dtype == p.out_dtype;
+  const bool rounds = significand_bits(p.dtype) >= significand_bits(p.grad_dtype) && has_many(p);
+  if (alike && (rounds || p.dtype == DType::bfloat16)) return {p.dtype, width_of(p), !rounds};
+  return {DType::float32, width_of(p), !has_many(p)};
 }
 
 }  // namespace ringattn::cuda

@@ -25,4 +25,18 @@ ForwardVariant choose_forward(const Problem& problem);
 // own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster.
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream);
 
+struct BackwardVariant {
+  DType dtype;         // of operands in shared memory
+  int dim;             // as above
+  bool exact_weights;  // weights and gradients of scores; else they are rounded to dtype
+  friend bool operator==(const BackwardVariant&, const BackwardVariant&) = default;
+};
+BackwardVariant choose_backward(const Problem& problem);
+
+// delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum. `out` is of the dtype of `dout`.
+int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
+                   CUstream_st* stream);
+// As portable_forward, for a backward step, which needs no scratch. Results are bitwise repeatable.
+int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream);
+
 }  // namespace ringattn::cuda

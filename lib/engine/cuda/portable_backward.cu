@@ -1,35 +1,34 @@
-#include <algorithm>
+// Launches: of delta; of a step, first those of dq, then those of dk and dv.
 #include <span>
 
 #include "engine/cuda/backward.h"
 #include "engine/cuda/device/launch.h"
-#include "engine/cuda/portable_backward.h"
+#include "engine/cuda/portable.h"
 #include "engine/cuda/step.h"
 
 namespace ringattn::cuda {
 namespace {
 
-template <class T, Weights weights>
-BackwardKernel kernel_of(int dim, Side side) {
+// f.operator()<T, dim, weights>() for the variant's.
+template <class T, Weights weights, class F>
+auto with_dim(int dim, F&& f) {
   switch (dim) {
     case 64:
-      return backward_kernel<T, 64, weights>(side);
+      return f.template operator()<T, 64, weights>();
     case 128:
-      return backward_kernel<T, 128, weights>(side);
+      return f.template operator()<T, 128, weights>();
     default:
-      return backward_kernel<T, 256, weights>(side);
+      return f.template operator()<T, 256, weights>();
   }
 }
-BackwardKernel kernel_of(const BackwardVariant& variant, Side side) {
-  switch (variant.dtype) {
-    case DType::bfloat16:
-      return variant.exact_weights ? kernel_of<BFloat16, Weights::exact>(variant.dim, side)
-                                   : kernel_of<BFloat16, Weights::rounded>(variant.dim, side);
-    case DType::float16:
-      return kernel_of<Float16, Weights::rounded>(variant.dim, side);
-    default:
-      return kernel_of<float, Weights::exact>(variant.dim, side);
-  }
+template <class F>
+auto with_variant(const BackwardVariant& variant, F&& f) {
+  constexpr Weights exact = Weights::exact, rounded = Weights::rounded;
+  if (variant.dtype == DType::bfloat16)
+    return variant.exact_weights ? with_dim<BFloat16, exact>(variant.dim, f)
+                                 : with_dim<BFloat16, rounded>(variant.dim, f);
+  if (variant.dtype == DType::float16) return with_dim<Float16, rounded>(variant.dim, f);
+  return variant.exact_weights ? with_dim<float, exact>(variant.dim, f) : with_dim<float, rounded>(variant.dim, f);
 }
 
 BackwardParameters parameters_of(const Problem& problem, const BackwardStep& step) {
@@ -60,17 +59,35 @@ BackwardParameters parameters_of(const Problem& problem, const BackwardStep& ste
 
 }  // namespace
 
-// Rounded weights cost a result about as much as its own rounding does, so long as errors average out: not where results are kept in
-// more digits, and not where there are but a few of them. The parts of exact ones may be too small for float16; and all operands of a
-// product are of one type.
-BackwardVariant choose_backward(const Problem& p) {
-  constexpr std::int64_t few = 32;
-  const std::int64_t widest = std::max(p.head_dim, p.head_dim_v);
-  const int dim = widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
-  const bool many = std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
-  const bool rounds = many && (p.grad_dtype == p.dtype || p.grad_dtype == DType::bfloat16);
-  if (p.out_dtype == p.dtype && (rounds || p.dtype == DType::bfloat16)) return {p.dtype, dim, !rounds};
-  return {DType::float32, dim, true};
+int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
+                   CUstream_st* stream) {
+  if (problem.batch * rows == 0) return 0;
+  const DeltaKernel kernel = with_variant(
+      choose_backward(problem), [&]<class T, int dim, Weights weights>() { return delta_kernel<T, dim, weights>(); });
+  const std::int64_t tiles = (rows + kernel.rows - 1) / kernel.rows;
+  const DeltaParameters p{.dout = view_of(dout),
+                          .out = view_of(out),
+                          .delta = delta,
+                          .rows = rows,
+                          .num_tiles = static_cast<std::int32_t>(tiles),
+                          .num_heads = static_cast<std::int32_t>(problem.num_heads_q),
+                          .head_dim_v = static_cast<std::int32_t>(problem.head_dim_v),
+                          .dtype = static_cast<std::int32_t>(dout.dtype),
+                          .dout_aligned = is_aligned(dout),
+                          .out_aligned = is_aligned(out)};
+  const auto whole = [&](const Tensor& t) {
+    const std::int64_t last = t.offset(problem.batch - 1, rows - 1, problem.num_heads_q - 1);
+    return Access{t.data, static_cast<std::size_t>((last + problem.head_dim_v) * size_of(t.dtype)), false};
+  };
+  const std::int64_t lines = problem.batch * problem.num_heads_q;
+  const Access accesses[] = {
+      whole(dout), whole(out), {delta, static_cast<std::size_t>(lines * rows) * sizeof(float), true}};
+  return launch({.name = "delta",
+                 .grid = {static_cast<int>(lines * tiles), 1, 1},
+                 .threads = kernel.threads,
+                 .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
+                 .stream = stream},
+                accesses, kernel.kernel, p);
 }
 
 int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream) {
@@ -78,7 +95,8 @@ int portable_backward(const Problem& problem, const BackwardStep& step, CUstream
   BackwardParameters p = parameters_of(problem, step);
   int error = 0;
   for (const Side side : {Side::query, Side::key_value}) {
-    const BackwardKernel kernel = kernel_of(variant, side);
+    const BackwardKernel kernel = with_variant(
+        variant, [&]<class T, int dim, Weights weights>() { return backward_kernel<T, dim, weights>(side); });
     const bool of_queries = side == Side::query;
     for_each_work(problem, step.items, side, kernel.rows, [&](const Work& work) {
       const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);

@@ -2,6 +2,9 @@
 
 namespace ringattn::cuda {
 
+template BackwardKernel backward_kernel<float, 64, Weights::rounded>(Side side);
+template DeltaKernel delta_kernel<float, 64, Weights::rounded>();
 template BackwardKernel backward_kernel<float, 64, Weights::exact>(Side side);
+template DeltaKernel delta_kernel<float, 64, Weights::exact>();
 
 }  // namespace ringattn::cuda
