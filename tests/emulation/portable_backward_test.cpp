@@ -72,7 +72,9 @@ void sweep(int count, const std::vector<int>& widths, bool rounded) {
             << " of the tolerance\n";
 }
 
-TEST(PortableBackward, RoundedWeightsHoldTheToleranceRule) { sweep(110, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, true); }
+TEST(PortableBackward, RoundedWeightsHoldTheToleranceRule) {
+  sweep(110, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, true);
+}
 TEST(PortableBackward, ExactWeightsHoldTheToleranceRule) {
   sweep(200, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, false);
 }
