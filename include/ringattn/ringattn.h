@@ -511,11 +511,12 @@ RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
  * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace (ra_tensor says what an overlap is).
  * Results are bitwise equal from run to run, for any number of threads and any timing.
  *
- * CPU: returns when `out` and `lse` are complete. CUDA: waits for the other ranks' threads, not for a GPU, but that over NCCL the
- * ranks agree on a call when its turn on the GPU comes; what follows in `stream` comes after it, and so do other calls of this
- * context, whatever their stream. Nothing is allocated after the first call of a shape. The call may be captured in a CUDA graph,
- * once it was made without, or with a workspace; local ranks are captured together, in one graph. Then `stream` orders it with
- * other calls, and of failures only those are noticed that NCCL reports by itself.
+ * CPU: returns when `out` and `lse` are complete. CUDA: enqueues, and waits for the other ranks' threads, not for a GPU; over NCCL
+ * the first call of a shape waits until all ranks have agreed on it, later ones leave that to the GPU, so that a MISMATCH may be
+ * found after the call. What follows in `stream` comes after the call, and so do other calls of this context, whatever their
+ * stream. Nothing is allocated after the first call of a shape. The call may be captured in a CUDA graph, once it was made without
+ * one; local ranks are captured together, in one graph. Then `stream` orders it with other calls, and of failures only those are
+ * noticed that NCCL reports by itself.
  *
  * Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks wait, and the call may be
  * repeated with better arguments until their time-out, or ra_abort_context lets them go. After OUT_OF_MEMORY, TIMEOUT,

@@ -78,8 +78,9 @@ struct ra_context {
     }
   }
 
-  void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0) {
-    if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b);
+  void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0,
+             bool now = true) {
+    if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b, now);
   }
 
   // The context's own workspace, large enough for this pass.
@@ -116,8 +117,11 @@ struct ra_context {
     collective([&] {
       const ringattn::Stopwatch agreement;
       if (asks) {
-        agree(pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward, problem);
-        kept_plan(problem, pass).is_agreed = true;
+        KeptPlan &kept = kept_plan(problem, pass);
+        const auto operation =
+            pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward;
+        agree(operation, problem, 0, 0, !kept.is_agreed);  // again: there is no hurry
+        kept.is_agreed = true;
       }
       const double waited = agreement.seconds();
       ringattn::api::CallStatistics s;

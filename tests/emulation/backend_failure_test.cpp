@@ -4,6 +4,7 @@
 #include <chrono>
 #include <iostream>
 #include <set>
+#include <thread>
 
 #include "emulation/backend.h"
 
@@ -233,6 +234,37 @@ TEST_P(BackendFailure, AnAbortEndsAllRanks) {
   });
   EXPECT_TRUE(errors[1].status == RA_STATUS_ABORTED || errors[1].status == RA_STATUS_INVALID_STATE) << errors[1];
   for (const Error& error : errors) EXPECT_NE(error.status, RA_STATUS_SUCCESS) << error;
+  expect_nothing_left();
+}
+
+// Ranks that have agreed on a call before do not wait until they have again; they find out none the less.
+TEST_P(BackendFailure, AnotherCallThanBeforeIsAMismatchOnAllRanks) {
+  constexpr int size = 3;
+  emulation::reset({.devices = size});
+  const reference::Oracle oracle = travelling_oracle(size);
+  {
+    CudaRanks ranks(size, GetParam(), size, [](ra_context_config& config) { config.timeout_ms = 20'000; });
+    ranks->run([&](std::int32_t rank, ra_context* context) {
+      Streams streams(rank);
+      DeviceShards shards(oracle, size, rank, rank);
+      shards.upload(streams.first);
+      Error error;
+      EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
+      ra_attention_desc desc = shards.desc();
+      if (rank == 1) desc.softmax_scale = 2;
+      const ra_forward_args args = shards.forward_args(streams.first);
+      ra_status status = ra_forward(context, &desc, &args, &error);
+      for (const Clock::time_point begin = Clock::now();
+           status == RA_STATUS_SUCCESS && Clock::now() - begin < std::chrono::seconds(15);) {
+        status = ra_get_async_error(context, &error);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      EXPECT_EQ(status, RA_STATUS_MISMATCH) << error;
+      EXPECT_NE(error.text().find("softmax_scale"), std::string::npos) << error;
+      EXPECT_EQ(error.rank, 1);
+      ok(cudaStreamSynchronize(streams.first));
+    });
+  }
   expect_nothing_left();
 }
 

@@ -1,6 +1,9 @@
 // Calls captured in CUDA graphs: launched again and again they give what the same calls give, for whatever the inputs then are. And calls
 // that are not captured allocate nothing after the first of a shape, and wait for no GPU.
+#include <atomic>
 #include <barrier>
+#include <chrono>
+#include <thread>
 
 #include "emulation/backend.h"
 
@@ -111,6 +114,52 @@ TEST_P(BackendGraph, IsRightEveryTime) {
     EXPECT_EQ(emulation::live_objects(), std::vector<std::string>{});
     if (HasFailure()) return;
   }
+}
+
+// What holds a stream up until it is told to go on, or for a few seconds.
+struct Gate {
+  std::atomic<bool> is_open{false}, has_waited_in_vain{false};
+  static void wait(void* gate) {
+    auto& g = *static_cast<Gate*>(gate);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    while (!g.is_open && !g.has_waited_in_vain) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (std::chrono::steady_clock::now() > end) g.has_waited_in_vain = true;
+    }
+  }
+};
+
+// After the first of a shape, calls neither allocate nor wait for a GPU: all return while every stream is held up.
+TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
+  emulation::reset({.devices = size, .order = emulation::Order::late});
+  const reference::Oracle oracle = travelling_oracle(size);
+  Results results = results_for(oracle);
+  {
+    CudaRanks ranks(size, GetParam(), size);
+    Gate gate;
+    std::barrier together(size);
+    ranks->run([&](std::int32_t rank, ra_context* context) {
+      Streams streams(rank);
+      DeviceShards shards(oracle, size, rank, rank);
+      shards.upload(streams.first);
+      differentiate(shards, context, streams.first);
+      ok(cudaStreamSynchronize(streams.first));
+      together.arrive_and_wait();
+      if (rank == 0)
+        for (const char* function : {"cudaMalloc", "cudaMallocHost"})
+          emulation::fail_call(function, 1, cudaErrorMemoryAllocation);
+      ok(cudaLaunchHostFunc(streams.first, Gate::wait, &gate));
+      together.arrive_and_wait();
+      for (int call = 0; call < 3; ++call) differentiate(shards, context, streams.first);
+      together.arrive_and_wait();
+      gate.is_open = true;
+      shards.download(results, streams.first);
+    });
+    EXPECT_FALSE(gate.has_waited_in_vain);
+    EXPECT_EQ(emulation::take_back_failures(), 2);
+  }
+  expect_within(results, oracle);
+  expect_no_violations();
 }
 
 }  // namespace
