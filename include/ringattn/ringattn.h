@@ -23,8 +23,12 @@
  *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds. A sequence
  *                  has at most 2^48 tokens, a batch 2^48 entries, a tensor 2^20 heads and, counted in fp32 and with a length
  *                  of 0 as 1, 2^58 bytes.
- *     reserved     Version 0.1 computes on CPUs, among threads of one process, along a ring. CUDA, other transports and other
- *                  schedules have their names here, so that they need no new ones later; asking for one gives NOT_SUPPORTED.
+ *     backends     A CPU call returns when its results are complete. A CUDA call enqueues its work on the caller's stream and
+ *                  returns: its tensors, workspace included, are memory of the context's device, and belong to the call until
+ *                  what it enqueued is over. What fails after the call is said by ra_get_async_error and by the next call. Lists such as
+ *                  document offsets are host memory always.
+ *     reserved     Version 0.1 computes along a ring. Other schedules and the transport ZeroMQ have their names here, so that they
+ *                  need no new ones later; asking for one gives NOT_SUPPORTED, as does CUDA where the library was built without it.
  */
 #ifndef RINGATTN_RINGATTN_H
 #define RINGATTN_RINGATTN_H
@@ -89,9 +93,9 @@ typedef enum ra_backend { RA_BACKEND_CPU = 0, RA_BACKEND_CUDA = 1 } ra_backend;
 
 /** What carries chunks of K and V between ranks. */
 typedef enum ra_transport {
-  RA_TRANSPORT_LOCAL = 0,  /**< ranks are threads of one process */
+  RA_TRANSPORT_LOCAL = 0,  /**< ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it */
   RA_TRANSPORT_ZEROMQ = 1, /**< ranks are processes on one machine or many, CPU backend */
-  RA_TRANSPORT_NCCL = 2    /**< ranks are processes, CUDA backend */
+  RA_TRANSPORT_NCCL = 2    /**< ranks have a GPU each, in one process or many, CUDA backend */
 } ra_transport;
 
 /** Element type of a tensor. */
@@ -151,7 +155,7 @@ typedef enum ra_log_level { RA_LOG_LEVEL_DEBUG = 0, RA_LOG_LEVEL_INFO = 1, RA_LO
 /** One rank's membership in a group of ranks, with its threads, its engine and its memory. Opaque. */
 typedef struct ra_context ra_context;
 
-/** A CUDA stream, the same type as cudaStream_t. NULL on the CPU backend. */
+/** A CUDA stream, the same type as cudaStream_t; NULL is the device's default stream. Must be NULL on the CPU backend. */
 typedef struct CUstream_st *ra_stream;
 
 /** Names a group of ranks that is about to form. Text, so that any channel can carry it; it is a credential. */
@@ -166,7 +170,8 @@ typedef struct ra_context_config {
   int32_t world_size;       /**< 1 .. 4096; default 1 */
   int32_t backend;          /**< ra_backend; default RA_BACKEND_CPU */
   int32_t transport;        /**< ra_transport; default RA_TRANSPORT_LOCAL */
-  int32_t device;           /**< CUDA device ordinal; must be 0 on the CPU backend */
+  int32_t device;           /**< CUDA device ordinal, whatever device the calling threads work on, which stays theirs; must be 0
+                                 on the CPU backend */
   int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; no more are used than
                                  oneTBB allows the process. 0: the share of a rank in the machine */
   int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes). What
@@ -174,11 +179,17 @@ typedef struct ra_context_config {
                                  call what it computes before its next message, which is its longest block computation (its
                                  queries against one chunk of keys), or several where chunks need not travel. So choose it with
                                  regard to the length of the shards and to shardings that give some ranks more work than others;
-                                 more num_chunks make the blocks shorter */
+                                 more num_chunks make the blocks shorter. With RA_TRANSPORT_NCCL also the longest that a
+                                 transfer may take from when this rank's GPU is ready for it */
   const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
-  const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL */
-  const char *engine;       /**< forces an engine by its name in ra_capabilities::engines; NULL: the fastest */
-  void *nccl_comm;          /**< borrowed ncclComm_t until the context is destroyed; NULL: made by the library */
+  const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL and
+                                 RA_TRANSPORT_NCCL */
+  const char *engine;       /**< forces an engine by its name in ra_capabilities::engines, or on CUDA "portable"; NULL: the
+                                 fastest */
+  void *nccl_comm;          /**< ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not used
+                                 by anybody else; unique_id is then NULL, and nobody is waited for. The library never aborts it:
+                                 after PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the library
+                                 makes one */
 } ra_context_config;
 
 /** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */
@@ -188,10 +199,11 @@ RA_API void ra_init_context_config(ra_context_config *config, size_t struct_size
  * Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
  *
  * `transport` is a ra_transport; `bind_address` the address that rank 0 will listen on ("host" or "host:port"), NULL for
- * loopback, and NULL with RA_TRANSPORT_LOCAL. An id of the local transport is valid in the process that made it, for one
- * group at a time. Holds no resource: an unused id needs no release.
+ * loopback, and NULL with RA_TRANSPORT_LOCAL and RA_TRANSPORT_NCCL. An id of the local transport is valid in the process that
+ * made it, for one group at a time. One of NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until
+ * the group has formed. Otherwise an id holds no resource, and needs no release.
  *
- * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build lacks the transport).
+ * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), NCCL_ERROR.
  */
 RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *bind_address, ra_error *error);
 
@@ -202,23 +214,26 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once.
  *
  * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
- * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY,
- * TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the world size, or a rank came twice), PEER_LOST.
+ * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY, CUDA_ERROR,
+ * NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
+ * (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- * is not clear which rank of which group was refused), and all ranks begin again with a new id.
+ * is not clear which rank of which group was refused, as over NCCL always), and all ranks begin again with a new id.
  */
 RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
 
 /**
  * Leaves the group and frees everything. Accepts NULL. Local: does not wait for other ranks, which get PEER_LOST if they
- * were still waiting for this one. No call may be in progress on the context.
+ * were still waiting for this one. No call may be in progress on the context. On CUDA it waits until what calls have enqueued is
+ * over; graphs that calls were captured in hold the context's memory, and may not be launched any more.
  */
 RA_API void ra_destroy_context(ra_context *context);
 
 /**
  * Ends the call in progress on this context, on this rank with ABORTED and on all others with ABORTED naming this rank, and
  * returns without waiting for that. From then on the contexts of all ranks say INVALID_STATE until destroyed. May be
- * called from any thread. Errors: INVALID_ARGUMENT.
+ * called from any thread. Over NCCL the other ranks get PEER_LOST when their time-out is over, and what is enqueued on this
+ * one ends with undefined results. Errors: INVALID_ARGUMENT.
  */
 RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
 
@@ -226,8 +241,9 @@ RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
  * SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
  * known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
  * that was refused or found a wrong result), and all ranks know at once, also between calls. That a rank destroyed its context,
- * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. From any thread;
- * never blocks.
+ * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. Over NCCL each rank finds
+ * out for itself, within its time-out: PEER_LOST, with rank -1 where more than one was waited for, or NCCL_ERROR. From any
+ * thread; never blocks.
  * Errors: INVALID_ARGUMENT, and those of ra_forward.
  */
 RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
@@ -262,7 +278,7 @@ typedef struct ra_capabilities {
   int32_t hardware_threads; /**< logical processors that the process may use */
   int32_t num_devices;      /**< CUDA devices */
   int64_t max_head_dim;     /**< largest head_dim and head_dim_v */
-  char engines[256];        /**< engine names that ra_context_config::engine takes here, fastest first, comma-separated */
+  char engines[256];        /**< engine names that ra_context_config::engine takes here on CPUs, fastest first, comma-separated */
 } ra_capabilities;
 
 /** Clears `capabilities`. `struct_size` is sizeof(ra_capabilities). Accepts NULL. */
@@ -375,7 +391,10 @@ RA_API ra_status ra_get_memory_requirements(const ra_context *context, const ra_
 RA_API ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
                                     ra_memory_requirements *requirements, ra_error *error);
 
-/** What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. */
+/**
+ * What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. On CUDA
+ * times are those of enqueuing.
+ */
 typedef struct ra_call_statistics {
   size_t struct_size;
   int64_t steps;          /**< block computations that were carried out */
@@ -479,7 +498,7 @@ typedef struct ra_forward_args {
   void *workspace;       /**< forward_workspace bytes aligned to 64, or NULL: the context keeps one of its
                               own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
-  ra_stream stream;      /**< CUDA only; NULL on the CPU */
+  ra_stream stream;      /**< a stream of the context's device; must be NULL on the CPU */
 } ra_forward_args;
 
 /** Clears `args`. `struct_size` is sizeof(ra_forward_args). Accepts NULL. */
@@ -490,13 +509,19 @@ RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
  *
  * Collective: every rank of `context` calls it with an equal `desc`, in the same order. A tensor without elements may have
  * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace (ra_tensor says what an overlap is).
- * Returns when `out` and `lse` are complete. Results are bitwise equal from run to run, for any number of threads and any
- * timing.
+ * Results are bitwise equal from run to run, for any number of threads and any timing.
+ *
+ * CPU: returns when `out` and `lse` are complete. CUDA: enqueues, and waits for the other ranks' threads, not for a GPU; over NCCL
+ * the first call of a shape waits until all ranks have agreed on it, later ones leave that to the GPU, so that a MISMATCH may be
+ * found after the call. What follows in `stream` comes after the call, and so do other calls of this context, whatever their
+ * stream. Nothing is allocated after the first call of a shape. The call may be captured in a CUDA graph, once it was made without
+ * one; local ranks are captured together, in one graph. Then `stream` orders it with other calls, and of failures only those are
+ * noticed that NCCL reports by itself.
  *
  * Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks wait, and the call may be
  * repeated with better arguments until their time-out, or ra_abort_context lets them go. After OUT_OF_MEMORY, TIMEOUT,
- * PEER_LOST, MISMATCH, ABORTED and INTERNAL_ERROR the context is of no more use and says INVALID_STATE. Outputs are untouched
- * unless the call got as far as computing.
+ * PEER_LOST, MISMATCH, ABORTED, CUDA_ERROR, NCCL_ERROR and INTERNAL_ERROR the context is of no more use and says
+ * INVALID_STATE. Outputs are untouched unless the call got as far as computing.
  * Method: Liu et al. 2023, "Ring Attention with Blockwise Transformers"; online softmax as in Dao et al. 2022,
  * "FlashAttention", Algorithm 1.
  */
@@ -520,7 +545,7 @@ typedef struct ra_backward_args {
   void *workspace;       /**< backward_workspace bytes aligned to 64, or NULL: the context keeps one of its
                               own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
-  ra_stream stream;      /**< CUDA only; NULL on the CPU */
+  ra_stream stream;      /**< a stream of the context's device; must be NULL on the CPU */
 } ra_backward_args;
 
 /** Clears `args`. `struct_size` is sizeof(ra_backward_args). Accepts NULL. */

@@ -56,8 +56,8 @@ struct ra_context {
     ++calls;
   }
 
-  // Runs f(), the whole body of a collective function, for one thread at a time. Where memory runs out even before the call
-  // is agreed on, the other ranks, who wait for this one, are told.
+  // Runs f(), the whole body of a collective function, for one thread at a time. Where something fails even before the call is
+  // agreed on, other than that the call is refused, the other ranks, who wait for this one, are told.
   template <class F>
   void exclusively(F &&f) {
     if (busy.exchange(true)) ringattn::fail(RA_STATUS_INVALID_STATE, "the context is in use by another thread");
@@ -67,14 +67,20 @@ struct ra_context {
     } release{busy};
     try {
       f();
+    } catch (const ringattn::Error &e) {
+      const bool is_refusal = e.status == RA_STATUS_INVALID_ARGUMENT || e.status == RA_STATUS_NOT_SUPPORTED ||
+                              e.status == RA_STATUS_INVALID_STATE;
+      if (!is_refusal) break_group();
+      throw;
     } catch (const std::bad_alloc &) {
       break_group();
       throw;
     }
   }
 
-  void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0) {
-    if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b);
+  void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0,
+             bool now = true) {
+    if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b, now);
   }
 
   // The context's own workspace, large enough for this pass.
@@ -111,8 +117,11 @@ struct ra_context {
     collective([&] {
       const ringattn::Stopwatch agreement;
       if (asks) {
-        agree(pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward, problem);
-        kept_plan(problem, pass).is_agreed = true;
+        KeptPlan &kept = kept_plan(problem, pass);
+        const auto operation =
+            pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward;
+        agree(operation, problem, 0, 0, !kept.is_agreed);  // again: there is no hurry
+        kept.is_agreed = true;
       }
       const double waited = agreement.seconds();
       ringattn::api::CallStatistics s;

@@ -5,9 +5,7 @@
 namespace ringattn::api {
 
 std::unique_ptr<Backend> make_cuda_backend(const ra_context_config &c, const Rank &) {
-  const std::string missing = cuda::availability().missing;
-  fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); ",
-       missing.empty() ? "this build has no CUDA engine yet" : missing);
+  fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); ", cuda::availability().missing);
 }
 
 }  // namespace ringattn::api

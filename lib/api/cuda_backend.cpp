@@ -27,6 +27,7 @@ class CudaBackend final : public Backend {
       return;
     }
     const cuda::BesideCapture beside;
+    copier_.reset();
     workspace_ = {};
     queue_.reset();
   }
@@ -47,9 +48,10 @@ class CudaBackend final : public Backend {
         c.device);
     if (c.transport == RA_TRANSPORT_NCCL)
       return [this, group = to_nccl_group(c), timeout_ms] { return join_nccl(group, *queue_, timeout_ms); };
+    copier_ = make_cuda_copier(*queue_);
     return [this, id = to_local_id(c), rank, timeout_ms] {
       return join_local(
-          id, rank.world_size, rank.rank, timeout_ms, [] {}, make_cuda_copier(*queue_));
+          id, rank.world_size, rank.rank, timeout_ms, [] {}, std::move(copier_));
     };
   }
 
@@ -131,6 +133,7 @@ class CudaBackend final : public Backend {
 
   std::unique_ptr<cuda::Queue> queue_;
   std::unique_ptr<cuda::CudaEngine> engine_;
+  std::unique_ptr<Copier> copier_;  // until the rank joins
   cuda::DeviceMemory workspace_;
   std::size_t workspace_size_ = 0;
 };

@@ -82,18 +82,15 @@ std::string show(Kind kind, std::int64_t value) {
   }
 }
 
-}  // namespace
+using Record = std::array<std::int64_t, std::tuple_size_v<decltype(fields_of({}, {}, {}, {}, {}))>>;
 
-void agree(Transport& transport, Operation operation, std::int64_t call_number, const Problem& problem,
-           std::int64_t argument_a, std::int64_t argument_b) {
-  const auto fields = fields_of(operation, call_number, problem, argument_a, argument_b);
-  std::array<std::int64_t, std::tuple_size_v<decltype(fields)>> mine;
-  for (std::size_t i = 0; i < fields.size(); ++i) mine[i] = fields[i].value;
-  const std::vector<std::byte> all = transport.all_gather(std::as_bytes(std::span(mine)));
-  const std::size_t world_size = all.size() / sizeof mine;
+// Throws if the ranks' records are not equal.
+void compare(std::span<const std::byte> all) {
+  const auto fields = fields_of({}, {}, {}, {}, {});  // for their names
+  const std::size_t world_size = all.size() / sizeof(Record);
   const auto value = [&](std::size_t rank, std::size_t field) {
     std::int64_t x;
-    std::memcpy(&x, all.data() + rank * sizeof mine + field * sizeof x, sizeof x);
+    std::memcpy(&x, all.data() + rank * sizeof(Record) + field * sizeof x, sizeof x);
     return x;
   };
   for (std::size_t field = 0; field < fields.size(); ++field) {
@@ -112,6 +109,16 @@ void agree(Transport& transport, Operation operation, std::int64_t call_number, 
                      show(fields[field].kind, value(second, field)), " on rank ", second),
                 alone);
   }
+}
+
+}  // namespace
+
+void agree(Transport& transport, Operation operation, std::int64_t call_number, const Problem& problem,
+           std::int64_t argument_a, std::int64_t argument_b, bool now) {
+  const auto fields = fields_of(operation, call_number, problem, argument_a, argument_b);
+  Record mine;
+  for (std::size_t i = 0; i < fields.size(); ++i) mine[i] = fields[i].value;
+  transport.gather(std::as_bytes(std::span(mine)), compare, now);
 }
 
 }  // namespace ringattn

@@ -23,6 +23,7 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "core/error.h"
 #include "engine/cuda/queue.h"
@@ -48,7 +49,7 @@ std::string explain(const char* function, ncclResult_t result, ncclComm_t comm) 
               last != nullptr && *last != 0 ? ": " : "", last != nullptr ? last : "");
 }
 
-// What is between two waits. Owned by the line that it stands in.
+// What is between two waits, or a gathering of records. Owned by the line that it stands in.
 struct Exchange {
   Event offered{Event::For::ordering};
   Event done{Event::For::ordering};
@@ -56,8 +57,21 @@ struct Exchange {
   int peer = -1;                 // the only one, if there is only one
   bool has_begun = false;
   Clock::time_point begun{};
+  int slot = -1;                        // where the records are, of a gathering
+  std::span<const std::byte> gathered;  // of all ranks, when it is done
+  Transport::Check check = nullptr;     // what then looks at them
   std::unique_ptr<Exchange> next;
 };
+
+bool is_over(const Event& event) {
+  const cudaError_t error = cudaEventQuery(event.get());
+  if (error == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  cuda::check(error, "cudaEventQuery");
+  return true;
+}
 
 // First in, first out, without allocating.
 class Line {
@@ -123,11 +137,13 @@ class Group {
   // Calls NCCL; f() returns an ncclResult_t. A communicator that is being aborted is not called any more.
   template <class F>
   void call(const char* function, F&& f) {
-    throw_failure();
-    std::unique_lock lock(calls_);
+    std::unique_lock lock(calls_, std::defer_lock);
+    do throw_failure();  // an abort may take long, and begins with a failure
+    while (!lock.try_lock_for(milliseconds(1)));
     if (is_aborted_) {
       lock.unlock();
       throw_failure();
+      ringattn::fail(RA_STATUS_INTERNAL_ERROR, function, " is called after the communicator's end");
     }
     const ncclResult_t result = f();
     if (result != ncclSuccess && result != ncclInProgress) fail_nccl(result, explain(function, result, comm_));
@@ -197,11 +213,22 @@ class Group {
     }
     if (exchange == nullptr) exchange = std::make_unique<Exchange>();
     exchange->has_begun = false;
+    exchange->check = nullptr;
     return exchange;
   }
   void give_back(std::unique_ptr<Exchange> exchange) noexcept {
     const std::lock_guard lock(mutex_);
-    unused_.push(std::move(exchange));
+    put_away(std::move(exchange));
+  }
+
+  // Room for records; false if all of it is in use. It comes back with the exchange.
+  static constexpr int slots = 8;
+  bool take_slot(Exchange& exchange) {
+    const std::lock_guard lock(mutex_);
+    for (int slot = 0; slot < slots && exchange.slot < 0; ++slot)
+      if (!used_slots_[static_cast<std::size_t>(slot)]) exchange.slot = slot;
+    if (exchange.slot < 0) return false;
+    return used_slots_[static_cast<std::size_t>(exchange.slot)] = true;
   }
   void watch(std::unique_ptr<Exchange> exchange) noexcept {
     const std::lock_guard lock(mutex_);
@@ -257,8 +284,9 @@ class Group {
         Exchange& oldest = watched_.front();  // only this thread takes any out
         lock.unlock();
         if (is_over(oldest.done)) {
+          if (oldest.check != nullptr) oldest.check(oldest.gathered);
           lock.lock();
-          unused_.push(watched_.pop());
+          put_away(watched_.pop());
           continue;
         }
         if (!oldest.has_begun && is_over(oldest.offered)) {
@@ -279,14 +307,9 @@ class Group {
     }
   }
 
-  static bool is_over(const Event& event) {
-    const cudaError_t error = cudaEventQuery(event.get());
-    if (error == cudaErrorNotReady) {
-      cudaGetLastError();
-      return false;
-    }
-    cuda::check(error, "cudaEventQuery");
-    return true;
+  void put_away(std::unique_ptr<Exchange> exchange) noexcept {  // with the lock held
+    if (exchange->slot >= 0) used_slots_[static_cast<std::size_t>(std::exchange(exchange->slot, -1))] = false;
+    unused_.push(std::move(exchange));
   }
 
   void end(bool broken) noexcept {
@@ -304,7 +327,7 @@ class Group {
   const int device_;
   const milliseconds timeout_;
 
-  std::mutex calls_;  // of the communicator, by the context; and its end
+  std::timed_mutex calls_;  // of the communicator, by the context; and its end
   ncclComm_t comm_;
   const bool is_borrowed_;
   bool is_aborted_ = false;
@@ -313,6 +336,7 @@ class Group {
   std::condition_variable changed_;
   Failure failure_;
   Line watched_, unused_;
+  std::array<bool, slots> used_slots_{};
   bool leaves_ = false;     // the context
   bool has_ended_ = false;  // the communicator
   bool is_gone_ = false;    // the watchdog
@@ -324,10 +348,9 @@ class NcclTransport final : public Transport {
       : world_size_(group.world_size), rank_(group.rank), is_borrowed_(group.borrowed != nullptr), queue_(queue) {
     const BesideCapture beside;
     const cuda::OnDevice on(queue.device());
-    const std::size_t bytes = most_record * static_cast<std::size_t>(world_size_ + 1);
+    const std::size_t bytes = Group::slots * slot_bytes();
     staging_ = cuda::PinnedMemory(bytes);
     records_ = cuda::DeviceMemory(bytes);
-    gathered_ = Event(Event::For::ordering);
     posts_.reserve(8);
     group_ = std::make_shared<Group>(group, queue.device(), timeout_ms);
     watchdog_ = std::thread([shared = group_] { shared->run(); });
@@ -336,7 +359,7 @@ class NcclTransport final : public Transport {
   NcclTransport& operator=(const NcclTransport&) = delete;
   ~NcclTransport() override {
     abandon();
-    const bool ends = !(is_borrowed_ && failure().status != RA_STATUS_SUCCESS);
+    const bool ends = !is_borrowed_ || !has_enqueued_ || failure().status == RA_STATUS_SUCCESS;
     const bool left = group_->leave();
     left ? watchdog_.join() : watchdog_.detach();
     const BesideCapture beside;
@@ -365,41 +388,22 @@ class NcclTransport final : public Transport {
     }
   }
 
-  // Waits for the host of every rank, and for the transfers that were enqueued before.
+  // Waits for the threads of all ranks, and for the transfers that were enqueued before.
   std::vector<std::byte> all_gather(std::span<const std::byte> record) override {
-    if (record.size() > most_record) ringattn::fail(RA_STATUS_INTERNAL_ERROR, "a record has ", record.size(), " bytes");
     const BesideCapture beside;
     const cuda::OnDevice on(queue_.device());
-    const cudaStream_t stream = queue_.transfers();
-    auto* const mine = static_cast<std::byte*>(staging_.get());
-    std::byte* const all = mine + most_record;
-    auto* const on_device = static_cast<std::byte*>(records_.get());
-    const std::size_t bytes = record.size() * static_cast<std::size_t>(world_size_);
-    const auto late = [&] {
-      ringattn::fail(RA_STATUS_TIMEOUT, "not all ranks came within timeout_ms = ", group_->timeout().count(), " (rank ",
-                     rank_, " waited)");
-    };
-    std::memcpy(mine, record.data(), record.size());
-    cuda::check(cudaMemcpyAsync(on_device, mine, record.size(), cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
-    group_->call("ncclAllGather", [&] {
-      return nccl().ncclAllGather(on_device, on_device + most_record, record.size(), ncclUint8, group_->comm(), stream);
-    });
-    group_->settle("ncclAllGather", late);
-    cuda::check(cudaMemcpyAsync(all, on_device + most_record, bytes, cudaMemcpyDeviceToHost, stream),
-                "cudaMemcpyAsync");
-    gathered_.record(stream);
-    group_->wait_until(
-        [&] {
-          const cudaError_t error = cudaEventQuery(gathered_.get());
-          if (error == cudaErrorNotReady) {
-            cudaGetLastError();
-            return false;
-          }
-          cuda::check(error, "cudaEventQuery");
-          return true;
-        },
-        late);
-    return {all, all + bytes};
+    std::unique_ptr<Exchange> exchange = enqueue_gathering(record);
+    group_->wait_until([&] { return is_over(exchange->done); }, [&] { fail_late(); });
+    std::vector<std::byte> all(exchange->gathered.begin(), exchange->gathered.end());
+    group_->give_back(std::move(exchange));
+    return all;
+  }
+  void gather(std::span<const std::byte> record, Check check, bool now) override {
+    if (now) return check(all_gather(record));
+    const cuda::OnDevice on(queue_.device());
+    std::unique_ptr<Exchange> exchange = enqueue_gathering(record);
+    exchange->check = check;
+    group_->watch(std::move(exchange));
   }
   bool gathers_in_captures() const override { return false; }
 
@@ -458,6 +462,40 @@ class NcclTransport final : public Transport {
     bool sends;
   };
 
+  std::size_t slot_bytes() const { return most_record * static_cast<std::size_t>(world_size_ + 1); }
+
+  [[noreturn]] void fail_late() const {
+    ringattn::fail(RA_STATUS_TIMEOUT, "not all ranks came within timeout_ms = ", group_->timeout().count(), " (rank ",
+                   rank_, " waited)");
+  }
+
+  // A slot is this rank's record, and then all ranks'.
+  std::unique_ptr<Exchange> enqueue_gathering(std::span<const std::byte> record) {
+    if (record.size() > most_record) ringattn::fail(RA_STATUS_INTERNAL_ERROR, "a record has ", record.size(), " bytes");
+    std::unique_ptr<Exchange> exchange = group_->take();
+    group_->wait_until([&] { return group_->take_slot(*exchange); }, [&] { fail_late(); });
+    const std::size_t offset = static_cast<std::size_t>(exchange->slot) * slot_bytes();
+    std::byte* const mine = static_cast<std::byte*>(staging_.get()) + offset;
+    std::byte* const on_device = static_cast<std::byte*>(records_.get()) + offset;
+    const std::size_t bytes = record.size() * static_cast<std::size_t>(world_size_);
+    const cudaStream_t stream = queue_.transfers();
+    exchange->peer = -1;
+    exchange->gathered = {mine + most_record, bytes};
+    std::snprintf(exchange->peers.data(), exchange->peers.size(), "the other ranks");
+    std::memcpy(mine, record.data(), record.size());
+    exchange->offered.record(stream);
+    has_enqueued_ = true;
+    cuda::check(cudaMemcpyAsync(on_device, mine, record.size(), cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+    group_->call("ncclAllGather", [&] {
+      return nccl().ncclAllGather(on_device, on_device + most_record, record.size(), ncclUint8, group_->comm(), stream);
+    });
+    group_->settle("ncclAllGather", [&] { fail_late(); });
+    cuda::check(cudaMemcpyAsync(mine + most_record, on_device + most_record, bytes, cudaMemcpyDeviceToHost, stream),
+                "cudaMemcpyAsync");
+    exchange->done.record(stream);
+    return exchange;
+  }
+
   void post(const Post& post) {
     if (exchange_ == nullptr) {
       exchange_ = group_->take();
@@ -483,7 +521,7 @@ class NcclTransport final : public Transport {
         if (result != ncclSuccess && result != ncclInProgress) break;
       }
       const bool added_all = result == ncclSuccess || result == ncclInProgress;
-      is_enqueued_ = true;
+      is_enqueued_ = has_enqueued_ = true;
       const ncclResult_t ended = nccl().ncclGroupEnd();
       return added_all ? ended : result;
     });
@@ -524,12 +562,12 @@ class NcclTransport final : public Transport {
   const int rank_;
   const bool is_borrowed_;
   cuda::Queue& queue_;
-  cuda::PinnedMemory staging_;  // this rank's record, and then all ranks'
+  cuda::PinnedMemory staging_;  // slots for records
   cuda::DeviceMemory records_;  // the same
-  Event gathered_;
   std::vector<Post> posts_;
   std::unique_ptr<Exchange> exchange_;  // of the posts
   bool is_enqueued_ = false;            // NCCL may have it
+  bool has_enqueued_ = false;           // NCCL has ever had anything
   std::shared_ptr<Group> group_;
   std::thread watchdog_;
 };

@@ -39,7 +39,13 @@ class Transport {
 
   // Every rank's record, in the order of ranks. Collective; records of all ranks have the same size.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> record) = 0;
-  // Whether it can be called for a call that is captured in a CUDA graph.
+  // The same, and then check(all records), which throws what the group is to break with. Unless it has to be `now`, where transfers
+  // are only enqueued this is too: what check throws is then found by failure(), and by whatever comes next.
+  using Check = void (*)(std::span<const std::byte> all);
+  virtual void gather(std::span<const std::byte> record, Check check, [[maybe_unused]] bool now) {
+    check(all_gather(record));
+  }
+  // Whether either can be called for a call that is captured in a CUDA graph.
   virtual bool gathers_in_captures() const { return true; }
 
   // Begin a transfer; the memory belongs to the transport until the next wait or abandon has ended. Do not block.

@@ -61,6 +61,10 @@ class DeviceShards {
   void upload(cudaStream_t stream) {
     for (std::size_t i = 0; i < inputs; ++i) copy(buffers_[i], all()[i]->bytes, cudaMemcpyHostToDevice, stream);
   }
+  void upload_zeros(cudaStream_t stream) {
+    for (std::size_t i = 0; i < inputs; ++i)
+      copy(buffers_[i], std::vector<std::byte>(all()[i]->bytes.size()), cudaMemcpyHostToDevice, stream);
+  }
   ra_forward_args forward_args(cudaStream_t stream) const {
     ra_forward_args args;
     ra_init_forward_args(&args, sizeof args);
@@ -141,6 +145,32 @@ class DeviceShards {
   std::vector<float> lse_;
   std::vector<void*> buffers_;
   float* lse_buffer_ = nullptr;
+};
+
+// A problem that travels all the way round, in bfloat16 with gradients rounded, small.
+inline reference::Oracle travelling_oracle(int world_size, std::uint64_t seed = 1) {
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = 6 * world_size;
+  p.num_heads_q = 2;
+  p.head_dim = p.head_dim_v = 8;
+  p.documents = {{0, p.seqlen_q, 0, p.seqlen_kv}};
+  p.num_chunks = 2;
+  p.dtype = p.out_dtype = p.grad_dtype = DType::bfloat16;
+  p.softmax_scale = 0.25F;
+  reference::Random random(seed);
+  return {p, random};
+}
+
+// Two streams on a rank's device.
+struct Streams {
+  explicit Streams(int device) : first(make_stream(device)), second(make_stream(device)) {}
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+  ~Streams() {
+    ok(cudaStreamDestroy(first));
+    ok(cudaStreamDestroy(second));
+  }
+  cudaStream_t first, second;
 };
 
 inline Results results_for(const reference::Oracle& oracle) {

@@ -43,18 +43,6 @@ std::deque<reference::Oracle> draw_oracles(int count, std::uint64_t seed) {
   return oracles;
 }
 
-// What every rank of a test has on its device.
-struct Streams {
-  explicit Streams(int device) : first(make_stream(device)), second(make_stream(device)) {}
-  Streams(const Streams&) = delete;
-  Streams& operator=(const Streams&) = delete;
-  ~Streams() {
-    ok(cudaStreamDestroy(first));
-    ok(cudaStreamDestroy(second));
-  }
-  cudaStream_t first, second;
-};
-
 // Two forward and two backward passes, each begun in another stream while the one before may be under way.
 void run_twice(CudaRanks& ranks, const reference::Oracle& oracle, Results& results) {
   ranks->run([&](std::int32_t rank, ra_context* context) {
@@ -118,18 +106,7 @@ TEST_P(Backend, PassesTheSelfTest) {
 // submitted, whatever comes out of the order that is drawn. Chunks go all the way round, and gradients too, which are rounded.
 TEST_P(BackendWaits, AreAllNeeded) {
   const auto [transport, world_size, devices] = GetParam();
-  reference::Random random(seed());
-  Problem p = reference::draw_problem(random, small);
-  p.batch = 1;
-  p.seqlen_q = p.seqlen_kv = 6 * world_size;
-  p.documents = {{0, p.seqlen_q, 0, p.seqlen_kv}};
-  p.kv_lengths = {};
-  p.causal = false;
-  p.window_left = p.window_right = -1;
-  p.sharding = Sharding::contiguous;
-  p.num_chunks = 2;
-  p.dtype = p.out_dtype = p.grad_dtype = DType::bfloat16;
-  const reference::Oracle oracle(p, random);
+  const reference::Oracle oracle = travelling_oracle(world_size, seed());
   Results results = results_for(oracle);
   const auto run = [&](const std::string& left_out) {
     emulation::reset({.devices = devices});

@@ -6,8 +6,7 @@
 //     for each vector of this thread:   16 bytes, or one element; mostly there is but one
 //       load, compute in registers, store
 //
-// Nobody touches what another thread does, so results do not depend on the grid. Delta alone sums over a line: each lane over its
-// vectors, in ascending order, and then lanes in pairs.
+// Nobody touches what another thread does, so results do not depend on the grid.
 #include <algorithm>
 #include <initializer_list>
 #include <span>
@@ -104,37 +103,54 @@ __device__ __forceinline__ void store(std::byte* to, const V& value) {
     *reinterpret_cast<V*>(to) = value;
 }
 
+__device__ __forceinline__ float number_of(float x) { return x; }
+template <class T>
+__device__ __forceinline__ float number_of(T x) {
+  return unpack_low<T>(x.bits);
+}
+
 // `count` numbers of a line: one, or as many as are 16 bytes in T, of which a float has two times 16 where T has 16 bits.
 template <class T, int count>
 struct Numbers {
+  static constexpr int size = static_cast<int>(sizeof(T));
   float x[count];
 
   __device__ __forceinline__ static Numbers from(const std::byte* p) {
     Numbers n;
     if constexpr (count == 1) {
-      n.x[0] = to_float(*reinterpret_cast<const T*>(p));
+      n.x[0] = number_of(*reinterpret_cast<const T*>(p));
     } else {
-      constexpr int at_once = 16 / static_cast<int>(sizeof(T)), numbers_of_word = 4 / static_cast<int>(sizeof(T));
-      for (int first = 0; first < count; first += at_once) {
-        const Words<4> words = load_global16(p + first * static_cast<int>(sizeof(T)));
-        for (int i = 0; i < 4; ++i) unpack<T>(words[i], n.x + first + i * numbers_of_word);
+      for (int first = 0; first < count; first += 16 / size) {
+        const Words<4> words = load_global16(p + first * size);
+        for (int i = 0; i < 4; ++i)
+          if constexpr (size == 4) {
+            n.x[first + i] = float_of(words[i]);
+          } else {
+            n.x[first + 2 * i] = unpack_low<T>(words[i]);
+            n.x[first + 2 * i + 1] = unpack_high<T>(words[i]);
+          }
       }
     }
     return n;
   }
   __device__ __forceinline__ void to(std::byte* p) const {
-    if constexpr (std::is_same_v<T, float>) {
-      if constexpr (count == 1)
+    Words<4> words;
+    if constexpr (size == 4) {
+      if constexpr (count == 1) {
         *reinterpret_cast<float*>(p) = x[0];
-      else
-        store_global16(p, Words<4>{{bits_of(x[0]), bits_of(x[1]), bits_of(x[2]), bits_of(x[3])}});
+        return;
+      } else {
+        for (int i = 0; i < 4; ++i) words[i] = bits_of(x[i]);
+      }
     } else {
-      if constexpr (count == 1)
+      if constexpr (count == 1) {
         reinterpret_cast<T*>(p)->bits = static_cast<std::uint16_t>(pack<T>(x[0], 0.0F) & 0xffffU);
-      else
-        store_global16(p,
-                       Words<4>{{pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])}});
+        return;
+      } else {
+        for (int i = 0; i < 4; ++i) words[i] = pack<T>(x[2 * i], x[2 * i + 1]);
+      }
     }
+    store_global16(p, words);
   }
 };
 
@@ -179,35 +195,6 @@ __global__ void __launch_bounds__(threads) round_kernel(const __grid_constant__ 
   });
 }
 
-// As many lanes as a line has vectors share it, or the next power of two; all lanes of a warp stay together.
-struct Delta {
-  Lines lines;
-  Operand dout, out;
-  float* delta;
-  std::int64_t count;  // of lines
-  int lanes;           // of a line
-};
-template <class T, int count>
-__global__ void __launch_bounds__(threads) delta_kernel(const __grid_constant__ Delta p) {
-  const int lines_of_warp = warp_size / p.lanes, lines_of_block = threads / p.lanes;
-  const int lane = lane_index() % p.lanes, ahead = lane_index() / p.lanes;
-  std::int64_t first = static_cast<std::int64_t>(block_index().x) * lines_of_block + warp_index() * lines_of_warp;
-  Digits line = digits_of(first + ahead, p.lines.count);
-  const std::int64_t step = static_cast<std::int64_t>(grid_size().x) * lines_of_block;
-  for (; first < p.count; first += step, advance(line, p.lines)) {
-    float sum = 0;
-    if (first + ahead < p.count)
-      for (int vector = lane; vector < p.lines.vectors; vector += p.lanes) {
-        const int offset = vector * count * static_cast<int>(sizeof(T));
-        const auto dout = Numbers<T, count>::from(p.dout.at(line) + offset);
-        const auto out = Numbers<T, count>::from(p.out.at(line) + offset);
-        for (int i = 0; i < count; ++i) sum += dout.x[i] * out.x[i];
-      }
-    for (int mask = p.lanes / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    if (lane == 0 && first + ahead < p.count) p.delta[first + ahead] = sum;
-  }
-}
-
 struct Add {
   const float* from;
   float* to;
@@ -236,15 +223,9 @@ bool aligned(const Tensor& t, std::int64_t bytes) {
          t.batch_stride * size % bytes == 0 && t.seq_stride * size % bytes == 0 && t.head_stride * size % bytes == 0;
 }
 
-enum class Fastest { head, row };
-
-Digits digits(Fastest fastest, std::int64_t batch, std::int64_t row, std::int64_t head) {
-  return fastest == Fastest::head ? Digits{head, row, batch} : Digits{row, head, batch};
-}
-Operand operand(const Tensor& t, Fastest fastest = Fastest::head) {
+Operand operand(const Tensor& t) {
   const std::int64_t size = size_of(t.dtype);
-  return {static_cast<std::byte*>(t.data),
-          digits(fastest, t.batch_stride * size, t.seq_stride * size, t.head_stride * size)};
+  return {static_cast<std::byte*>(t.data), {t.head_stride * size, t.seq_stride * size, t.batch_stride * size}};
 }
 
 // The range from a tensor's first element to its last.
@@ -259,15 +240,13 @@ struct Grid {
   Lines lines;
   int blocks;
 };
-// `together`: lines that a block takes at once.
-Grid divide(const Digits& count, std::int64_t vectors, std::int64_t together) {
-  const std::int64_t lines = count.digit[0] * count.digit[1] * count.digit[2], of_block = together * lines_of_thread;
+Grid divide(std::int64_t batch, Extent extent, std::int64_t vectors) {
+  const Digits count{extent.heads, extent.rows, batch};
+  const std::int64_t lines = batch * extent.rows * extent.heads;
+  const std::int64_t together = threads / std::min<std::int64_t>(vectors, threads),
+                     of_block = together * lines_of_thread;
   const std::int64_t blocks = std::min((lines + of_block - 1) / of_block, most_blocks);
   return {{count, digits_of(blocks * together, count), static_cast<int>(vectors)}, static_cast<int>(blocks)};
-}
-Grid divide(std::int64_t batch, Extent extent, std::int64_t vectors) {
-  return divide(digits(Fastest::head, batch, extent.rows, extent.heads), vectors,
-                threads / std::min<std::int64_t>(vectors, threads));
 }
 
 LaunchConfig config(const char* name, int blocks, CUstream_st* stream) {
@@ -310,29 +289,6 @@ int with_dtype(DType dtype, F&& f) {
 }
 
 }  // namespace
-
-int compute_delta(std::int64_t batch, const Tensor& dout, const Tensor& out, Extent extent, float* delta,
-                  CUstream_st* stream) {
-  if (empty(batch, {extent.rows, extent.heads, 1})) return 0;
-  const Digits count = digits(Fastest::row, batch, extent.rows, extent.heads);
-  const std::int64_t lines = batch * extent.rows * extent.heads;
-  const Access accesses[] = {whole(dout, batch, extent, false),
-                             whole(out, batch, extent, false),
-                             {delta, static_cast<std::size_t>(lines) * sizeof(float), true}};
-  return with_dtype(dout.dtype, [&]<class T>() {
-    const auto run = [&]<int numbers>() {
-      const std::int64_t vectors = extent.dim / numbers;
-      int lanes = 1;
-      while (lanes < warp_size && lanes < vectors) lanes *= 2;
-      const Grid grid = divide(count, vectors, threads / lanes);
-      return launch(config("delta", grid.blocks, stream), accesses, delta_kernel<T, numbers>,
-                    Delta{grid.lines, operand(dout, Fastest::row), operand(out, Fastest::row), delta, lines, lanes});
-    };
-    constexpr int at_once = 16 / static_cast<int>(sizeof(T));
-    return extent.dim % at_once == 0 && aligned(dout, 16) && aligned(out, 16) ? run.template operator()<at_once>()
-                                                                              : run.template operator()<1>();
-  });
-}
 
 int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream) {
   if (empty(batch, extent)) return 0;

@@ -13,10 +13,6 @@ struct CUstream_st;
 
 namespace ringattn::cuda {
 
-// delta[b, h, i] = dot(dout, out) of each row of each head, in fp32. The order of the sums depends on dim and alignment alone. `out`
-// is of the dtype of `dout`.
-int compute_delta(std::int64_t batch, const Tensor& dout, const Tensor& out, Extent extent, float* delta,
-                  CUstream_st* stream);
 // to = from, of equal dtype.
 int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream);
 // to = round(from), or to = round(to + from); `from` is fp32.

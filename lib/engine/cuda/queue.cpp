@@ -25,6 +25,7 @@ void Queue::begin(cudaStream_t stream) {
   stream_ = stream;
   try {
     captures_ = is_capturing(stream);
+    if (is_lost_ && !captures_) finish();
     if (has_finished_ && !captures_) wait(stream, finished_);
   } catch (...) {
     cudaSetDevice(device_before_);

@@ -43,7 +43,7 @@ class Queue {
   Event probe_;     // only ever recorded
   Event finished_;  // the last call that was not captured
   bool has_finished_ = false;
-  bool is_lost_ = false;  // a call could not record that
+  bool is_lost_ = false;  // a call could not record that: the next one waits for the device
   bool is_abandoned_ = false;
 
   cudaStream_t stream_ = nullptr;

@@ -208,17 +208,20 @@ Inputs::Inputs(const Problem& p, Random& random) : problem(p) {
   dout = draw_tensor(p.seqlen_q, p.num_heads_q, p.head_dim_v, p.out_dtype);
 }
 
-Oracle::Oracle(const Problem& p, Random& random) : Inputs(p, random) {
+Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
+  const bool backwards = of == Of::all;
   Result<double> exact = forward(p, q, k, v);
-  Gradients<double> exact_gradients = backward(p, q, k, v, exact, dout);
   constexpr Summation of_magnitudes{.magnitudes = true};
   const Result<double> magnitudes = forward(p, q, k, v, of_magnitudes);
-  const Gradients<double> gradient_magnitudes = backward(p, q, k, v, exact, dout, of_magnitudes);
+  if (backwards) {
+    Gradients<double> gradients = backward(p, q, k, v, exact, dout);
+    const Gradients<double> gradient_magnitudes = backward(p, q, k, v, exact, dout, of_magnitudes);
+    dq = expect(std::move(gradients.dq), gradient_magnitudes.dq, p.grad_dtype);
+    dk = expect(std::move(gradients.dk), gradient_magnitudes.dk, p.grad_dtype);
+    dv = expect(std::move(gradients.dv), gradient_magnitudes.dv, p.grad_dtype);
+  }
   lse = expect(exact.lse, exact.lse, DType::float32);
   out = expect(std::move(exact.out), magnitudes.out, p.out_dtype);
-  dq = expect(std::move(exact_gradients.dq), gradient_magnitudes.dq, p.grad_dtype);
-  dk = expect(std::move(exact_gradients.dk), gradient_magnitudes.dk, p.grad_dtype);
-  dv = expect(std::move(exact_gradients.dv), gradient_magnitudes.dv, p.grad_dtype);
 
   constexpr std::int64_t enough_products = 1 << 22, least_orders = 8, most_orders = 16;
   const std::int64_t products = p.batch * p.num_heads_q * p.seqlen_q * p.seqlen_kv * (p.head_dim + p.head_dim_v);
@@ -228,17 +231,18 @@ Oracle::Oracle(const Problem& p, Random& random) : Inputs(p, random) {
   std::iota(order.begin(), order.end(), 0);
   std::iota(order_v.begin(), order_v.end(), 0);
   for (std::int64_t n = 0; n < orders; ++n) {
-    const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v),
-               dout_n = reordered(dout, order_v);
+    const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v);
     const Summation from{.first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv))};
     Result<float> plain = forward(p, q_n, k_n, v_n, from);
     for (float& x : plain.out) x = static_cast<float>(rounded(static_cast<double>(x), p.out_dtype));
-    const Gradients<float> gradients = backward(p, q_n, k_n, v_n, plain, dout_n, from);
     allow(out, reordered(plain.out, inverse(order_v)), p.out_dtype);
     allow(lse, plain.lse, DType::float32);
-    allow(dq, reordered(gradients.dq, inverse(order)), p.grad_dtype);
-    allow(dk, reordered(gradients.dk, inverse(order)), p.grad_dtype);
-    allow(dv, reordered(gradients.dv, inverse(order_v)), p.grad_dtype);
+    if (backwards) {
+      const Gradients<float> gradients = backward(p, q_n, k_n, v_n, plain, reordered(dout, order_v), from);
+      allow(dq, reordered(gradients.dq, inverse(order)), p.grad_dtype);
+      allow(dk, reordered(gradients.dk, inverse(order)), p.grad_dtype);
+      allow(dv, reordered(gradients.dv, inverse(order_v)), p.grad_dtype);
+    }
     std::shuffle(order.begin(), order.end(), random);
     std::shuffle(order_v.begin(), order_v.end(), random);
   }

@@ -98,6 +98,7 @@ std::vector<std::string> live_objects();
 // The n-th call from now, counting from 1, of the function of this name ("cudaMalloc", "ncclSend"; null: of any) fails with
 // `result` and does nothing.
 void fail_call(const char* function, int n, int result);
+int take_back_failures();  // those of calls that have not come; how many
 
 // A wait is a stream and another that it waits for, by whatever event and as often as it does so: "stream 3 of device 0 for stream 1 of
 // device 1", each counted on its device. From now on cudaStreamWaitEvent does nothing for that one.

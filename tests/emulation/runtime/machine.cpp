@@ -323,6 +323,12 @@ void fail_call(const char* function, int n, int result) {
   machine().failures.push_back({function == nullptr ? "" : function, n, result});
 }
 
+int take_back_failures() {
+  const Lock lock(machine_mutex());
+  return static_cast<int>(
+      std::erase_if(machine().failures, [](const Machine::Failure& failure) { return failure.left > 0; }));
+}
+
 void leave_out_wait(const std::string& wait) {
   const Lock lock(machine_mutex());
   machine().left_out_wait = wait;

@@ -1,6 +1,7 @@
-// Conversions, and exp2.
+// Conversions and functions of numbers.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "engine/cuda/device/target.h"
@@ -25,7 +26,26 @@ __device__ __forceinline__ std::uint32_t pack(float low, float high) {
 #endif
 }
 
-// mov.b32: the bits of a float, and back.
+// The number in the low half of what pack has made: shl.b32 or cvt.f32.f16.
+template <class T>
+__device__ __forceinline__ float unpack_low(std::uint32_t packed) {
+  static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>);
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<T, BFloat16>) return __uint_as_float(packed << 16);
+  float x;
+  asm("{.reg .b16 low, high;\n mov.b32 {low, high}, %1;\n cvt.f32.f16 %0, low;}" : "=f"(x) : "r"(packed));
+  return x;
+#else
+  const auto bits = static_cast<std::uint16_t>(packed);
+  return std::is_same_v<T, BFloat16> ? emulation::bf16_value(bits) : emulation::f16_value(bits);
+#endif
+}
+template <class T>
+__device__ __forceinline__ float unpack_high(std::uint32_t packed) {
+  return unpack_low<T>(packed >> 16);
+}
+
+// mov.b32
 __device__ __forceinline__ std::uint32_t bits_of(float x) {
 #ifdef __CUDACC__
   return __float_as_uint(x);
@@ -33,36 +53,12 @@ __device__ __forceinline__ std::uint32_t bits_of(float x) {
   return std::bit_cast<std::uint32_t>(x);
 #endif
 }
-__device__ __forceinline__ float from_bits(std::uint32_t bits) {
+__device__ __forceinline__ float float_of(std::uint32_t bits) {
 #ifdef __CUDACC__
   return __uint_as_float(bits);
 #else
   return std::bit_cast<float>(bits);
 #endif
-}
-
-// The number that 16 bits are: mov.b32, or cvt.f32.f16. A float stays one.
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(BFloat16 x) { return from_bits(std::uint32_t{x.bits} << 16); }
-__device__ __forceinline__ float to_float(Float16 x) {
-#ifdef __CUDACC__
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
-  return y;
-#else
-  return emulation::f16_value(x.bits);
-#endif
-}
-
-// What a word holds: one float, or two numbers of 16 bits, the one in the low half first.
-template <class T>
-__device__ __forceinline__ void unpack(std::uint32_t word, float* to) {
-  if constexpr (std::is_same_v<T, float>) {
-    to[0] = from_bits(word);
-  } else {
-    to[0] = to_float(T{static_cast<std::uint16_t>(word & 0xffffU)});
-    to[1] = to_float(T{static_cast<std::uint16_t>(word >> 16)});
-  }
 }
 
 // cvt.rna.tf32.f32: to 10 bits behind the point, to nearest, halves away from zero; the low 13 bits are zero.
@@ -86,5 +82,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return emulation::exp2_ftz(x);
 #endif
 }
+
+// fma.rn.f32: a b + c, rounded once.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return ::fmaf(a, b, c); }
+// The larger of two numbers, or the one that is a number.
+__device__ __forceinline__ float larger(float a, float b) { return ::fmaxf(a, b); }
+// To within two units of the last place, by the CUDA math library on a GPU.
+__device__ __forceinline__ float hyperbolic_tangent(float x) { return ::tanhf(x); }
+__device__ __forceinline__ float natural_logarithm(float x) { return ::logf(x); }
 
 }  // namespace ringattn::cuda

@@ -1,0 +1,566 @@
+// Gradients on any GPU with asynchronous copies and tensor cores (sm_80 and newer), recomputed from lse (Dao et al. 2022,
+// "FlashAttention", Algorithm 4). Two kernels that are one: a block has rows of one side of an item, its own, in one head, and walks
+// along those of the other side that they see, or that see them.
+//
+//                own X   own Y   other X  other Y     a block                                  computes
+//   queries      q       dout    k        v           of a query head                          dq += scale dS K
+//   keys         k       v       q        dout        of a head of keys; its query heads       dk += scale dS Q,  dv += P dout
+//                                                     one after the other                      (P and dS are transposed)
+//
+//   own X and own Y into shared memory
+//   for each tile of the other side, of which the next one travels meanwhile where there is room:
+//     S = own X (other X)^T     dP = own Y (other Y)^T        16 rows of own a warp; in registers from here on
+//     P = exp(score(S) - lse)   dS = P (dP - delta) score'    hidden ones are 0
+//     gradient of own X += dS (other X)     gradient of own Y += P (other Y), of keys
+//   add to the gradients in memory
+//
+// A block alone adds to its rows, in an order that depends on the item alone: results are repeatable, and no memory is needed but for
+// the gradients themselves. The price is that S and dP are computed twice: 7 products instead of 5. Where the gradients of keys and of
+// values would not fit in registers together, two blocks compute one each.
+//
+// 0 times infinity is not 0. If a row of the other side has anything that is not finite, so has its column of S or dP, in every warp.
+// Where a tile is hidden from some rows, such rows of the other side are left out of the last two products, and added to the own rows
+// that see them, one by one, in fp32. So they are in any tile of TF32 numbers, whose parts would be infinity minus infinity.
+#pragma once
+
+#include "engine/cuda/backward.h"
+#include "engine/cuda/tile.cuh"
+
+namespace ringattn::cuda {
+namespace {
+
+constexpr std::uint32_t infinity_bits = 0x7f800000, minus_infinity_bits = 0xff800000;
+constexpr float log2_of_e = 1.44269504088896340736F;
+
+// Two stages fit in the 99 KB that a block may have on the least of GPUs, but for the widest rows of floats.
+template <class T, int Dim>
+struct BackwardShape {
+  static constexpr bool half = sizeof(T) == 2;
+  static constexpr int warps = half || Dim <= 128 ? 4 : 2, threads = warps * warp_size;
+  static constexpr int rows = 16 * warps;                                                            // own
+  static constexpr int others = half ? Dim == 64 ? 64 : Dim == 128 ? 32 : 16 : Dim == 64 ? 32 : 16;  // a tile of them
+  static constexpr int stages = half || Dim <= 128 ? 2 : 1;
+
+  using OwnX = SharedTile<T, 0, rows, Dim>;
+  using OwnY = SharedTile<T, OwnX::end, rows, Dim>;
+  using OtherX = SharedTile<T, OwnY::end, stages * others, Dim>;
+  using OtherY = SharedTile<T, OtherX::end, stages * others, Dim>;
+  // Of queries that are the other side: lse, infinity where nothing is seen; delta; and own rows begin .. end - 1 are seen.
+  using Lse = Shared<float, OtherY::end, stages * others>;
+  using Delta = Shared<float, Lse::end, stages * others>;
+  using Begin = Shared<std::int32_t, Delta::end, stages * others>;
+  using End = Shared<std::int32_t, Begin::end, stages * others>;
+  static constexpr int shared_bytes = End::end;
+  static_assert(shared_bytes <= 99 * 1024);
+};
+
+// Rows of some head in one entry of the batch.
+struct HeadRows {
+  const View& view;
+  std::int64_t b, first, head;
+  int there;  // of the tile's; zeros elsewhere
+  DType dtype;
+  int dim;
+  bool aligned;
+
+  __device__ __forceinline__ std::int64_t offset() const {
+    return b * view.batch_stride + first * view.seq_stride + head * view.head_stride;
+  }
+  __device__ __forceinline__ float number(std::int64_t at) const {
+    switch (dtype) {
+      case DType::bfloat16:
+        return element_of(static_cast<const BFloat16*>(view.data)[at]);
+      case DType::float16:
+        return element_of(static_cast<const Float16*>(view.data)[at]);
+      default:
+        return static_cast<const float*>(view.data)[at];
+    }
+  }
+};
+
+// What is multiplied: whole steps of either kind of product.
+__device__ __forceinline__ int whole_steps(int dim) { return (dim + 15) / 16 * 16; }
+
+// To `rows` rows of the tile, from row `to` on. They are there after cp_async_wait and a barrier.
+template <class Tile, int rows, int threads>
+__device__ __forceinline__ void copy_head_rows(int to, const HeadRows& from) {
+  using T = typename Tile::Element;
+  constexpr int size = static_cast<int>(sizeof(T));
+  const std::int64_t offset = from.offset();
+  const int columns = whole_steps(from.dim);
+  const bool travels = from.aligned && (size == 2 || from.dtype == DType::float32);
+#pragma unroll 4
+  for (int i = thread_index(); i < rows * Tile::pieces; i += threads) {
+    const int row = i / Tile::pieces, column = i % Tile::pieces * Tile::piece;
+    if (column >= columns) continue;
+    const int left = row < from.there ? from.dim - column : 0;
+    const int elements = left < 0 ? 0 : left > Tile::piece ? Tile::piece : left;
+    const std::int64_t at = offset + row * from.view.seq_stride + column;
+    if (travels) {
+      const T* const data = static_cast<const T*>(from.view.data);
+      cp_async(Tile::Memory::address(Tile::at(to + row, column)), elements > 0 ? data + at : data, elements * size);
+      continue;
+    }
+    Words<4> words{};
+    for (int e = 0; e < elements; ++e) {
+      if constexpr (size == 4)
+        words[e] = bits_of(from.number(at + e));
+      else
+        words[e / 2] |= element_bits(static_cast<const T*>(from.view.data) + at + e) << (e % 2 * 16);
+    }
+    Tile::Memory::store16(Tile::at(to + row, column), words);
+  }
+}
+
+// Rows of the other side that are left out of a product: bit 2j + h of a lane is row 8j + 2t + h, with t = lane % 4, which is one of
+// its columns in the fragments of S, and one of its rows in those of the other operand of dS (other X).
+using Omitted = std::uint32_t;
+__device__ __forceinline__ bool is_omitted(Omitted omitted, int j, int h) { return (omitted >> (2 * j + h) & 1U) != 0; }
+
+// A warp's part of what its block does: 16 of the own rows. Of these a lane has `group` and group + 8 (`half`), with group = lane / 4,
+// and of the tile's other rows 8j + 2t and 8j + 2t + 1.
+template <class T, int Dim, Weights weights>
+struct Backward {
+  using Shape = BackwardShape<T, Dim>;
+  using P = Product<T, weights>;
+  static constexpr bool is_float = sizeof(T) == 4, exact = weights == Weights::exact;
+  static constexpr int others = Shape::others, other_blocks = others / 8, dim_blocks = Dim / 8;
+  using Scores = float[other_blocks][4];
+  using Sums = float[dim_blocks][4];
+
+  __device__ __forceinline__ static int own_row(int half) { return 16 * warp_index() + lane_index() / 4 + 8 * half; }
+  __device__ __forceinline__ static int column_of(int j, int h) { return 8 * j + lane_index() % 4 * 2 + h; }
+
+  // s = own other^T over the first `columns` of both, of 16 own rows and 8 `blocks` others, which begin with row `at`.
+  template <class Own, class Other, int blocks>
+  __device__ __forceinline__ static void multiply_rows(float (&s)[blocks][4], int at, int columns) {
+#pragma unroll
+    for (int j = 0; j < blocks; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[j][i] = 0.0F;
+#pragma unroll 2
+    for (int k = 0; k < columns; k += P::depth) {
+      const typename P::Left left = P::template load_left<Own>(16 * warp_index(), k);
+#pragma unroll
+      for (int j = 0; j < blocks; j += 2)
+        P::multiply(s[j], s[j + 1], left, P::template load_columns<Other>(at + 8 * j, k));
+    }
+    if constexpr (is_float) {
+      // Of what is not finite, or of products that are too large, parts do not tell what it is.
+#pragma unroll
+      for (int j = 0; j < blocks; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (is_finite(s[j][i])) continue;
+          s[j][i] = 0.0F;
+          for (int k = 0; k < columns; ++k)
+            s[j][i] = multiply_add(Own::Memory::load(Own::at(own_row(i / 2), k)),
+                                   Other::Memory::load(Other::at(at + column_of(j, i % 2), k)), s[j][i]);
+        }
+    }
+  }
+
+  // In any lane that has the same columns.
+  __device__ __forceinline__ static Omitted not_finite(const Scores& s) {
+    Omitted omitted = 0;
+#pragma unroll
+    for (int j = 0; j < other_blocks; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (!is_finite(s[j][i])) omitted |= 1U << (2 * j + i % 2);
+    omitted |= shuffle_xor(omitted, 4);
+    omitted |= shuffle_xor(omitted, 8);
+    return omitted | shuffle_xor(omitted, 16);
+  }
+
+  // sum += w other, for the omitted rows and those own rows for which sees(half, row); their weights become 0.
+  template <class Other, class Sees>
+  __device__ __forceinline__ static void add_omitted(Sums& sum, Scores& w, int at, int columns, Omitted omitted,
+                                                     Sees&& sees) {
+#pragma unroll 1
+    for (int row = 0; row < others; ++row) {
+      const int j = row / 8, t = row % 8 / 2, h = row % 2;
+      if (!is_omitted(broadcast(omitted, t), j, h)) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float weight = 0.0F;
+#pragma unroll
+        for (int n = 0; n < other_blocks; ++n)
+          if (n == j) weight = h == 0 ? w[n][2 * half] : w[n][2 * half + 1];
+        weight = broadcast(weight, lane_index() / 4 * 4 + t);
+        if (!sees(half, row)) continue;
+#pragma unroll
+        for (int n = 0; n < dim_blocks; ++n) {
+          if (8 * n >= columns) continue;
+#pragma unroll
+          for (int i = 0; i < 2; ++i)
+            sum[n][2 * half + i] = multiply_add(
+                weight, element_of(Other::Memory::load(Other::at(at + row, column_of(n, i)))), sum[n][2 * half + i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < other_blocks; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (is_omitted(omitted, j, i % 2)) w[j][i] = 0.0F;
+  }
+
+  // Puts 0 for the omitted rows among those that begin with row 8 block of the tile.
+  __device__ __forceinline__ static void omit(typename P::Right& right, Omitted omitted, int block) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (is_float) {
+#pragma unroll
+        for (int part = 0; part < P::parts; ++part)
+          if (is_omitted(omitted, block, i % 2)) right.part[part][i] = 0;
+      } else {
+        const int j = block + i % 2;
+        right.b[i] &= (is_omitted(omitted, j, 0) ? 0U : 0xffffU) | (is_omitted(omitted, j, 1) ? 0U : 0xffff0000U);
+      }
+    }
+  }
+
+  // sum += w other, over the first `columns` columns of it, but for the omitted rows.
+  template <class Other>
+  __device__ __forceinline__ static void multiply_weights(Sums& sum, const Scores& w, int at, int columns, bool omits,
+                                                          Omitted omitted) {
+#pragma unroll
+    for (int j = 0; j < other_blocks; j += P::blocks) {
+      float of_step[P::blocks][4];
+#pragma unroll
+      for (int n = 0; n < P::blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) of_step[n][i] = w[j + n][i];
+      const typename P::WeightsLeft left = P::make_weights(of_step);
+#pragma unroll
+      for (int n = 0; n < dim_blocks; n += 2) {
+        if (8 * n >= columns) continue;
+        typename P::Right right = P::template load_rows<Other>(at + 8 * j, 8 * n);
+        if (omits) omit(right, omitted, j);
+        P::multiply(sum[n], sum[n + 1], left, right);
+      }
+    }
+  }
+
+  // Products s and dp become P and dS, but for the softmax scale. lse(i) and delta(i): of element i % 2 of a half i / 2 of block j.
+  template <class Lse, class Delta>
+  __device__ __forceinline__ static void differentiate(Scores& s, Scores& dp, float scale, float softcap, Lse&& lse,
+                                                       Delta&& delta) {
+#pragma unroll
+    for (int j = 0; j < other_blocks; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float exponent, slope = 1.0F;
+        if (softcap != 0.0F) {
+          const float tangent = hyperbolic_tangent(s[j][i] * scale / softcap);
+          slope = 1.0F - tangent * tangent;
+          exponent = (softcap * tangent - lse(j, i)) * log2_of_e;
+        } else {
+          exponent = (s[j][i] * scale - lse(j, i)) * log2_of_e;
+        }
+        s[j][i] = exp2_approx(exponent);
+        dp[j][i] = s[j][i] * (dp[j][i] - delta(j, i)) * slope;
+      }
+  }
+
+  __device__ __forceinline__ static void add_to(const View& to, std::int64_t b, std::int64_t first, std::int64_t head,
+                                                int there, int dim, const Sums& sum, float scale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (own_row(half) >= there) continue;
+      float* const row = to.at<float>(b, first + own_row(half), head);
+#pragma unroll
+      for (int n = 0; n < dim_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (column_of(n, i) < dim)
+            row[column_of(n, i)] = multiply_add(scale, sum[n][2 * half + i], row[column_of(n, i)]);
+    }
+  }
+};
+
+template <class T, int Dim, Weights weights, bool of_keys>
+__global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
+    backward(const __grid_constant__ BackwardParameters p) {
+  using Shape = BackwardShape<T, Dim>;
+  using Warp = Backward<T, Dim, weights>;
+  constexpr int others = Shape::others, threads = Shape::threads, stages = Shape::stages;
+  constexpr bool apart = of_keys && Dim == 256;  // dk and dv
+
+  // Queries begin with the last ones, which mostly see the most keys, and keys with the first.
+  std::int32_t index = block_index().x;
+  bool wants_x = true, wants_y = of_keys;
+  if constexpr (apart) {
+    wants_x = index % 2 == 0;
+    wants_y = !wants_x;
+    index /= 2;
+  }
+  const std::int32_t tile = of_keys ? index % p.work.num_tiles : p.work.num_tiles - 1 - index % p.work.num_tiles;
+  index /= p.work.num_tiles;
+  const std::int32_t heads = of_keys ? p.num_heads_kv : p.num_heads_kv * p.group;
+  const std::int32_t head = index % heads, entry = index / heads;
+  const std::int32_t first_other_head = of_keys ? head * p.group : head / p.group;
+  const std::int64_t b = p.work.first_entry + entry, kv_length = p.work.kv_length(entry);
+
+  const Item& item = p.work.item_of(tile);
+  const Members &own = of_keys ? item.keys : item.queries, &other = of_keys ? item.queries : item.keys;
+  const std::int64_t first = std::int64_t{tile - item.first_tile} * Shape::rows;
+  const int there = static_cast<int>(least(own.count() - first, Shape::rows));
+  const auto walk = [&](std::int64_t from, int count) {
+    return of_keys ? walk_rows(item, from, count, kv_length) : walk_keys(item, from, count, kv_length);
+  };
+  const Range tiles = walk(first, there).tiles(others);
+  if (tiles.empty()) return;
+  const int warp_there = there - 16 * warp_index();
+  const Walk warp_walk = warp_there > 0 ? walk(first + 16 * warp_index(), warp_there < 16 ? warp_there : 16) : Walk{};
+
+  const auto state_of = [&](std::int64_t query, std::int32_t query_head) {
+    return (b * p.num_heads_kv * p.group + query_head) * p.query_rows + item.queries.row + query;
+  };
+  // A row without keys weights nothing, as one whose lse is infinite.
+  const auto is_blind = [](float lse) { return bits_of(lse) == minus_infinity_bits; };
+  const auto lse_or_infinity = [&](float lse) { return is_blind(lse) ? float_of(infinity_bits) : lse; };
+
+  // Of own queries.
+  float own_lse[2] = {}, own_delta[2] = {};
+  Range own_seen[2] = {};
+  bool own_is_blind = false;
+  if constexpr (!of_keys) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = Warp::own_row(half);
+      own_lse[half] = float_of(infinity_bits);
+      if (row >= there) continue;
+      const std::int64_t state = state_of(first + row, head);
+      const float lse = p.lse[state];
+      own_lse[half] = lse_or_infinity(lse);
+      own_delta[half] = p.delta[state];
+      if (is_blind(lse))
+        own_is_blind = true;
+      else
+        own_seen[half] = item.keys_of(first + row, kv_length);
+    }
+  }
+  const bool some_are_blind = any_lane(own_is_blind);
+
+  const auto dtype = static_cast<DType>(p.dtype), dout_dtype = static_cast<DType>(p.dout_dtype);
+  const auto rows_of_q = [&](std::int64_t row, std::int32_t of_head, int count) {
+    return HeadRows{p.q, b, item.queries.row + row, of_head, count, dtype, p.head_dim, p.q_aligned};
+  };
+  const auto rows_of_dout = [&](std::int64_t row, std::int32_t of_head, int count) {
+    return HeadRows{p.dout, b, item.queries.row + row, of_head, count, dout_dtype, p.head_dim_v, p.dout_aligned};
+  };
+  const auto rows_of_k = [&](std::int64_t row, std::int32_t of_head, int count) {
+    return HeadRows{p.k, b, item.keys.row + row, of_head, count, dtype, p.head_dim, p.k_aligned};
+  };
+  const auto rows_of_v = [&](std::int64_t row, std::int32_t of_head, int count) {
+    return HeadRows{p.v, b, item.keys.row + row, of_head, count, dtype, p.head_dim_v, p.v_aligned};
+  };
+  const auto copy_own = [&] {
+    using X = typename Shape::OwnX;
+    using Y = typename Shape::OwnY;
+    if constexpr (of_keys) {
+      copy_head_rows<X, Shape::rows, threads>(0, rows_of_k(first, head, there));
+      copy_head_rows<Y, Shape::rows, threads>(0, rows_of_v(first, head, there));
+    } else {
+      copy_head_rows<X, Shape::rows, threads>(0, rows_of_q(first, head, there));
+      copy_head_rows<Y, Shape::rows, threads>(0, rows_of_dout(first, head, there));
+    }
+  };
+  const auto copy_other = [&](int at, std::int64_t t, std::int32_t g) {
+    using X = typename Shape::OtherX;
+    using Y = typename Shape::OtherY;
+    const std::int64_t begin = t * others;
+    const int count = static_cast<int>(least(other.count() - begin, others));
+    const std::int32_t other_head = first_other_head + g;
+    if constexpr (of_keys) {
+      copy_head_rows<X, others, threads>(at, rows_of_q(begin, other_head, count));
+      copy_head_rows<Y, others, threads>(at, rows_of_dout(begin, other_head, count));
+      for (int r = thread_index(); r < others; r += threads) {
+        float lse = float_of(minus_infinity_bits), delta = 0.0F;
+        if (r < count) {
+          lse = p.lse[state_of(begin + r, other_head)];
+          delta = p.delta[state_of(begin + r, other_head)];
+        }
+        const Range seen = is_blind(lse) ? Range{0, 0} : item.keys_of(begin + r, kv_length);
+        const auto own_row = [&](std::int64_t key) {
+          return static_cast<std::int32_t>(largest(0, least(key - first, Shape::rows)));
+        };
+        Shape::Lse::store(at + r, lse_or_infinity(lse));
+        Shape::Delta::store(at + r, delta);
+        Shape::Begin::store(at + r, own_row(seen.begin));
+        Shape::End::store(at + r, own_row(seen.end));
+      }
+    } else {
+      copy_head_rows<X, others, threads>(at, rows_of_k(begin, other_head, count));
+      copy_head_rows<Y, others, threads>(at, rows_of_v(begin, other_head, count));
+    }
+    cp_async_commit();
+  };
+
+  float sum_x[Warp::dim_blocks][4] = {};
+  float sum_y[of_keys && !apart ? Warp::dim_blocks : 1][4] = {};
+
+  // The tile that begins with other row t * others, of which `at` is the first in shared memory.
+  const auto add_tile = [&](int at, std::int64_t begin) {
+    if (begin >= warp_walk.some.end || begin + others <= warp_walk.some.begin) return;
+    using OtherX = typename Shape::OtherX;
+    using OtherY = typename Shape::OtherY;
+    const int columns_x = whole_steps(p.head_dim), columns_y = whole_steps(p.head_dim_v);
+    typename Warp::Scores s, dp;
+    Warp::template multiply_rows<typename Shape::OwnX, OtherX>(s, at, columns_x);
+    Warp::template multiply_rows<typename Shape::OwnY, OtherY>(dp, at, columns_y);
+
+    bool is_masked = some_are_blind || !warp_walk.is_full(begin, begin + others);
+    if constexpr (of_keys) {
+      bool blind = false;
+#pragma unroll
+      for (int j = 0; j < Warp::other_blocks; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) blind |= bits_of(Shape::Lse::load(at + Warp::column_of(j, h))) == infinity_bits;
+      is_masked = any_lane(blind) || is_masked;
+    }
+    // Whether own row `half` of this lane and row c of the tile see each other.
+    std::int32_t seen_begin[2] = {}, seen_end[2] = {};
+    const auto sees = [&](int half, int c) {
+      if constexpr (of_keys)
+        return Shape::Begin::load(at + c) <= Warp::own_row(half) && Warp::own_row(half) < Shape::End::load(at + c);
+      else
+        return seen_begin[half] <= c && c < seen_end[half];
+    };
+    bool omits = false;
+    Omitted omitted_x = 0, omitted_y = 0;
+    if (Warp::is_float || is_masked) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        seen_begin[half] = static_cast<std::int32_t>(largest(0, least(own_seen[half].begin - begin, others)));
+        seen_end[half] = static_cast<std::int32_t>(largest(0, least(own_seen[half].end - begin, others)));
+      }
+      omitted_x = Warp::not_finite(s);
+      omitted_y = Warp::not_finite(dp);
+      omits = any_lane((omitted_x | omitted_y) != 0);
+    }
+
+    Warp::differentiate(
+        s, dp, p.scale, p.softcap,
+        [&](int j, int i) { return of_keys ? Shape::Lse::load(at + Warp::column_of(j, i % 2)) : own_lse[i / 2]; },
+        [&](int j, int i) { return of_keys ? Shape::Delta::load(at + Warp::column_of(j, i % 2)) : own_delta[i / 2]; });
+    if (is_masked) {
+#pragma unroll
+      for (int j = 0; j < Warp::other_blocks; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (!sees(i / 2, Warp::column_of(j, i % 2))) s[j][i] = dp[j][i] = 0.0F;
+    }
+    if constexpr (of_keys) {
+      if (wants_y) {
+        typename Warp::Sums& sum = [&]() -> typename Warp::Sums& {
+          if constexpr (apart)
+            return sum_x;
+          else
+            return sum_y;
+        }();
+        if (omits) Warp::template add_omitted<OtherY>(sum, s, at, columns_y, omitted_y, sees);
+        Warp::template multiply_weights<OtherY>(sum, s, at, columns_y, omits, omitted_y);
+      }
+    }
+    if (wants_x) {
+      if (omits) Warp::template add_omitted<OtherX>(sum_x, dp, at, columns_x, omitted_x, sees);
+      Warp::template multiply_weights<OtherX>(sum_x, dp, at, columns_x, omits, omitted_x);
+    }
+  };
+
+  copy_own();
+  copy_other(0, tiles.begin, 0);
+  const std::int32_t groups = of_keys ? p.group : 1;
+  std::int32_t g = 0;
+  std::int64_t t = tiles.begin;
+  int at = 0;
+#pragma unroll 1
+  while (g < groups) {
+    const std::int64_t begin = t * others;
+    if (++t == tiles.end) {
+      t = tiles.begin;
+      ++g;
+    }
+    const int next = stages == 1 ? 0 : others - at;
+    cp_async_wait<0>();
+    barrier();
+    if (stages > 1 && g < groups) copy_other(next, t, g);
+    add_tile(at, begin);
+    if constexpr (stages == 1) {
+      barrier();
+      if (g < groups) copy_other(next, t, g);
+    }
+    at = next;
+  }
+
+  const std::int64_t row = own.row + first;
+  if constexpr (!of_keys) {
+    Warp::add_to(p.dq, b, row, head, there, p.head_dim, sum_x, p.scale);
+  } else if constexpr (apart) {
+    if (wants_x)
+      Warp::add_to(p.dk, b, row, head, there, p.head_dim, sum_x, p.scale);
+    else
+      Warp::add_to(p.dv, b, row, head, there, p.head_dim_v, sum_x, 1.0F);
+  } else {
+    Warp::add_to(p.dk, b, row, head, there, p.head_dim, sum_x, p.scale);
+    Warp::add_to(p.dv, b, row, head, there, p.head_dim_v, sum_y, 1.0F);
+  }
+}
+
+// delta, of rows as a block of queries has them: the diagonal of dout out^T. It is summed like dP, so that their difference is 0 where
+// a row sees but one key, whose value is its output.
+template <class T, int Dim, Weights weights>
+__global__ void __launch_bounds__(BackwardShape<T, Dim>::threads) delta(const __grid_constant__ DeltaParameters p) {
+  using Shape = BackwardShape<T, Dim>;
+  using Warp = Backward<T, Dim, weights>;
+  std::int32_t index = block_index().x;
+  const std::int64_t first = std::int64_t{index % p.num_tiles} * Shape::rows;
+  index /= p.num_tiles;
+  const std::int32_t head = index % p.num_heads;
+  const std::int64_t b = index / p.num_heads;
+  const int there = static_cast<int>(least(p.rows - first, Shape::rows));
+  const auto dtype = static_cast<DType>(p.dtype);
+  copy_head_rows<typename Shape::OwnX, Shape::rows, Shape::threads>(
+      0, {p.dout, b, first, head, there, dtype, p.head_dim_v, p.dout_aligned});
+  copy_head_rows<typename Shape::OwnY, Shape::rows, Shape::threads>(
+      0, {p.out, b, first, head, there, dtype, p.head_dim_v, p.out_aligned});
+  cp_async_commit();
+  cp_async_wait<0>();
+  barrier();
+  float products[2][4];
+  Warp::template multiply_rows<typename Shape::OwnX, typename Shape::OwnY>(products, 16 * warp_index(),
+                                                                           whole_steps(p.head_dim_v));
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = Warp::own_row(half);
+      if (16 * warp_index() + Warp::column_of(half, i) == row && row < there)
+        p.delta[(b * p.num_heads + head) * p.rows + first + row] = products[half][2 * half + i];
+    }
+}
+
+}  // namespace
+
+template <class T, int dim, Weights weights>
+DeltaKernel delta_kernel() {
+  using Shape = BackwardShape<T, dim>;
+  return {delta<T, dim, weights>, Shape::rows, Shape::threads, Shape::OwnY::end};
+}
+
+template <class T, int dim, Weights weights>
+BackwardKernel backward_kernel(Side side) {
+  using Shape = BackwardShape<T, dim>;
+  const bool of_keys = side == Side::key_value;
+  return {of_keys ? "backward_keys" : "backward_queries",
+          of_keys ? backward<T, dim, weights, true> : backward<T, dim, weights, false>,
+          Shape::rows,
+          Shape::threads,
+          Shape::shared_bytes,
+          of_keys && dim == 256 ? 2 : 1};
+}
+
+}  // namespace ringattn::cuda

@@ -1,0 +1,427 @@
+// Forward on any GPU with asynchronous copies and tensor cores (sm_80 and newer): online softmax over tiles (Dao et al. 2022,
+// "FlashAttention", Algorithm 1; Dao 2023, "FlashAttention-2").
+//
+//   a block takes a tile of query rows of one head, each of its warps 16 or 32 of them:
+//     O, max, sum: what earlier steps have, or nothing yet; in registers, as fragments
+//     for each tile of keys that some row sees, in ascending order:
+//       V of the tile begins to travel
+//       S = Q K^T                            K is there; Q stays in shared memory
+//       K of the next tile begins to travel
+//       scores, hidden ones -infinity        only where the tile is not seen whole by all rows
+//       P = exp2(S - max), sum += P          max, and O and sum with it, changes only where a score is much larger
+//       O += P V
+//     (O, max, sum) for the next step, or O / sum, rounded, and lse
+//
+// Two barriers a tile: behind the first K of it is there, and V of the one before done with; behind the second V is there, and K done
+// with. All else a warp does alone, and what it does for a row does not depend on the other rows: tiles of keys are counted from the
+// item's first key, hidden keys add zeros, and every row has a max of its own.
+//
+// max is a number that the weights of a row are relative to, near its largest score: it follows only when a score is 2^8 times as
+// large, so that most tiles need not scale O. Of float16, whose numbers end at 2^16 and have few digits below 2^-14, it is 2^7 less.
+//
+// 0 times infinity is not 0: where a tile is hidden from some rows and its V is not finite, those numbers are taken out of shared memory
+// and added to the rows that see them, one by one.
+#pragma once
+
+#include "engine/cuda/forward.h"
+#include "engine/cuda/tile.cuh"
+#include "plan/problem.h"
+
+namespace ringattn::cuda {
+namespace {
+
+constexpr float minus_infinity = -__builtin_huge_valf();
+
+template <class T, int Dim, Weights weights>
+struct ForwardShape {
+  static constexpr bool half = sizeof(T) == 2;
+  static constexpr bool rounded = half && weights == Weights::rounded;
+  static constexpr int warps = 4, threads = warps * warp_size;
+  static constexpr int row_tiles = rounded && Dim <= 128 ? 2 : 1;  // of 16 rows, of a warp
+  static constexpr int rows = warps * row_tiles * 16;
+  static constexpr int keys = rounded ? 64 : half || Dim <= 128 ? 32 : 16;
+  static constexpr float shift = std::is_same_v<T, Float16> ? 7 : 0;
+  static constexpr float slack = 8;
+
+  using Q = SharedTile<T, 0, rows, Dim>;
+  using K = SharedTile<T, Q::end, keys, Dim>;
+  using V = SharedTile<T, K::end, keys, Dim>;
+  using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row, in keys of the item
+  using Spoilt = Shared<std::uint32_t, Seen::end, 4>;  // whether V is, as each warp knows it
+  static constexpr int shared_bytes = Spoilt::end;
+};
+
+// Which rows of which head a block has.
+struct Unit {
+  std::int32_t entry;  // of the launch's
+  std::int64_t b;
+  std::int32_t head, head_kv;
+  std::int32_t tile;
+};
+// Heads of a group side by side, since they share keys; of an item the last rows first, since they mostly see the most keys.
+__device__ __forceinline__ Unit unit_of(const ForwardParameters& p, std::int32_t index) {
+  Unit unit;
+  const std::int32_t g = index % p.group;
+  index /= p.group;
+  unit.tile = p.work.num_tiles - 1 - index % p.work.num_tiles;
+  index /= p.work.num_tiles;
+  unit.head_kv = index % p.num_heads_kv;
+  unit.head = unit.head_kv * p.group + g;
+  unit.entry = index / p.num_heads_kv;
+  unit.b = p.work.first_entry + unit.entry;
+  return unit;
+}
+
+__device__ __forceinline__ Words<4> words_of(Range range) {
+  return {{static_cast<std::uint32_t>(range.begin), static_cast<std::uint32_t>(range.begin >> 32),
+           static_cast<std::uint32_t>(range.end), static_cast<std::uint32_t>(range.end >> 32)}};
+}
+__device__ __forceinline__ Range range_of(const Words<4>& words) {
+  return {static_cast<std::int64_t>(words[0] | std::uint64_t{words[1]} << 32),
+          static_cast<std::int64_t>(words[2] | std::uint64_t{words[3]} << 32)};
+}
+
+// Two neighbours in a row, of which the first is element `column`.
+__device__ __forceinline__ void store_two(float* row, int column, int dim, float x, float y, bool pairs) {
+  if (pairs && column < dim) {
+    *reinterpret_cast<Words<2>*>(row + column) = {{bits_of(x), bits_of(y)}};
+    return;
+  }
+  if (column < dim) row[column] = x;
+  if (column + 1 < dim) row[column + 1] = y;
+}
+template <class T>
+__device__ __forceinline__ void store_two(T* row, int column, int dim, float x, float y, bool pairs) {
+  const std::uint32_t packed = pack<T>(x, y);
+  if (pairs && column < dim) {
+    *reinterpret_cast<Words<1>*>(row + column) = {{packed}};
+    return;
+  }
+  if (column < dim) row[column].bits = static_cast<std::uint16_t>(packed);
+  if (column + 1 < dim) row[column + 1].bits = static_cast<std::uint16_t>(packed >> 16);
+}
+
+// What a warp has of its rows. Of 16 rows a lane has columns 2 t and 2 t + 1 of every eight, of the rows group and group + 8 (`half`),
+// with group = lane / 4 and t = lane % 4: four lanes share a row.
+template <class T, int Dim, Weights weights>
+struct Forward {
+  using Shape = ForwardShape<T, Dim, weights>;
+  using P = Product<T, weights>;
+  using Q = typename Shape::Q;
+  using K = typename Shape::K;
+  using V = typename Shape::V;
+  static constexpr int row_tiles = Shape::row_tiles, threads = Shape::threads, keys = Shape::keys;
+  static constexpr int key_blocks = keys / 8, dim_blocks = Dim / 8;
+
+  float out[row_tiles][dim_blocks][4];
+  float max[row_tiles][2], sum[row_tiles][2];  // sum: this lane's part of it
+
+  // Of the block's rows.
+  __device__ __forceinline__ static int row_of(int m, int half) {
+    return (warp_index() * row_tiles + m) * 16 + lane_index() / 4 + half * 8;
+  }
+  __device__ __forceinline__ static int column_of(int block) { return block * 8 + lane_index() % 4 * 2; }
+
+  __device__ __forceinline__ void begin(const ForwardParameters& p, const Unit& unit, std::int64_t stored, int rows) {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = row_of(m, half);
+        const bool has_more = !p.first && row < rows;
+        const std::int64_t state = (unit.b * p.num_heads_kv * p.group + unit.head) * p.query_rows + stored + row;
+        max[m][half] = has_more ? p.max[state] : minus_infinity;
+        sum[m][half] = has_more && lane_index() % 4 == 0 ? p.sum[state] : 0.0F;
+        const float* const from = p.running.at<const float>(unit.b, stored + row, unit.head);
+#pragma unroll
+        for (int n = 0; n < dim_blocks; ++n) {
+          const int column = column_of(n);
+          float x = 0, y = 0;
+          if (has_more && column < p.head_dim_v) {
+            if (p.pairs) {
+              const Words<2> two = *reinterpret_cast<const Words<2>*>(from + column);
+              x = float_of(two[0]);
+              y = float_of(two[1]);
+            } else {
+              x = from[column];
+              if (column + 1 < p.head_dim_v) y = from[column + 1];
+            }
+          }
+          out[m][n][2 * half] = x;
+          out[m][n][2 * half + 1] = y;
+        }
+      }
+  }
+
+  __device__ __forceinline__ void end(const ForwardParameters& p, const Unit& unit, std::int64_t stored, int rows) {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float total = sum[m][half];
+        total += shuffle_xor(total, 1);
+        total += shuffle_xor(total, 2);
+        const int row = row_of(m, half);
+        if (row >= rows) continue;
+        const std::int64_t state = (unit.b * p.num_heads_kv * p.group + unit.head) * p.query_rows + stored + row;
+        const bool is_mine = lane_index() % 4 == 0;
+        if (!p.last) {
+          if (is_mine) p.max[state] = max[m][half];
+          if (is_mine) p.sum[state] = total;
+          store<float>(p.running, unit, stored + row, m, half, p.head_dim_v, 1.0F, p.pairs);
+          continue;
+        }
+        constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is the sum
+        if (is_mine && p.lse != nullptr)
+          p.lse[state] =
+              total == 0.0F ? minus_infinity
+                            : multiply_add(max[m][half], log_2,
+                                           multiply_add(max[m][half], log_2_rest, natural_logarithm(total)));
+        const float divisor = total == 0.0F ? 1.0F : total;
+        if (p.out_type == static_cast<std::int32_t>(DType::float32))
+          store<float>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
+        else if (p.out_type == static_cast<std::int32_t>(DType::bfloat16))
+          store<BFloat16>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
+        else
+          store<Float16>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
+      }
+  }
+  // A multiplication where the result will be rounded more coarsely.
+  __device__ __forceinline__ static float divided(float x, float divisor) {
+    return sizeof(T) == 2 && weights == Weights::rounded ? x * (1.0F / divisor) : x / divisor;
+  }
+  template <class To>
+  __device__ __forceinline__ void store(const View& to, const Unit& unit, std::int64_t row, int m, int half, int dim,
+                                        float divisor, bool pairs) const {
+    To* const begin = to.at<To>(unit.b, row, unit.head);
+#pragma unroll
+    for (int n = 0; n < dim_blocks; ++n)
+      store_two(begin, column_of(n), dim, divided(out[m][n][2 * half], divisor),
+                divided(out[m][n][2 * half + 1], divisor), pairs);
+  }
+
+  float s[row_tiles][key_blocks][4];
+
+  __device__ __forceinline__ void multiply_keys() {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0F;
+#pragma unroll
+    for (int k = 0; k < Dim; k += P::depth) {
+      typename P::Left left[row_tiles];
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m)
+        left[m] = P::template load_left<Q>((warp_index() * row_tiles + m) * 16, k);
+#pragma unroll
+      for (int n = 0; n < key_blocks; n += 2) {
+        const typename P::Right right = P::template load_columns<K>(n * 8, k);
+#pragma unroll
+        for (int m = 0; m < row_tiles; ++m) P::multiply(s[m][n], s[m][n + 1], left[m], right);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void make_scores(const ForwardParameters& p) {
+    if (p.score == ForwardParameters::Score::scaled) return;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float x = s[m][n][i] * p.inner;
+          s[m][n][i] = p.score == ForwardParameters::Score::capped ? hyperbolic_tangent(x) : x;
+        }
+  }
+
+  // Of the tile whose first key is number `begin` of the item.
+  __device__ __forceinline__ static Range seen_of(int row, std::int64_t begin) {
+    const Range seen = range_of(Shape::Seen::load(row));
+    return {largest(seen.begin - begin, 0), least(seen.end - begin, keys)};
+  }
+
+  __device__ __forceinline__ void hide(std::int64_t begin) {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const Range seen = seen_of(row_of(m, half), begin);
+        const int from = static_cast<int>(least(seen.begin, keys)), to = static_cast<int>(largest(seen.end, 0));
+#pragma unroll
+        for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int key = column_of(n) + i;
+            if (key < from || key >= to) s[m][n][2 * half + i] = minus_infinity;
+          }
+      }
+  }
+
+  // Scores become weights.
+  __device__ __forceinline__ void make_weights(float outer) {
+    float factor[row_tiles][2];
+    bool changes = false;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float top = minus_infinity;
+#pragma unroll
+        for (int n = 0; n < key_blocks; ++n) top = larger(top, larger(s[m][n][2 * half], s[m][n][2 * half + 1]));
+        top = larger(top, shuffle_xor(top, 1));
+        top = larger(top, shuffle_xor(top, 2));
+        const float before = max[m][half], here = top * outer - Shape::shift;
+        factor[m][half] = 1.0F;
+        if (here > before + Shape::slack) {  // not if it is not a number
+          max[m][half] = here;
+          factor[m][half] = exp2_approx(before - here);
+          changes = true;
+        }
+        const float subtracted = max[m][half] == minus_infinity ? 0.0F : max[m][half];
+        float total = 0.0F;
+#pragma unroll
+        for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& x = s[m][n][2 * half + i];
+            x = exp2_approx(multiply_add(x, outer, -subtracted));
+            total += x;
+          }
+        sum[m][half] = multiply_add(sum[m][half], factor[m][half], total);
+      }
+    if (!any_lane(changes)) return;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < dim_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[m][i / 2];
+  }
+
+  // What is not finite in V, to the rows that see it. Afterwards it is 0.
+  __device__ __forceinline__ void add_spoilt(std::int64_t begin) {
+#pragma unroll 1
+    for (int key = 0; key < keys; ++key)
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float weight = 0.0F;
+#pragma unroll
+          for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+              if (column_of(n) + i == key) weight = s[m][n][2 * half + i];
+          weight += shuffle_xor(weight, 1);
+          weight += shuffle_xor(weight, 2);
+          const Range seen = seen_of(row_of(m, half), begin);
+          if (key < seen.begin || key >= seen.end) continue;
+#pragma unroll
+          for (int n = 0; n < dim_blocks; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              const float x = element_of(V::Memory::load(V::at(key, column_of(n) + i)));
+              if (!is_finite(x)) out[m][n][2 * half + i] = multiply_add(weight, x, out[m][n][2 * half + i]);
+            }
+        }
+    barrier();
+    clear_own_spoilt<V, threads>();
+    barrier();
+  }
+
+  __device__ __forceinline__ void multiply_values() {
+#pragma unroll
+    for (int k = 0; k < keys; k += P::depth) {
+      typename P::WeightsLeft left[row_tiles];
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m) {
+        float weights_of_step[P::blocks][4];
+#pragma unroll
+        for (int n = 0; n < P::blocks; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) weights_of_step[n][i] = s[m][k / 8 + n][i];
+        left[m] = P::make_weights(weights_of_step);
+      }
+#pragma unroll
+      for (int n = 0; n < dim_blocks; n += 2) {
+        const typename P::Right right = P::template load_rows<V>(k, n * 8);
+#pragma unroll
+        for (int m = 0; m < row_tiles; ++m) P::multiply(out[m][n], out[m][n + 1], left[m], right);
+      }
+    }
+  }
+};
+
+template <class T, int Dim, Weights weights>
+__global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
+    forward(const __grid_constant__ ForwardParameters p) {
+  using Warp = Forward<T, Dim, weights>;
+  using Shape = typename Warp::Shape;
+  constexpr int keys = Shape::keys, threads = Shape::threads;
+  const Unit unit = unit_of(p, block_index().x);
+  const Item& item = p.work.item_of(unit.tile);
+  const std::int64_t kv_length = p.work.kv_length(unit.entry);
+  const std::int64_t first_row = std::int64_t{unit.tile - item.first_tile} * Shape::rows;
+  const std::int64_t stored = item.queries.row + first_row;
+  const int rows = static_cast<int>(least(item.queries.count() - first_row, Shape::rows));
+  const Walk walk = walk_keys(item, first_row, rows, kv_length);
+  const Range tiles = walk.tiles(keys);
+  if (tiles.empty() && !p.first && !p.last) return;
+
+  const auto copy = [&]<class Tile>(Tile, const View& from, std::int64_t tile, int dim, bool aligned) {
+    const std::int64_t begin = tile * keys;
+    copy_rows<Tile, threads>({from.at<const T>(unit.b, item.keys.row + begin, unit.head_kv), from.seq_stride,
+                              static_cast<int>(largest(walk.some.begin - begin, 0)),
+                              static_cast<int>(least(walk.some.end - begin, keys)), dim, aligned});
+    cp_async_commit();
+  };
+  if (!tiles.empty()) {
+    copy_rows<typename Warp::Q, threads>(
+        {p.q.at<const T>(unit.b, stored, unit.head), p.q.seq_stride, 0, rows, p.head_dim, p.q_aligned});
+    copy(typename Warp::K{}, p.k, tiles.begin, p.head_dim, p.k_aligned);
+    for (int i = thread_index(); i < Shape::rows; i += threads)
+      Shape::Seen::store(i, words_of(i < rows ? item.keys_of(first_row + i, kv_length) : Range{0, 0}));
+  }
+
+  Warp warp;
+  warp.begin(p, unit, stored, rows);
+  for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+    const bool full = walk.is_full(tile * keys, (tile + 1) * keys);
+    cp_async_wait<0>();
+    barrier();
+    copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
+    warp.multiply_keys();
+    cp_async_wait<0>();
+    if (!full) {
+      const bool spoilt = any_lane(own_is_spoilt<typename Warp::V, threads>());
+      if (lane_index() == 0) Shape::Spoilt::store(warp_index(), spoilt ? 1 : 0);
+    }
+    barrier();
+    if (tile + 1 < tiles.end) copy(typename Warp::K{}, p.k, tile + 1, p.head_dim, p.k_aligned);
+    warp.make_scores(p);
+    if (!full) warp.hide(tile * keys);
+    warp.make_weights(p.outer);
+    if (!full) {
+      const Words<4> spoilt = Shape::Spoilt::load16(0);
+      if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) warp.add_spoilt(tile * keys);
+    }
+    warp.multiply_values();
+  }
+  warp.end(p, unit, stored, rows);
+}
+
+}  // namespace
+
+template <class T, int dim, Weights weights>
+ForwardKernel forward_kernel() {
+  using Shape = ForwardShape<T, dim, weights>;
+  constexpr const char* name = std::is_same_v<T, float>      ? "forward_f32"
+                                     : std::is_same_v<T, BFloat16> ? "forward_bf16"
+                                                                   : "forward_f16";
+  return {name, forward<T, dim, weights>, Shape::rows, Shape::threads, Shape::shared_bytes};
+}
+
+}  // namespace ringattn::cuda

@@ -1,0 +1,42 @@
+// The portable engine's kernels, for sm_80 and newer: which problems they take, which of them takes a problem, and how a step is run.
+// Host code; the first two are pure.
+#pragma once
+
+#include <string>
+
+#include "engine/engine.h"
+
+struct CUstream_st;  // cudaStream_t points to it
+
+namespace ringattn::cuda {
+
+// Empty, or why the kernels cannot run the problem.
+std::string portable_refusal(const Problem& problem);
+
+struct ForwardVariant {
+  DType dtype;
+  int dim;             // 64, 128 or 256: the least that has room for head_dim and head_dim_v
+  bool exact_weights;  // else they are rounded to dtype
+  friend bool operator==(const ForwardVariant&, const ForwardVariant&) = default;
+};
+ForwardVariant choose_forward(const Problem& problem);
+
+// Enqueues the step's kernels, or those before the first that cannot be: a cudaError_t. `max` of the running state is in the kernels'
+// own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster.
+int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream);
+
+struct BackwardVariant {
+  DType dtype;         // of operands in shared memory
+  int dim;             // as above
+  bool exact_weights;  // weights and gradients of scores; else they are rounded to dtype
+  friend bool operator==(const BackwardVariant&, const BackwardVariant&) = default;
+};
+BackwardVariant choose_backward(const Problem& problem);
+
+// delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum. `out` is of the dtype of `dout`.
+int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
+                   CUstream_st* stream);
+// As portable_forward, for a backward step, which needs no scratch. Results are bitwise repeatable.
+int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream);
+
+}  // namespace ringattn::cuda

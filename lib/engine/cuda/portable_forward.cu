@@ -1,0 +1,125 @@
+// A step's launches: a grid of one block for each tile of query rows, head and entry of the batch, of as many items as fit into the
+// parameters of a kernel. Items that are behind each other write different rows, so their order does not matter.
+#include <cmath>
+#include <numbers>
+#include <vector>
+
+#include "engine/cuda/device/launch.h"
+#include "engine/cuda/forward.h"
+#include "engine/cuda/portable.h"
+#include "engine/cuda/step.h"
+
+namespace ringattn::cuda {
+namespace {
+
+template <class T, Weights weights>
+ForwardKernel find_kernel(int dim) {
+  switch (dim) {
+    case 64:
+      return forward_kernel<T, 64, weights>();
+    case 128:
+      return forward_kernel<T, 128, weights>();
+    default:
+      return forward_kernel<T, 256, weights>();
+  }
+}
+ForwardKernel find_kernel(const ForwardVariant& variant) {
+  constexpr Weights exact = Weights::exact, rounded = Weights::rounded;
+  if (variant.dtype == DType::bfloat16)
+    return variant.exact_weights ? find_kernel<BFloat16, exact>(variant.dim)
+                                 : find_kernel<BFloat16, rounded>(variant.dim);
+  if (variant.dtype == DType::float16)
+    return variant.exact_weights ? find_kernel<Float16, exact>(variant.dim)
+                                 : find_kernel<Float16, rounded>(variant.dim);
+  return variant.exact_weights ? find_kernel<float, exact>(variant.dim) : find_kernel<float, rounded>(variant.dim);
+}
+
+// Whether two neighbours, the first of them even, can be taken at once, and rows have no odd end.
+bool in_pairs(const Tensor& tensor, std::int64_t dim) {
+  const auto address = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(tensor.data));
+  return address % (2 * size_of(tensor.dtype)) == 0 &&
+         (tensor.batch_stride | tensor.seq_stride | tensor.head_stride | dim) % 2 == 0;
+}
+
+ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step) {
+  ForwardParameters p{};
+  p.q = view_of(step.q);
+  p.k = view_of(step.k);
+  p.v = view_of(step.v);
+  p.running = view_of(step.running);
+  p.max = step.max;
+  p.sum = step.sum;
+  p.out = view_of(step.out);
+  p.lse = step.lse;
+  p.query_rows = step.query_rows;
+  p.num_heads_kv = static_cast<std::int32_t>(problem.num_heads_kv);
+  p.group = static_cast<std::int32_t>(problem.group());
+  p.head_dim = static_cast<std::int32_t>(problem.head_dim);
+  p.head_dim_v = static_cast<std::int32_t>(problem.head_dim_v);
+  p.out_type = static_cast<std::int32_t>(step.out.dtype);
+  const double scale = static_cast<double>(problem.softmax_scale), cap = static_cast<double>(problem.softcap);
+  if (cap != 0) {
+    p.score = ForwardParameters::Score::capped;
+    p.inner = static_cast<float>(scale / cap);
+    p.outer = static_cast<float>(cap * std::numbers::log2e);
+  } else if (scale > 0) {
+    p.score = ForwardParameters::Score::scaled;
+    p.inner = 1;
+    p.outer = static_cast<float>(scale * std::numbers::log2e);
+  } else {
+    p.score = ForwardParameters::Score::multiplied;
+    p.inner = problem.softmax_scale;
+    p.outer = static_cast<float>(std::numbers::log2e);
+  }
+  p.q_aligned = is_aligned(step.q);
+  p.k_aligned = is_aligned(step.k);
+  p.v_aligned = is_aligned(step.v);
+  p.pairs = in_pairs(step.running, problem.head_dim_v);
+  p.out_pairs = in_pairs(step.out, problem.head_dim_v);
+  p.first = step.first;
+  p.last = step.last;
+  return p;
+}
+
+}  // namespace
+
+int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream) {
+  const ForwardKernel kernel = find_kernel(choose_forward(problem));
+  ForwardParameters p = parameters_of(problem, step);
+  int error = 0;
+  std::vector<Access> accesses;
+  for_each_work(problem, step.items, Side::query, kernel.rows, [&](const Work& work) {
+    if (error != 0) return;
+    p.work = work;
+    const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);
+    accesses.clear();
+    const auto add = [&](const Tensor& tensor, Range rows, std::int64_t heads, std::int64_t dim, bool writes) {
+      if (!rows.empty()) accesses.push_back(access_of(tensor, work, rows, heads, dim, writes));
+    };
+    const auto add_values = [&](const float* values, bool writes) {
+      if (values != nullptr)
+        accesses.push_back(access_of(values, work, queries, problem.num_heads_q, step.query_rows, writes));
+    };
+    if (!keys.empty()) add(step.q, queries, problem.num_heads_q, problem.head_dim, false);
+    add(step.k, keys, problem.num_heads_kv, problem.head_dim, false);
+    add(step.v, keys, problem.num_heads_kv, problem.head_dim_v, false);
+    const auto add_running = [&](bool writes) {
+      add(step.running, queries, problem.num_heads_q, problem.head_dim_v, writes);
+      add_values(step.max, writes);
+      add_values(step.sum, writes);
+    };
+    if (!step.first) add_running(false);
+    if (!step.last) add_running(true);
+    if (step.last) add(step.out, queries, problem.num_heads_q, problem.head_dim_v, true);
+    if (step.last) add_values(step.lse, true);
+    const LaunchConfig config{.name = kernel.name,
+                              .grid = {static_cast<int>(work.num_tiles * problem.num_heads_q * work.num_entries), 1, 1},
+                              .threads = kernel.threads,
+                              .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
+                              .stream = stream};
+    error = launch(config, accesses, kernel.kernel, p);
+  });
+  return error;
+}
+
+}  // namespace ringattn::cuda

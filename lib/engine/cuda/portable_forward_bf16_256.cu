@@ -1,0 +1,8 @@
+#include "engine/cuda/forward.cuh"
+
+namespace ringattn::cuda {
+
+template ForwardKernel forward_kernel<BFloat16, 256, Weights::rounded>();
+template ForwardKernel forward_kernel<BFloat16, 256, Weights::exact>();
+
+}  // namespace ringattn::cuda
