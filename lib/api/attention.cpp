@@ -2,6 +2,7 @@
 #include "api/context.h"
 #include "api/structs.h"
 #include "api/validate.h"
+#include "core/memory.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -23,10 +24,6 @@ struct Shapes {
   std::int64_t lse_bytes;
 };
 
-void require_host(ra_stream stream) {
-  require(stream == nullptr, "stream is ", static_cast<const void *>(stream), "; must be NULL with RA_BACKEND_CPU");
-}
-
 void check_workspace(Ranges &ranges, const char *pass, void *workspace, std::size_t size, std::size_t needed) {
   if (workspace == nullptr) {
     require(size == 0, "workspace is NULL while workspace_size is ", size, "; must be 0 then");
@@ -42,8 +39,7 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   const ra_attention_desc d = read(desc, "desc");
   const ra_forward_args a = read(args, "args");
   const Problem p = to_problem(d);
-  require_supported(d, p, *c.engine);
-  require_host(a.stream);
+  require_supported(d, p, c.engine);
   const Shapes shapes(p, c.rank);
   Ranges ranges;
   ForwardCall call;
@@ -56,9 +52,11 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(ranges, "forward", a.workspace, a.workspace_size,
-                    workspace_bytes(c.plan(p, Pass::forward), *c.engine));
+                    workspace_bytes(c.plan(p, Pass::forward), c.engine));
   ranges.require_disjoint();
-  c.together(Operation::forward, p, whole_call, [&] { return c.forward(p, call); });
+  c.backend->check(ranges, a.stream);
+  if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::forward, a.stream);
+  c.together(Pass::forward, p, a.stream, whole_call, [&] { return c.forward(p, call); });
 }
 
 void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
@@ -66,8 +64,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   const ra_attention_desc d = read(desc, "desc");
   const ra_backward_args a = read(args, "args");
   const Problem p = to_problem(d);
-  require_supported(d, p, *c.engine);
-  require_host(a.stream);
+  require_supported(d, p, c.engine);
   require_range("accumulate", a.accumulate, 0, 1);
   require(a.reserved == 0, "reserved is ", a.reserved, "; must be 0");
   const Shapes shapes(p, c.rank);
@@ -87,9 +84,11 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(ranges, "backward", a.workspace, a.workspace_size,
-                    workspace_bytes(c.plan(p, Pass::backward), *c.engine));
+                    workspace_bytes(c.plan(p, Pass::backward), c.engine));
   ranges.require_disjoint();
-  c.together(Operation::backward, p, whole_call, [&] { return c.backward(p, call); });
+  c.backend->check(ranges, a.stream);
+  if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::backward, a.stream);
+  c.together(Pass::backward, p, a.stream, whole_call, [&] { return c.backward(p, call); });
 }
 
 }  // namespace

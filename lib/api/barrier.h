@@ -30,6 +30,10 @@ inline ra_status report_exception(ra_error *error, int own_rank) noexcept {
   try {
     throw;
   } catch (const Error &e) {
+    if (error != nullptr) {
+      error->cuda_error = e.cuda_error;
+      error->nccl_result = e.nccl_result;
+    }
     return report(error, e.status, e.rank, e.message.c_str());
   } catch (const std::bad_alloc &) {
     return report(error, RA_STATUS_OUT_OF_MEMORY, own_rank, "memory could not be allocated");

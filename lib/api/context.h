@@ -6,24 +6,14 @@
 #include <mutex>
 #include <new>
 
-#include "core/memory.h"
+#include "api/backend.h"
 #include "core/stopwatch.h"
-#include "engine/engine.h"
 #include "plan/plan.h"
 #include "ring/agreement.h"
 #include "ring/ring.h"
 #include "transport/transport.h"
 
 namespace ringattn::api {
-
-// A checked ra_context_config, without what only joining needs.
-struct Rank {
-  int rank = 0;
-  int world_size = 1;
-  int num_threads = 1;
-};
-Rank to_rank(const ra_context_config &config);
-std::unique_ptr<Engine> to_engine(const ra_context_config &config, const Rank &rank);
 
 // What a pass did, and the time of the call around it.
 struct CallStatistics : Statistics {
@@ -36,11 +26,17 @@ ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank,
 }  // namespace ringattn::api
 
 struct ra_context {
-  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::Engine> e)
-      : rank(r), timeout_ms(timeout), engine(std::move(e)) {}
+  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::api::Backend> b)
+      : rank(r), timeout_ms(timeout), backend(std::move(b)), engine(backend->engine()) {}
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
-  const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
+  struct KeptPlan {
+    std::unique_ptr<ringattn::Plan> plan;
+    bool is_agreed = false;  // all ranks have made this call
+  };
+  const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass) {
+    return *kept_plan(problem, pass).plan;
+  }
 
   // Runs what the ranks do together: refuses a broken context, then f(); if f throws, the whole group breaks.
   template <class F>
@@ -80,18 +76,47 @@ struct ra_context {
   void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0) {
     if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b);
   }
-  ringattn::Statistics forward(const ringattn::Problem &problem, ringattn::ForwardCall call);
-  ringattn::Statistics backward(const ringattn::Problem &problem, ringattn::BackwardCall call);
 
-  // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs pass().
+  // The context's own workspace, large enough for this pass.
+  void *workspace(const ringattn::Problem &problem, ringattn::Pass pass, ra_stream stream) {
+    return backend->workspace(ringattn::workspace_bytes(plan(problem, pass), engine), stream);
+  }
+  ringattn::Statistics forward(const ringattn::Problem &problem, const ringattn::ForwardCall &call) {
+    return ringattn::run_forward(plan(problem, ringattn::Pass::forward), {engine, *transport}, call);
+  }
+  ringattn::Statistics backward(const ringattn::Problem &problem, const ringattn::BackwardCall &call) {
+    return ringattn::run_backward(plan(problem, ringattn::Pass::backward), {engine, *transport}, call);
+  }
+
+  // Runs f(), which computes, on a stream of the caller's.
   template <class F>
-  void together(ringattn::Operation operation, const ringattn::Problem &problem, const ringattn::Stopwatch &whole_call,
-                F &&pass) {
+  void on(ra_stream stream, F &&f) {
+    backend->begin(stream);
+    const struct End {
+      ringattn::api::Backend &backend;
+      ~End() { backend.end(); }
+    } end{*backend};
+    f();
+  }
+
+  // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs run(). Where ranks cannot ask
+  // each other in a capture, they rely on having agreed before.
+  template <class F>
+  void together(ringattn::Pass pass, const ringattn::Problem &problem, ra_stream stream,
+                const ringattn::Stopwatch &whole_call, F &&run) {
+    const bool asks = transport->gathers_in_captures() || rank.world_size == 1 || !backend->is_captured(stream);
+    if (!asks && !kept_plan(problem, pass).is_agreed)
+      ringattn::fail(RA_STATUS_INVALID_STATE,
+                     "stream is being captured, and the ranks have not agreed on this call yet; make it once before");
     collective([&] {
       const ringattn::Stopwatch agreement;
-      agree(operation, problem);
+      if (asks) {
+        agree(pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward, problem);
+        kept_plan(problem, pass).is_agreed = true;
+      }
       const double waited = agreement.seconds();
-      ringattn::api::CallStatistics s{pass()};
+      ringattn::api::CallStatistics s;
+      on(stream, [&] { s = {run(), 0}; });
       s.wait_seconds += waited;
       s.total_seconds = whole_call.seconds();
       const std::lock_guard lock(statistics_mutex);
@@ -101,16 +126,17 @@ struct ra_context {
 
   ringattn::api::Rank rank;
   std::int64_t timeout_ms;
-  std::unique_ptr<ringattn::Engine> engine;
-  std::unique_ptr<ringattn::Plan> forward_plan, backward_plan;
-  ringattn::Block workspace;  // where the caller gives none
-  std::int64_t calls = 0;     // collective calls completed: equal on all ranks
+  std::unique_ptr<ringattn::api::Backend> backend;
+  ringattn::Engine &engine;  // the backend's
+  KeptPlan forward_plan, backward_plan;
+  std::int64_t calls = 0;  // collective calls completed: equal on all ranks
   std::atomic<bool> busy{false};
   mutable std::mutex statistics_mutex;
   ringattn::api::CallStatistics statistics;        // of the last call completed
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
+  KeptPlan &kept_plan(const ringattn::Problem &problem, ringattn::Pass pass);
   void break_group() noexcept;  // in a catch block
 };
 

@@ -55,8 +55,8 @@ ra_status ra_get_memory_requirements(const ra_context *context, const ra_attenti
     const ra_context &c = checked(context);
     const ra_attention_desc d = read(desc, "desc");
     const Problem p = to_problem(d);
-    require_supported(d, p, *c.engine);
-    write(requirements, "requirements", describe_memory(p, c.rank, *c.engine, sizeof c));
+    require_supported(d, p, c.engine);
+    write(requirements, "requirements", describe_memory(p, c.rank, c.engine, sizeof c));
   });
 }
 
@@ -65,11 +65,12 @@ ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention
   return guard(error, [&] {
     const ra_context_config c = read(config, "config");
     const Rank rank = to_rank(c);
-    const std::unique_ptr<Engine> engine = to_engine(c, rank);
+    const std::unique_ptr<Backend> backend = make_backend(c, rank);
+    const Engine &engine = backend->engine();
     const ra_attention_desc d = read(desc, "desc");
     const Problem p = to_problem(d);
-    require_supported(d, p, *engine);
-    write(requirements, "requirements", describe_memory(p, rank, *engine, sizeof(ra_context)));
+    require_supported(d, p, engine);
+    write(requirements, "requirements", describe_memory(p, rank, engine, sizeof(ra_context)));
   });
 }
 

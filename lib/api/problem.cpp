@@ -14,7 +14,7 @@ ra_status ra_check_support(const ra_context *context, const ra_attention_desc *d
   return guard(error, [&] {
     const ra_context &c = checked(context);
     const ra_attention_desc d = read(desc, "desc");
-    require_supported(d, to_problem(d), *c.engine);
+    require_supported(d, to_problem(d), c.engine);
   });
 }
 

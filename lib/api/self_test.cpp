@@ -18,32 +18,37 @@ using reference::Expected;
 using reference::Oracle;
 using reference::Random;
 
-// A shard of one tensor in its own dtype, cut out of the whole.
+// A shard of one tensor in its own dtype, cut out of the whole, on the host and where the backend computes.
 class ShardTensor {
  public:
-  ShardTensor(const Problem &p, const Rank &rank, Side side, std::int64_t heads, std::int64_t dim, DType dtype)
-      : p_(p),
+  ShardTensor(Backend &backend, const Problem &p, const Rank &rank, Side side, std::int64_t heads, std::int64_t dim,
+              DType dtype)
+      : backend_(backend),
+        p_(p),
         side_(side),
         pieces_(shard_pieces(p, side, rank.world_size, rank.rank)),
         heads_(heads),
         dim_(dim),
         dtype_(dtype),
-        bytes_(static_cast<std::size_t>(p.batch * row_count(pieces_) * heads * dim * size_of(dtype)) + 1) {}
+        bytes_(static_cast<std::size_t>(p.batch * row_count(pieces_) * heads * dim * size_of(dtype)) + 1),
+        memory_(backend.allocate(bytes_.size())) {}
 
   void fill(const std::vector<double> &whole) {
     for_each([&](std::size_t in_whole, std::byte *element) { reference::encode(whole[in_whole], dtype_, element); });
+    backend_.copy(memory_.get(), bytes_.data(), bytes_.size() - 1);
   }
-  // Largest error against the exact values; infinity where one is NaN and should not be.
-  double error(const std::vector<double> &exact) const {
+  // Largest error of what has been computed against the exact values; infinity where one is NaN and should not be.
+  double error(const std::vector<double> &exact) {
+    backend_.copy(bytes_.data(), memory_.get(), bytes_.size() - 1);
     double worst = 0;
-    const_cast<ShardTensor *>(this)->for_each([&](std::size_t in_whole, std::byte *element) {
+    for_each([&](std::size_t in_whole, std::byte *element) {
       const double ours = reference::decode(element, dtype_), truth = exact[in_whole];
       const double error = ours == truth ? 0 : std::abs(ours - truth);
       worst = std::isnan(error) ? INFINITY : std::max(worst, error);
     });
     return worst;
   }
-  Tensor tensor() { return packed_tensor(bytes_.data(), dtype_, row_count(pieces_), heads_, dim_); }
+  Tensor tensor() { return packed_tensor(memory_.get(), dtype_, row_count(pieces_), heads_, dim_); }
 
  private:
   template <class F>
@@ -57,12 +62,14 @@ class ShardTensor {
       }
   }
 
+  Backend &backend_;
   const Problem &p_;
   Side side_;
   std::vector<Piece> pieces_;
   std::int64_t heads_, dim_;
   DType dtype_;
   std::vector<std::byte> bytes_;
+  std::shared_ptr<void> memory_;
 };
 
 // lse [batch, heads, rows] of the shard against lse [batch, heads, tokens].
@@ -84,7 +91,7 @@ double lse_error(const Problem &p, const Rank &rank, const std::vector<float> &l
 std::string check(ra_context &c, const Oracle &oracle) {
   const Problem &p = oracle.problem;
   const auto shard = [&](Side side, std::int64_t heads, std::int64_t dim, DType dtype) {
-    return ShardTensor(p, c.rank, side, heads, dim, dtype);
+    return ShardTensor(*c.backend, p, c.rank, side, heads, dim, dtype);
   };
   ShardTensor q = shard(Side::query, p.num_heads_q, p.head_dim, p.dtype),
               k = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.dtype),
@@ -100,8 +107,12 @@ std::string check(ra_context &c, const Oracle &oracle) {
   dout.fill(oracle.dout);
   const std::int64_t rows = row_count(shard_pieces(p, Side::query, c.rank.world_size, c.rank.rank));
   std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * rows) + 1);
+  const std::shared_ptr<void> lse_memory = c.backend->allocate(lse.size() * sizeof(float));
+  const auto lse_data = static_cast<float *>(lse_memory.get());
 
-  c.forward(p, {q.tensor(), k.tensor(), v.tensor(), out.tensor(), lse.data(), nullptr});
+  const ra_stream stream = nullptr;
+  void *const workspace = c.workspace(p, Pass::forward, stream);
+  c.on(stream, [&] { c.forward(p, {q.tensor(), k.tensor(), v.tensor(), out.tensor(), lse_data, workspace}); });
   BackwardCall call;
   call.dout = dout.tensor();
   call.q = q.tensor();
@@ -111,8 +122,10 @@ std::string check(ra_context &c, const Oracle &oracle) {
   call.dq = dq.tensor();
   call.dk = dk.tensor();
   call.dv = dv.tensor();
-  call.lse = lse.data();
-  c.backward(p, call);
+  call.lse = lse_data;
+  call.workspace = c.workspace(p, Pass::backward, stream);
+  c.on(stream, [&] { c.backward(p, call); });
+  c.backend->copy(lse.data(), lse_data, (lse.size() - 1) * sizeof(float));
 
   const struct {
     const char *name;

@@ -1,5 +1,6 @@
 // From what a caller gave to what the library works with: the refusals that several functions share. What a struct says of its own
-// size is checked in structs.h, the configuration of a context in context.cpp, and what one function alone takes where it is.
+// size is checked in structs.h, the configuration of a context in context.cpp, group.cpp and the backends, and what one function
+// alone takes where it is.
 #pragma once
 
 #include <array>
@@ -47,6 +48,12 @@ class Ranges {
   void output(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional);
   // Requires that no output overlaps anything else, but for an output that is an input to the element, if `allow_in_place`.
   void require_disjoint(bool allow_in_place = false) const;
+  // f(name, begin, bytes) for all that have bytes.
+  template <class F>
+  void for_each(F &&f) const {
+    for (const Range &range : ranges_)
+      f(range.name, reinterpret_cast<const void *>(range.begin), range.end - range.begin);
+  }
 
  private:
   struct Axis {

@@ -19,6 +19,8 @@ struct Error : std::exception {
   ra_status status;
   int rank;  // that caused the failure, -1 if none did
   std::string message;
+  int cuda_error = 0;   // cudaError_t
+  int nccl_result = 0;  // ncclResult_t
 };
 
 // A stream that all texts are written with: numbers look the same whatever locale the program has set.

@@ -1,5 +1,5 @@
 // A group is one mutex, one condition variable and the posts of its members. A sender posts where its bytes lie; the
-// receiver copies them, outside the lock, when it has time (progress) or has to (wait), and marks both posts as done.
+// receiver copies them (copier.h), outside the lock, when it has time (progress) or has to (wait), and marks both posts as done.
 //
 // Invariant: memory of a rank is touched only while a post of it stands. Posts go in two ways: a wait that succeeds finds all
 // of them done, and abandon(), in which every other way ends, withdraws those that nobody has begun and waits for the rest.
@@ -33,12 +33,15 @@ struct Transfer {
   std::uint64_t tag = 0;
   std::byte* data = nullptr;
   std::size_t size = 0;
-  enum { posted, copying, done } state = posted;
+  enum { kept, posted, copying, copied, withdrawn } state = posted;  // kept: not for others to see yet
+  bool is_over() const { return state == copied || state == withdrawn; }
 };
 
 struct Member {
   enum { absent, present, gone } state = absent;
   std::function<void()> on_failure;
+  Copier* copier = nullptr;  // while present
+  int device = Copier::host;
   std::vector<Transfer> sends, receives;
   std::atomic<bool> news{false};                  // something may have become ready to be copied since progress looked
   int waits_for = -1;                             // the rank whose turn it is, while this one waits
@@ -147,8 +150,13 @@ struct Rendezvous {
 
 class LocalTransport final : public Transport {
  public:
-  LocalTransport(std::string id, std::shared_ptr<Group> group, int rank, std::int64_t timeout_ms)
-      : id_(std::move(id)), group_(std::move(group)), rank_(rank), timeout_ms_(timeout_ms) {}
+  LocalTransport(std::string id, std::shared_ptr<Group> group, int rank, std::int64_t timeout_ms,
+                 std::unique_ptr<Copier> copier)
+      : id_(std::move(id)),
+        group_(std::move(group)),
+        rank_(rank),
+        timeout_ms_(timeout_ms),
+        copier_(std::move(copier)) {}
   LocalTransport(const LocalTransport&) = delete;
   LocalTransport& operator=(const LocalTransport&) = delete;
   ~LocalTransport() override {
@@ -178,20 +186,28 @@ class LocalTransport final : public Transport {
   }
 
   void send(int peer, std::uint64_t tag, std::span<const std::byte> data) override {
+    offer();
     const std::lock_guard lock(group_->mutex);
     // The bytes are only read; one Transfer serves both directions.
-    member(rank_).sends.push_back({peer, tag, const_cast<std::byte*>(data.data()), data.size()});
+    member(rank_).sends.push_back({peer, tag, const_cast<std::byte*>(data.data()), data.size(),
+                                   copier_->enqueues() ? Transfer::kept : Transfer::posted});
+    if (copier_->enqueues()) {
+      keeps_ = true;
+      return;
+    }
     member(peer).news = true;
     group_->changed.notify_all();
   }
 
   void receive(int peer, std::uint64_t tag, std::span<std::byte> data) override {
+    offer();
     const std::lock_guard lock(group_->mutex);
     member(rank_).receives.push_back({peer, tag, data.data(), data.size()});
     member(rank_).news = true;
   }
 
   void progress() override {
+    if (copier_->enqueues()) return publish();  // copies need no thread once wait() has enqueued them
     std::atomic<bool>& news = member(rank_).news;
     if (!news.load(std::memory_order_relaxed) || !news.exchange(false)) return;
     std::unique_lock lock(group_->mutex);
@@ -201,16 +217,17 @@ class LocalTransport final : public Transport {
   void wait() override {
     Member& me = member(rank_);
     try {
+      publish();
       std::unique_lock lock(group_->mutex);
       wait_until(lock, [&] {
         copy_ready(lock);
         for (const auto* transfers : {&me.receives, &me.sends})
           for (const Transfer& t : *transfers)
-            if (t.state != Transfer::done) return t.peer;
+            if (t.state != Transfer::copied) return t.peer;
         return -1;
       });
-      me.sends.clear();
-      me.receives.clear();
+      if (!me.sends.empty()) copier_->end_sends();
+      clear();
     } catch (...) {
       abandon();
       throw;
@@ -219,15 +236,21 @@ class LocalTransport final : public Transport {
 
   void abandon() noexcept override {
     std::unique_lock lock(group_->mutex);
-    for (auto* transfers : {&member(rank_).sends, &member(rank_).receives}) {
+    Member& me = member(rank_);
+    for (auto* transfers : {&me.sends, &me.receives}) {
       for (Transfer& t : *transfers)
-        if (t.state == Transfer::posted) t.state = Transfer::done;
+        if (t.state == Transfer::kept || t.state == Transfer::posted) t.state = Transfer::withdrawn;
       group_->changed.wait(lock, [&] {
-        return std::all_of(transfers->begin(), transfers->end(),
-                           [](const Transfer& t) { return t.state == Transfer::done; });
+        return std::all_of(transfers->begin(), transfers->end(), [](const Transfer& t) { return t.is_over(); });
       });
-      transfers->clear();
     }
+    if (std::any_of(me.sends.begin(), me.sends.end(), [](const Transfer& t) { return t.state == Transfer::copied; }))
+      try {
+        copier_->end_sends();
+      } catch (const std::exception&) {
+        // Nothing can be enqueued any more, and so nothing that would use the memory.
+      }
+    clear();
   }
 
   void fail(ra_status status, int culprit, const char* message) noexcept override {
@@ -248,6 +271,10 @@ class LocalTransport final : public Transport {
         if (member(r).state == Member::absent) return r;
       return -1;
     });
+    std::vector<int> devices;
+    for (const Member& m : group_->members) devices.push_back(m.device);
+    lock.unlock();
+    for (const int device : devices) copier_->meet(device);
   }
 
  private:
@@ -260,10 +287,7 @@ class LocalTransport final : public Transport {
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms_);
     for (bool late = false;;) {
       const int blocker = blocking_rank();
-      if (group_->failure.status != RA_STATUS_SUCCESS) {
-        const Failure seen = group_->failure_for(rank_);
-        throw Error(seen.status, seen.message, seen.rank);
-      }
+      if (group_->failure.status != RA_STATUS_SUCCESS) throw group_->failure_for(rank_).to_error();
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {
@@ -296,11 +320,22 @@ class LocalTransport final : public Transport {
     while (copy_one(lock)) continue;
   }
 
+  // Takes what one rank has for this one: a transfer, or all that there are where copying is only enqueued.
   bool copy_one(std::unique_lock<std::mutex>& lock) {
     if (group_->failure.status != RA_STATUS_SUCCESS) return false;
-    for (Transfer& mine : member(rank_).receives) {
-      if (mine.state != Transfer::posted) continue;
-      std::vector<Transfer>& posts = member(mine.peer).sends;
+    constexpr std::size_t most = 4;
+    std::array<Copier::Piece, most> pieces;
+    struct Pair {
+      std::size_t send, receive;
+    };
+    std::array<Pair, most> pairs;
+    std::size_t count = 0;
+    int sender = -1;
+    std::vector<Transfer>& receives = member(rank_).receives;
+    for (std::size_t receive = 0; receive < receives.size() && count < (copier_->enqueues() ? most : 1); ++receive) {
+      const Transfer& mine = receives[receive];
+      if (mine.state != Transfer::posted || (sender >= 0 && mine.peer != sender)) continue;
+      const std::vector<Transfer>& posts = member(mine.peer).sends;
       const auto post = std::find_if(posts.begin(), posts.end(), [&](const Transfer& t) {
         return t.peer == rank_ && t.tag == mine.tag && t.state == Transfer::posted;
       });
@@ -312,23 +347,75 @@ class LocalTransport final : public Transport {
                 .c_str());
         return false;
       }
-      const std::size_t index = static_cast<std::size_t>(post - posts.begin());
-      const std::byte* from = post->data;
-      mine.state = post->state = Transfer::copying;
-      lock.unlock();
-      if (mine.size > 0) std::memcpy(mine.data, from, mine.size);
-      lock.lock();
-      mine.state = member(mine.peer).sends[index].state = Transfer::done;
-      group_->changed.notify_all();
-      return true;
+      sender = mine.peer;
+      pieces[count] = {mine.data, post->data, mine.size};
+      pairs[count++] = {static_cast<std::size_t>(post - posts.begin()), receive};
     }
-    return false;
+    if (count == 0) return false;
+
+    const auto mark = [&](auto state) {
+      for (std::size_t i = 0; i < count; ++i)
+        receives[pairs[i].receive].state = member(sender).sends[pairs[i].send].state = state;
+    };
+    mark(Transfer::copying);
+    Copier& from = *member(sender).copier;
+    lock.unlock();
+    bool copied = false;
+    const auto end = [&] {
+      lock.lock();
+      mark(copied ? Transfer::copied : Transfer::withdrawn);
+      group_->changed.notify_all();
+    };
+    try {
+      copier_->copy(from, {pieces.data(), count});
+      copied = true;
+    } catch (...) {
+      end();
+      throw;
+    }
+    end();
+    return true;
+  }
+
+  // This rank's memory may be used from here on, as far as what is enqueued leaves it to others.
+  void offer() {
+    if (is_offered_) return;
+    copier_->offer();
+    is_offered_ = true;
+  }
+
+  // Shows the others what is kept.
+  void publish() {
+    if (!keeps_) return;
+    copier_->publish();
+    keeps_ = false;
+    const std::lock_guard lock(group_->mutex);
+    for (Transfer& t : member(rank_).sends)
+      if (t.state == Transfer::kept) t.state = Transfer::posted;
+    group_->changed.notify_all();
+  }
+
+  void clear() {
+    member(rank_).sends.clear();
+    member(rank_).receives.clear();
+    is_offered_ = keeps_ = false;
   }
 
   std::string id_;
   std::shared_ptr<Group> group_;
   int rank_;
   std::int64_t timeout_ms_;
+  std::unique_ptr<Copier> copier_;
+  bool is_offered_ = false;
+  bool keeps_ = false;  // transfers
+};
+
+class HostCopier final : public Copier {
+ public:
+  void copy(Copier&, std::span<const Piece> pieces) override {
+    for (const Piece& piece : pieces)
+      if (piece.size > 0) std::memcpy(piece.to, piece.from, piece.size);
+  }
 };
 
 std::string hexadecimal(int words) {
@@ -363,8 +450,12 @@ bool is_own_local_id(const std::string& id) {
          id.find_first_not_of("0123456789abcdef", prefix.size()) == std::string::npos;
 }
 
+static int to_backend(int device) { return device == Copier::host ? RA_BACKEND_CPU : RA_BACKEND_CUDA; }
+
+std::unique_ptr<Copier> make_host_copier() { return std::make_unique<HostCopier>(); }
+
 std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int rank, std::int64_t timeout_ms,
-                                      std::function<void()> on_failure) {
+                                      std::function<void()> on_failure, std::unique_ptr<Copier> copier) {
   const std::shared_ptr<Group> group = Rendezvous::instance().find_or_make(id, world_size);
   std::unique_ptr<LocalTransport> transport;
   try {
@@ -382,7 +473,15 @@ std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int
     if (me.state != Member::absent)
       refuse(text("rank is ", rank,
                   ", which already joined or was refused; each rank comes once, and a new group needs a new id"));
-    transport = std::make_unique<LocalTransport>(id, group, rank, timeout_ms);
+    for (int r = 0; r < world_size; ++r) {
+      const Member& other = group->members[static_cast<std::size_t>(r)];
+      if (other.state == Member::present && (other.device == Copier::host) != (copier->device() == Copier::host))
+        refuse(text("backend is ", to_backend(copier->device()), " on rank ", rank, " but ", to_backend(other.device),
+                    " on rank ", r));
+    }
+    me.device = copier->device();
+    me.copier = copier.get();
+    transport = std::make_unique<LocalTransport>(id, group, rank, timeout_ms, std::move(copier));
     me.sends.reserve(4);
     me.receives.reserve(4);
     me.on_failure = std::move(on_failure);

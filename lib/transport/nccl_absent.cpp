@@ -1,8 +1,11 @@
 // In the place of the NCCL transport where the library is built without CUDA.
+#include "core/error.h"
 #include "transport/nccl.h"
 
 namespace ringattn {
 
 std::string missing_nccl() { return "this build has RA_TRANSPORT_LOCAL = 0 only"; }
+
+std::string make_nccl_id() { fail(RA_STATUS_NOT_SUPPORTED, missing_nccl()); }
 
 }  // namespace ringattn

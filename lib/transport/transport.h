@@ -1,6 +1,7 @@
 // What carries bytes between ranks, and how a group of ranks fails together.
 //
-// The ring posts the transfers of one moment, computes, and waits for all of them. A transfer is matched by peer and tag.
+// The ring posts the transfers of one moment, computes, and waits for all of them: what is sent is complete, or will be when what has
+// been given to the engine before the first of them is over, and so with the use of the room for what is received. A transfer is matched by peer and tag.
 // Both sides post a transfer in the same moment of their plans, so a wait never depends on a later moment of a peer.
 //
 // Failure is a property of the group: the first rank that fails says why, every wait on every rank then throws that
@@ -19,8 +20,17 @@ namespace ringattn {
 // Why a group broke. As seen by a rank other than the culprit, who has its own exception.
 struct Failure {
   ra_status status = RA_STATUS_SUCCESS;
-  int rank = -1;  // the culprit; -1 where ranks disagree and none is alone
+  int rank = -1;  // the culprit; -1 where ranks disagree and none is alone, or where nobody knows
+  int cuda_error = 0;
+  int nccl_result = 0;
   char message[384] = {};
+
+  Error to_error() const {
+    Error error(status, message, rank);
+    error.cuda_error = cuda_error;
+    error.nccl_result = nccl_result;
+    return error;
+  }
 };
 
 class Transport {
@@ -29,6 +39,8 @@ class Transport {
 
   // Every rank's record, in the order of ranks. Collective; records of all ranks have the same size.
   virtual std::vector<std::byte> all_gather(std::span<const std::byte> record) = 0;
+  // Whether it can be called for a call that is captured in a CUDA graph.
+  virtual bool gathers_in_captures() const { return true; }
 
   // Begin a transfer; the memory belongs to the transport until the next wait or abandon has ended. Do not block.
   virtual void send(int peer, std::uint64_t tag, std::span<const std::byte> data) = 0;
@@ -37,7 +49,8 @@ class Transport {
   // Moves what can be moved without blocking; from any threads while the owner computes, as often as they like: it costs next to
   // nothing where nothing new can be moved.
   virtual void progress() = 0;
-  // Returns when every transfer begun on this rank is complete; abandons them all if it throws.
+  // Returns when every transfer begun on this rank is complete, or is ordered before all that is given to the engine from now on;
+  // abandons them all if it throws.
   virtual void wait() = 0;
   // Takes back every transfer begun on this rank; returns when nobody touches their memory any more, which waits for copies
   // that have begun and for nothing else. For what ends without a wait, as by an exception; the destructor does the same.

@@ -102,7 +102,17 @@ TEST(Nccl, nccl) {
   setenv("RINGATTN_NCCL_LIBRARY", "/no/such/place", 1);
   expect_no_nccl({"/no/such/place"});
   setenv("RINGATTN_NCCL_LIBRARY", file.c_str(), 1);
-  expect_no_nccl({"this build has no NCCL transport yet"});
+  ra_unique_id id{};
+  Error error;
+  EXPECT_EQ(ra_create_unique_id(&id, RA_TRANSPORT_NCCL, nullptr, &error), RA_STATUS_SUCCESS) << error;
+  EXPECT_EQ(std::string(id.text).substr(0, 14), "ringattn-nccl-");
+  EXPECT_EQ(std::string(id.text).size(), 14U + 2 * 128);
+
+  ra_context_config config;
+  ra_init_context_config(&config, sizeof config);
+  config.transport = RA_TRANSPORT_NCCL;
+  EXPECT_EQ(Context(ra_create_context(&config, &error)), nullptr);
+  expect_refused(error, {"RA_TRANSPORT_NCCL", "needs RA_BACKEND_CUDA"});
 }
 
 }  // namespace

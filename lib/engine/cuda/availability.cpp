@@ -40,7 +40,7 @@ Availability availability() {
     cudaGetLastError();  // else the host's next look at it would find this error
     return {0, text("the NVIDIA driver, for CUDA ", version_name(version), ", says: ", cudaGetErrorString(error))};
   }
-  return {devices, "this build has no CUDA engine yet"};
+  return {devices, {}};
 }
 
 }  // namespace ringattn::cuda

@@ -492,6 +492,7 @@ cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t on) {
     CUstream_st* const stream = m.stream_of(on);
     if (event == nullptr || stream == nullptr || event->device != stream->device) return cudaErrorInvalidResourceHandle;
     if (const cudaError_t error = m.implicit_capture(*stream)) return error;
+    event->recorder = stream;
     if (const CapturePtr capture = stream->tail.capture) {
       if (capture->invalid) return cudaErrorStreamCaptureInvalidated;
       event->tail = {{}, {}, capture, stream->tail.nodes};
@@ -516,6 +517,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t on, cudaEvent_t handle, unsigned in
     CUstream_st* const stream = m.stream_of(on);
     if (event == nullptr || stream == nullptr) return cudaErrorInvalidResourceHandle;
     if (flags != cudaEventWaitDefault) return cudaErrorInvalidValue;
+    if (m.leaves_out(*stream, *event)) return cudaSuccess;
     if (const cudaError_t error = m.implicit_capture(*stream)) return error;
     Tail& tail = stream->tail;
     const Tail& recorded = event->tail;

@@ -99,6 +99,11 @@ std::vector<std::string> live_objects();
 // `result` and does nothing.
 void fail_call(const char* function, int n, int result);
 
+// A wait is a stream and another that it waits for, by whatever event and as often as it does so: "stream 3 of device 0 for stream 1 of
+// device 1", each counted on its device. From now on cudaStreamWaitEvent does nothing for that one.
+void leave_out_wait(const std::string& wait);
+std::vector<std::string> waits();  // that there have been since reset
+
 // Faults of NCCL. They concern the rank of that number in every communicator.
 void lose_rank(int rank);                     // it never takes part in any transfer again
 void delay_rank(int rank, int milliseconds);  // each of its operations from now on begins that much later

@@ -62,6 +62,19 @@ int Machine::injected(const char* function) {
   return result;
 }
 
+std::string Machine::place(const CUstream_st& stream) const {
+  const auto number = std::count_if(streams.begin(), streams.begin() + stream.number,
+                                    [&](const auto& other) { return other->device == stream.device; });
+  return "stream " + std::to_string(number) + " of device " + std::to_string(stream.device);
+}
+
+bool Machine::leaves_out(const CUstream_st& stream, const CUevent_st& event) {
+  if (event.recorder == nullptr) return false;
+  const std::string wait = place(stream) + " for " + place(*event.recorder);
+  waits.insert(wait);
+  return wait == left_out_wait;
+}
+
 // ---------------------------------------------------------------- streams
 
 int Machine::new_lane() {
@@ -308,6 +321,15 @@ std::vector<Violation> violations() {
 void fail_call(const char* function, int n, int result) {
   const Lock lock(machine_mutex());
   machine().failures.push_back({function == nullptr ? "" : function, n, result});
+}
+
+void leave_out_wait(const std::string& wait) {
+  const Lock lock(machine_mutex());
+  machine().left_out_wait = wait;
+}
+std::vector<std::string> waits() {
+  const Lock lock(machine_mutex());
+  return {machine().waits.begin(), machine().waits.end()};
 }
 
 std::vector<std::string> live_objects() {

@@ -94,7 +94,8 @@ struct CUstream_st {
 };
 struct CUevent_st {
   int device = 0;
-  emulation::Tail tail;  // empty before the first record
+  const CUstream_st* recorder = nullptr;  // null before the first record
+  emulation::Tail tail;
 };
 struct CUgraph_st {
   std::vector<emulation::Node> nodes;
@@ -160,6 +161,11 @@ class Machine {
   };
   std::vector<Failure> failures;
   int injected(const char* function);  // 0, or what this call is to fail with
+
+  std::set<std::string> waits;
+  std::string left_out_wait;
+  bool leaves_out(const CUstream_st& stream, const CUevent_st& event);
+  std::string place(const CUstream_st& stream) const;  // "stream 3 of device 0"
 
   std::shared_ptr<void> nccl;  // what nccl.cpp keeps
 

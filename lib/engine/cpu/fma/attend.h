@@ -14,7 +14,7 @@
 namespace ringattn::cpu {
 namespace {
 
-// The keys that some of the rows see, from a multiple of `padding` on, so that sums over them do not depend on who shares a tile.
+// The keys that some of the rows see, from a multiple of `granule` on, so that sums over them do not depend on who shares a tile.
 struct Stretch {
   std::int64_t begin, end;
   std::int64_t count() const { return end - begin; }
@@ -26,13 +26,28 @@ inline Stretch seen_by(const Visible* visible, std::int64_t rows) {
     begin = least(begin, visible[r].lo);
     end = end > visible[r].hi ? end : visible[r].hi;
   }
-  return {begin < end ? begin / padding * padding : end, end};
+  return {begin < end ? whole_granules_before(begin) : end, end};
 }
 inline Visible clipped(Visible seen, Stretch s) {
   if (seen.lo >= seen.hi) return {0, 0};
   return {seen.lo - static_cast<std::int32_t>(s.begin), seen.hi - static_cast<std::int32_t>(s.begin)};
 }
 constexpr std::int64_t whole_vectors(std::int64_t n) { return (n + width - 1) / width * width; }
+
+// Scores of the keys from `begin` on, `count` of them, whole vectors: those in the rest of a panel, and then those in whole ones.
+void multiply_keys(Product p, const float* keys, std::int64_t begin, std::int64_t count) {
+  const std::int64_t skipped = begin % columns;
+  p.b = keys + begin / columns * p.b_panel + skipped;
+  if (skipped > 0) {
+    p.n = least(columns - skipped, count);
+    multiply<Left::packed>(p);
+    p.b += p.b_panel - skipped;
+    p.c += p.n;
+    count -= p.n;
+  }
+  p.n = count;
+  multiply<Left::packed>(p);
+}
 
 // Rows of `a` hold weights, 0 where hidden.
 void multiply_weights(const Product& p, const Visible* visible, bool finite) {
@@ -58,19 +73,18 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   for (std::int64_t r = 0; r < rows; ++r) visible[r] = clipped(t.visible[first + r], seen);
   Product product;
   product.m = rows;
-  product.n = whole_vectors(seen.count());
   product.k = product.a_part = product.b_part = part_cells(t.dim);
   product.a = t.q + first * columns;
   product.a_panel = t.rows * columns;
-  product.b = t.k + seen.begin * cells(t.dim);
   product.b_panel = cells(t.dim) * columns;
   product.c = scores;
   product.c_panel = columns;
   product.scale = t.scale;
-  multiply<Left::packed>(product);
+  const std::int64_t count = whole_vectors(seen.count());
+  multiply_keys(product, t.k, seen.begin, count);
 
-  softmax({rows, product.n, scores, visible, t.softcap, t.max + first, t.sum + first, factor});
-  join_columns(scores, rows, product.n, weights);
+  softmax({rows, count, scores, visible, t.softcap, t.max + first, t.sum + first, factor});
+  join_columns(scores, rows, count, weights);
 
   product.n = t.dim_v;
   product.k = part_cells(seen.count());

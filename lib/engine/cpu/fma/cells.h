@@ -90,12 +90,8 @@ constexpr PartPair kept[] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
 struct PairedRow {
   static Vector read(const void* row, std::int64_t at, std::int64_t count) {
     const std::uint16_t* const from = static_cast<const std::uint16_t*>(row) + at;
-    Vector cells = {};
-    if (count >= 2 * width)
-      __builtin_memcpy(&cells, from, sizeof cells);
-    else
-      __builtin_memcpy(&cells, from, static_cast<std::size_t>(count) * sizeof *from);
-    return cells;
+    const __mmask32 all = ~__mmask32{0}, some = count >= 2 * width ? all : (__mmask32{1} << count) - 1;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(some, from));
   }
 };
 template <class F>

@@ -1,14 +1,15 @@
 // Rows so few that reading keys and values takes about as long as all that is done with them. These are taken where they lie, and
-// come but once from memory, straight into the first cache: what is next is asked for while there is work, in the order in which it
-// lies and a little at a time.
+// come but once from memory: what is next is asked for while there is work, in the order in which it lies and a little at a time.
+// Numbers of two bytes come straight into the first cache. Floats come into the second one: they take so many lines that waiting
+// for them the first one could do nothing else.
 //
 //   for a few keys at a time:  S = scale Q K^T       squares of K are transposed in registers; scores are summed as in product.h:
 //                                                    backward, which makes them again, finds the same bits
 //   S -> P, max, sum                                 softmax.h
 //   for a few keys at a time:  O = factor O + P V
 //
-// Whether V is finite is not known, and 0 * infinity is not 0: where rows do not all see the same keys, each is multiplied by
-// itself, over those that it sees.
+// 0 * infinity is not 0: where rows do not all see the same keys, and some V is not finite, each row is multiplied by itself, over
+// those that it sees.
 #pragma once
 
 #include "engine/cpu/fma/pack.h"
@@ -51,7 +52,7 @@ class Next {
     const std::int64_t count = end_ - first_;
     for (; asked_ < count && asked_ * parts < (part + 1) * count; ++asked_) {
       const std::byte* const row = rows_.at(first_ + asked_, 0);
-      for (std::int64_t i = 0; i < bytes; i += line) __builtin_prefetch(row + i);
+      for (std::int64_t i = 0; i < bytes; i += line) __builtin_prefetch(row + i, 0, dtype == DType::float32 ? 2 : 3);
     }
   }
 
@@ -125,8 +126,8 @@ void score_keys(const FewTile& t, std::int64_t first, Next<dtype> next, float* s
   }
 }
 
-// O = factor O + P V of Rows rows and Vectors vectors from column d on, over keys that all of the rows see. No factors: they are 1.
-template <DType dtype, int Rows, int Vectors>
+// O = factor O + P V of Rows rows and Vectors vectors from column d on. Of the last vector there may be less than all.
+template <DType dtype, int Rows, int Vectors, bool whole>
 [[gnu::noinline]] void add_values(const FewTile& t, const float* weights, const float* factor, std::int64_t row,
                                   std::int64_t d, Visible keys) {
   const RowsInPlace<dtype> v(t.v, t.v_stride, t.dim_v);
@@ -134,7 +135,8 @@ template <DType dtype, int Rows, int Vectors>
   for (std::int64_t j = keys.lo; j < keys.hi; ++j) {
     Vector right[Vectors];
 #pragma GCC unroll 4
-    for (int n = 0; n < Vectors; ++n) right[n] = Vectors > 1 ? v.read_whole(j, d + n * width) : v.read(j, d);
+    for (int n = 0; n < Vectors; ++n)
+      right[n] = whole || n + 1 < Vectors ? v.read_whole(j, d + n * width) : v.read(j, d + n * width);
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       const Vector left = all(weights[r * score_stride + j]);
@@ -148,36 +150,66 @@ template <DType dtype, int Rows, int Vectors>
 #pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) {
       float* const at = out + r * columns + n * width;
-      write(at, factor == nullptr ? read(at) + sum[r][n] : read(at) * factor[r] + sum[r][n]);
+      write(at, read(at) * factor[r] + sum[r][n]);
     }
 }
+template <DType dtype, int Rows, int Vectors = tile_vectors>
+void add_panel(const FewTile& t, const float* weights, const float* factor, std::int64_t row, std::int64_t d,
+               Visible keys) {
+  if constexpr (Vectors > 1)
+    if (t.dim_v - d <= (Vectors - 1) * width)
+      return add_panel<dtype, Rows, Vectors - 1>(t, weights, factor, row, d, keys);
+  if (Vectors == tile_vectors && t.dim_v - d >= columns)
+    add_values<dtype, Rows, Vectors, true>(t, weights, factor, row, d, keys);
+  else
+    add_values<dtype, Rows, Vectors, false>(t, weights, factor, row, d, keys);
+}
 
-bool see_alike(const Visible* visible, int rows) {
-  for (int r = 1; r < rows; ++r)
+inline Visible overlap(Visible seen, std::int64_t first, std::int64_t end) {
+  return {static_cast<std::int32_t>(seen.lo > first ? seen.lo : first), static_cast<std::int32_t>(least(seen.hi, end))};
+}
+// The keys that one of two sees, and what lies between.
+inline Visible hull(Visible a, Visible b) {
+  if (a.lo >= a.hi) return b;
+  if (b.lo >= b.hi) return a;
+  return {a.lo < b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
+}
+inline bool see_alike(const Visible* visible, std::int64_t rows) {
+  for (std::int64_t r = 1; r < rows; ++r)
     if (visible[r].lo != visible[0].lo || visible[r].hi != visible[0].hi) return false;
   return true;
 }
-
-// Over keys first .. first + keys_at_once - 1.
 template <DType dtype>
-void multiply_values(const FewTile& t, std::int64_t first, Next<dtype> next, const float* scores, const float* factor) {
+bool are_finite(const RowsInPlace<dtype>& rows, std::int64_t first, std::int64_t end) {
+  Vector check = {};
+  for (std::int64_t j = first; j < end; ++j)
+    for (std::int64_t d = 0; d < rows.dim; d += width) check += rows.read(j, d) * 0.0F;
+  return is_zero(check);
+}
+
+// Over keys first .. end - 1, keys_at_once or fewer. A row's results so far are multiplied by its factor where its keys begin.
+template <DType dtype>
+void multiply_values(const FewTile& t, std::int64_t first, std::int64_t end, Next<dtype> next, const float* scores,
+                     const float* factor) {
+  const RowsInPlace<dtype> v(t.v, t.v_stride, t.dim_v);
+  const bool together = see_alike(t.visible, t.rows) || are_finite(v, first, end);
+  Visible seen[few_rows];
+  float shrink[few_rows];
+  for (std::int64_t r = 0; r < t.rows; ++r) {
+    seen[r] = overlap(t.visible[r], first, end);
+    shrink[r] = seen[r].lo == t.visible[r].lo && seen[r].lo < seen[r].hi ? factor[r] : 1.0F;
+  }
   const std::int64_t parts = (t.rows + tile_rows - 1) / tile_rows * ((t.dim_v + columns - 1) / columns);
   std::int64_t part = 0;
   for (std::int64_t d = 0; d < t.dim_v; d += columns)
     for_each_tile<tile_rows>(t.rows, [&](auto rows, std::int64_t first_row) {
       next.ask(part++, parts);
       const auto add = [&]<int n>(Count<n>, std::int64_t row) {
-        const Visible seen = t.visible[row];
-        const auto lo = static_cast<std::int32_t>(seen.lo > first ? seen.lo : first);
-        const auto hi = static_cast<std::int32_t>(least(seen.hi, first + keys_at_once));
-        if (lo >= hi) return;
-        const float* const weights = scores + row * score_stride;
-        const float* const shrink = lo == seen.lo ? factor + row : nullptr;
-        if (t.dim_v - d >= columns) return add_values<dtype, n, tile_vectors>(t, weights, shrink, row, d, {lo, hi});
-        for (std::int64_t at = d; at < t.dim_v; at += width)
-          add_values<dtype, n, 1>(t, weights, shrink, row, at, {lo, hi});
+        Visible keys = seen[row];
+        for (std::int64_t r = row + 1; r < row + n; ++r) keys = hull(keys, seen[r]);
+        if (keys.lo < keys.hi) add_panel<dtype, n>(t, scores + row * score_stride, shrink + row, row, d, keys);
       };
-      if (see_alike(t.visible + first_row, rows())) return add(rows, first_row);
+      if (together) return add(rows, first_row);
       for (int r = 0; r < rows(); ++r) add(Count<1>(), first_row + r);
     });
 }
@@ -198,8 +230,8 @@ void attend_few(const FewTile& t) {
       score_keys<dtype>(t, first, next(k, first + width, v, t.keys, width), scores + first);
     softmax({t.rows, (t.keys + width - 1) / width * width, scores, t.visible, t.softcap, t.max, t.sum, factor});
     for (std::int64_t first = 0; first < t.keys; first += keys_at_once)
-      multiply_values<dtype>(t, first, next(v, first + keys_at_once, next_k, t.next_keys, keys_at_once), scores,
-                             factor);
+      multiply_values<dtype>(t, first, least(first + keys_at_once, t.keys),
+                             next(v, first + keys_at_once, next_k, t.next_keys, keys_at_once), scores, factor);
   });
 }
 

@@ -29,8 +29,6 @@ inline void transpose(Vector (&rows)[width]) {
   transpose_from<width / 2>(rows, std::make_integer_sequence<int, width>());
 }
 
-constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
 // The check is 0 exactly if all values were finite: 0 * x is 0, or NaN for infinity and NaN.
 inline bool is_zero(Vector check) { return sum_of(check) == 0.0F; }
 

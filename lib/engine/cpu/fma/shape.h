@@ -21,6 +21,12 @@ static_assert(key_block % columns == 0);
 
 constexpr std::int64_t span = fused ? INT64_MAX : 16;
 
+// Sums begin at a multiple of this many keys or rows, wherever the first one is that matters, so that no bit depends on it.
+constexpr std::int64_t granule = on_amx ? padding : 16;
+static_assert(granule % width == 0 && granule % terms == 0 && (span % granule == 0 || fused));
+constexpr std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t whole_granules_before(std::int64_t n) { return n / granule * granule; }
+
 // How the left operand lies, and C: floats, or cells, from one row to the next, and from one k to the next within a panel.
 template <Left left>
 constexpr std::int64_t a_row = left == Left::packed    ? columns

@@ -163,17 +163,11 @@ struct Row {
 
   static Vector read(const void* row, std::int64_t at, std::int64_t count) {
     const Element* from = static_cast<const Element*>(row) + at;
-    if (count >= width) return read_whole(from);
-    Element some[width] = {};
-    __builtin_memcpy(some, from, static_cast<std::size_t>(count) * sizeof(Element));
-    return read_whole(some);
+    return count >= width ? read_whole(from) : read_some(from, count);
   }
   static void write(void* row, std::int64_t at, std::int64_t count, Vector v) {
     Element* to = static_cast<Element*>(row) + at;
-    if (count >= width) return write_whole(to, v);
-    Element some[width];
-    write_whole(some, v);
-    __builtin_memcpy(to, some, static_cast<std::size_t>(count) * sizeof(Element));
+    return count >= width ? write_whole(to, v) : write_some(to, count, v);
   }
 
   // Of elements of two bytes.
@@ -188,6 +182,32 @@ struct Row {
     else
       return widen(to_bits(*reinterpret_cast<const Halves*>(from)));
   }
+#if defined(__AVX512F__)
+  static __mmask16 first(std::int64_t count) { return static_cast<__mmask16>((1U << count) - 1U); }
+  static Vector read_some(const Element* from, std::int64_t count) {
+    if constexpr (dtype == DType::float32)
+      return reinterpret_cast<Vector>(_mm512_maskz_loadu_ps(first(count), from));
+    else
+      return widen(to_bits(reinterpret_cast<Halves>(_mm256_maskz_loadu_epi16(first(count), from))));
+  }
+  static void write_some(Element* to, std::int64_t count, Vector v) {
+    if constexpr (dtype == DType::float32)
+      _mm512_mask_storeu_ps(to, first(count), reinterpret_cast<__m512>(v));
+    else
+      _mm256_mask_storeu_epi16(to, first(count), reinterpret_cast<__m256i>(narrow(v)));
+  }
+#else
+  static Vector read_some(const Element* from, std::int64_t count) {
+    Element some[width] = {};
+    __builtin_memcpy(some, from, static_cast<std::size_t>(count) * sizeof(Element));
+    return read_whole(some);
+  }
+  static void write_some(Element* to, std::int64_t count, Vector v) {
+    Element some[width];
+    write_whole(some, v);
+    __builtin_memcpy(to, some, static_cast<std::size_t>(count) * sizeof(Element));
+  }
+#endif
   static Bits to_bits(Halves halves) {
 #if defined(__AVX512F__)  // GCC 12 would make two of them
     return reinterpret_cast<Bits>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(halves)));
@@ -199,8 +219,10 @@ struct Row {
     if constexpr (dtype == DType::float32)
       *reinterpret_cast<Vector*>(to) = v;
     else
-      *reinterpret_cast<Halves*>(to) =
-          __builtin_convertvector(dtype == DType::bfloat16 ? narrow_bfloat16(v) : narrow_float16(v), Halves);
+      *reinterpret_cast<Halves*>(to) = narrow(v);
+  }
+  static Halves narrow(Vector v) {
+    return __builtin_convertvector(dtype == DType::bfloat16 ? narrow_bfloat16(v) : narrow_float16(v), Halves);
   }
 };
 

@@ -1,0 +1,152 @@
+// Ranks with emulated GPUs, and a problem's tensors in their memory.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "emulation/program.h"
+#include "engine/reference/oracle.h"
+#include "support/oracle_run.h"
+#include "support/ranks.h"
+
+namespace ringattn::test {
+
+// Contexts of RA_BACKEND_CUDA: rank r is on device r modulo `devices`.
+class CudaRanks {
+ public:
+  CudaRanks(std::int32_t world_size, std::int32_t transport, int devices, const ConfigTweak& tweak = {})
+      : devices_(devices), id_(make_unique_id(transport)), ranks_(world_size, [&](ra_context_config& config) {
+          config.backend = RA_BACKEND_CUDA;
+          config.transport = transport;
+          config.device = config.rank % devices;
+          config.engine = nullptr;
+          config.num_threads = 0;
+          config.unique_id = id_.text;
+          if (tweak) tweak(config);
+        }) {}
+
+  int devices() const { return devices_; }
+  Ranks& operator*() { return ranks_; }
+  Ranks* operator->() { return &ranks_; }
+
+ private:
+  int devices_;
+  ra_unique_id id_;
+  Ranks ranks_;
+};
+
+// One rank's shards of a problem, on its device.
+class DeviceShards {
+ public:
+  DeviceShards(const reference::Oracle& oracle, int world_size, int rank, int device)
+      : oracle_(oracle),
+        description_(oracle.problem),
+        host_(oracle, world_size, rank),
+        device_(device),
+        lse_(static_cast<std::size_t>(oracle.problem.batch * oracle.problem.num_heads_q * row_count(host_.q.pieces))) {
+    ok(cudaSetDevice(device));
+    for (detail::ShardBuffer* const buffer : all()) buffers_.push_back(allocate(buffer->bytes.size()));
+    lse_buffer_ = allocate(lse_.size() * sizeof(float));
+  }
+  DeviceShards(const DeviceShards&) = delete;
+  DeviceShards& operator=(const DeviceShards&) = delete;
+  ~DeviceShards() {
+    for (void* const buffer : buffers_) ok(cudaFree(buffer));
+    ok(cudaFree(lse_buffer_));
+  }
+
+  void upload(cudaStream_t stream) {
+    for (std::size_t i = 0; i < inputs; ++i) copy(buffers_[i], all()[i]->bytes, cudaMemcpyHostToDevice, stream);
+  }
+  ra_forward_args forward_args(cudaStream_t stream) const {
+    ra_forward_args args;
+    ra_init_forward_args(&args, sizeof args);
+    args.q.data = buffers_[0];
+    args.k.data = buffers_[1];
+    args.v.data = buffers_[2];
+    args.out.data = buffers_[4];
+    args.lse = lse_buffer_;
+    args.stream = stream;
+    return args;
+  }
+  ra_backward_args backward_args(cudaStream_t stream) const {
+    ra_backward_args args;
+    ra_init_backward_args(&args, sizeof args);
+    args.q.data = buffers_[0];
+    args.k.data = buffers_[1];
+    args.v.data = buffers_[2];
+    args.dout.data = buffers_[3];
+    args.out.data = buffers_[4];
+    args.dq.data = buffers_[5];
+    args.dk.data = buffers_[6];
+    args.dv.data = buffers_[7];
+    args.lse = lse_buffer_;
+    args.stream = stream;
+    return args;
+  }
+  ra_status forward(ra_context* context, cudaStream_t stream, ra_error* error) const {
+    const ra_forward_args args = forward_args(stream);
+    return ra_forward(context, &description_.desc, &args, error);
+  }
+  ra_status backward(ra_context* context, cudaStream_t stream, ra_error* error) const {
+    const ra_backward_args args = backward_args(stream);
+    return ra_backward(context, &description_.desc, &args, error);
+  }
+  // Into this rank's places of the results; waits for the stream.
+  void download(Results& results, cudaStream_t stream) {
+    for (std::size_t i = inputs; i < buffers_.size(); ++i)
+      copy(all()[i]->bytes, buffers_[i], cudaMemcpyDeviceToHost, stream);
+    if (!lse_.empty())
+      ok(cudaMemcpyAsync(lse_.data(), lse_buffer_, lse_.size() * sizeof(float), cudaMemcpyDeviceToHost, stream));
+    ok(cudaStreamSynchronize(stream));
+    host_.out.join(results.out);
+    host_.dq.join(results.dq);
+    host_.dk.join(results.dk);
+    host_.dv.join(results.dv);
+    const Problem& p = oracle_.problem;
+    const std::int64_t rows = row_count(host_.q.pieces);
+    std::size_t n = 0;
+    for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
+      for (std::int64_t i = 0; i < rows; ++i, ++n)
+        results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, host_.q.pieces, i))] =
+            static_cast<double>(lse_[n]);
+  }
+  const ra_attention_desc& desc() const { return description_.desc; }
+  int device() const { return device_; }
+
+ private:
+  static constexpr std::size_t inputs = 4;
+  std::vector<detail::ShardBuffer*> all() {
+    return {&host_.q, &host_.k, &host_.v, &host_.dout, &host_.out, &host_.dq, &host_.dk, &host_.dv};
+  }
+  static float* allocate(std::size_t size) {
+    void* data = nullptr;
+    ok(cudaMalloc(&data, size));
+    return static_cast<float*>(data);
+  }
+  static void copy(void* to, const std::vector<std::byte>& from, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (!from.empty()) ok(cudaMemcpyAsync(to, from.data(), from.size(), kind, stream));
+  }
+  static void copy(std::vector<std::byte>& to, const void* from, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (!to.empty()) ok(cudaMemcpyAsync(to.data(), from, to.size(), kind, stream));
+  }
+
+  const reference::Oracle& oracle_;
+  const Description description_;
+  detail::Shards host_;
+  int device_;
+  std::vector<float> lse_;
+  std::vector<void*> buffers_;
+  float* lse_buffer_ = nullptr;
+};
+
+inline Results results_for(const reference::Oracle& oracle) {
+  return {std::vector<double>(oracle.out.exact.size()), std::vector<double>(oracle.lse.exact.size()),
+          std::vector<double>(oracle.dq.exact.size()), std::vector<double>(oracle.dk.exact.size()),
+          std::vector<double>(oracle.dv.exact.size())};
+}
+
+}  // namespace ringattn::test

@@ -1,0 +1,155 @@
+// RA_BACKEND_CUDA through the C API, on emulated devices: rings of all sizes in every order that streams and events leave open, and
+// each of the library's own waits is needed.
+#include "emulation/backend.h"
+
+#include <deque>
+#include <iostream>
+
+namespace ringattn::test {
+namespace {
+
+struct Case {
+  std::int32_t transport;
+  std::int32_t world_size;
+  int devices;
+};
+std::string name_of(const ::testing::TestParamInfo<Case>& info) {
+  return std::string(info.param.transport == RA_TRANSPORT_NCCL ? "nccl_" : "local_") +
+         std::to_string(info.param.world_size) + "_on_" + std::to_string(info.param.devices);
+}
+class Backend : public ::testing::TestWithParam<Case> {};
+INSTANTIATE_TEST_SUITE_P(All, Backend,
+                         ::testing::Values(Case{RA_TRANSPORT_LOCAL, 1, 1}, Case{RA_TRANSPORT_LOCAL, 2, 1},
+                                           Case{RA_TRANSPORT_LOCAL, 2, 2}, Case{RA_TRANSPORT_LOCAL, 3, 2},
+                                           Case{RA_TRANSPORT_LOCAL, 4, 4}, Case{RA_TRANSPORT_LOCAL, 8, 8},
+                                           Case{RA_TRANSPORT_NCCL, 1, 1}, Case{RA_TRANSPORT_NCCL, 2, 2},
+                                           Case{RA_TRANSPORT_NCCL, 3, 3}, Case{RA_TRANSPORT_NCCL, 4, 4},
+                                           Case{RA_TRANSPORT_NCCL, 8, 8}),
+                         name_of);
+
+class BackendWaits : public Backend {};
+INSTANTIATE_TEST_SUITE_P(All, BackendWaits,
+                         ::testing::Values(Case{RA_TRANSPORT_LOCAL, 2, 2}, Case{RA_TRANSPORT_LOCAL, 3, 3},
+                                           Case{RA_TRANSPORT_LOCAL, 4, 4}, Case{RA_TRANSPORT_NCCL, 2, 2},
+                                           Case{RA_TRANSPORT_NCCL, 3, 3}, Case{RA_TRANSPORT_NCCL, 4, 4}),
+                         name_of);
+
+constexpr reference::ProblemLimits small{.batch = 2, .seqlen = 40, .num_heads_kv = 2, .group = 2, .head_dim = 12};
+
+std::deque<reference::Oracle> draw_oracles(int count, std::uint64_t seed) {
+  reference::Random random(seed);
+  std::deque<reference::Oracle> oracles;
+  for (int i = 0; i < count; ++i) oracles.emplace_back(reference::draw_problem(random, small), random);
+  return oracles;
+}
+
+// What every rank of a test has on its device.
+struct Streams {
+  explicit Streams(int device) : first(make_stream(device)), second(make_stream(device)) {}
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+  ~Streams() {
+    ok(cudaStreamDestroy(first));
+    ok(cudaStreamDestroy(second));
+  }
+  cudaStream_t first, second;
+};
+
+// Two forward and two backward passes, each begun in another stream while the one before may be under way.
+void run_twice(CudaRanks& ranks, const reference::Oracle& oracle, Results& results) {
+  ranks->run([&](std::int32_t rank, ra_context* context) {
+    const int device = rank % ranks.devices();
+    Streams streams(device);
+    DeviceShards shards(oracle, ranks->world_size(), rank, device);
+    shards.upload(streams.first);
+    for (int pass = 0; pass < 2; ++pass) {
+      Error error;
+      EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
+      EXPECT_EQ(shards.backward(context, streams.second, &error), RA_STATUS_SUCCESS) << error;
+    }
+    shards.download(results, streams.second);
+  });
+}
+
+TEST_P(Backend, IsRightInEveryOrder) {
+  const auto [transport, world_size, devices] = GetParam();
+  const std::uint64_t first = seed();
+  const int seeds = full() ? 1000 : sample(20);
+  const std::deque<reference::Oracle> oracles = draw_oracles(std::min(seeds, 25), first);
+  for (int n = 0; n < seeds; ++n) {
+    emulation::reset({.devices = devices, .seed = first + static_cast<std::uint64_t>(n), .peer_access = n % 4 != 0});
+    const reference::Oracle& oracle = oracles[static_cast<std::size_t>(n) % oracles.size()];
+    Results results = results_for(oracle);
+    {
+      CudaRanks ranks(world_size, transport, devices);
+      for (int call = 0; call < 2; ++call) run_twice(ranks, oracle, results);
+    }
+    expect_within(results, oracle);
+    expect_no_violations();
+    EXPECT_EQ(emulation::live_objects(), std::vector<std::string>{});
+    if (HasFailure()) {
+      ADD_FAILURE() << "seed " << first + static_cast<std::uint64_t>(n);
+      return;
+    }
+  }
+}
+
+TEST_P(Backend, PassesTheSelfTest) {
+  const auto [transport, world_size, devices] = GetParam();
+  emulation::reset({.devices = devices, .seed = seed()});
+  {
+    CudaRanks ranks(world_size, transport, devices);
+    ranks->run([&](std::int32_t rank, ra_context* context) {
+      Error error;
+      EXPECT_EQ(ra_run_self_test(context, 3, 1, &error), RA_STATUS_SUCCESS) << error;
+      ra_context_info info;
+      ra_init_context_info(&info, sizeof info);
+      EXPECT_EQ(ra_get_context_info(context, &info, &error), RA_STATUS_SUCCESS) << error;
+      EXPECT_EQ(info.backend, RA_BACKEND_CUDA);
+      EXPECT_EQ(info.transport, GetParam().transport);
+      EXPECT_EQ(info.device, rank % devices);
+    });
+  }
+  expect_no_violations();
+  EXPECT_EQ(emulation::live_objects(), std::vector<std::string>{});
+}
+
+// Leaves out each wait of the library in turn, that is all that one stream ever waits for another. The checker sees it as the work is
+// submitted, whatever comes out of the order that is drawn. Chunks go all the way round, and gradients too, which are rounded.
+TEST_P(BackendWaits, AreAllNeeded) {
+  const auto [transport, world_size, devices] = GetParam();
+  reference::Random random(seed());
+  Problem p = reference::draw_problem(random, small);
+  p.batch = 1;
+  p.seqlen_q = p.seqlen_kv = 6 * world_size;
+  p.documents = {{0, p.seqlen_q, 0, p.seqlen_kv}};
+  p.kv_lengths = {};
+  p.causal = false;
+  p.window_left = p.window_right = -1;
+  p.sharding = Sharding::contiguous;
+  p.num_chunks = 2;
+  p.dtype = p.out_dtype = p.grad_dtype = DType::bfloat16;
+  const reference::Oracle oracle(p, random);
+  Results results = results_for(oracle);
+  const auto run = [&](const std::string& left_out) {
+    emulation::reset({.devices = devices});
+    CudaRanks ranks(world_size, transport, devices);
+    emulation::leave_out_wait(left_out);
+    run_twice(ranks, oracle, results);
+    return emulation::waits();
+  };
+  const std::vector<std::string> waits = run("");
+  expect_no_violations();
+  EXPECT_GE(waits.size(), static_cast<std::size_t>(5 * world_size));
+  for (const std::string& wait : waits) {
+    EXPECT_EQ(run(wait), waits);
+    const std::vector<emulation::Violation> found = emulation::violations();
+    if (found.empty())
+      ADD_FAILURE() << "nothing was noticed without " << wait;
+    else
+      std::cout << "without " << wait << ": " << found[0] << '\n';
+  }
+}
+
+}  // namespace
+}  // namespace ringattn::test

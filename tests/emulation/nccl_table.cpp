@@ -1,0 +1,13 @@
+// In the place of nccl_library.cpp: the emulated NCCL's functions.
+#include "transport/nccl_library.h"
+
+namespace ringattn {
+
+const Nccl& nccl() {
+#define RINGATTN_ADDRESS(function) ::function,
+  static constexpr Nccl table{RINGATTN_NCCL_FUNCTIONS(RINGATTN_ADDRESS)};
+#undef RINGATTN_ADDRESS
+  return table;
+}
+
+}  // namespace ringattn
