@@ -38,7 +38,7 @@ struct ForwardShape {
   static constexpr bool rounded = half && weights == Weights::rounded;
   static constexpr int warps = 4, threads = warps * warp_size;
   static constexpr int row_tiles = rounded && Dim <= 128 ? 2 : 1;  // of 16 rows, of a warp
-  static constexpr int rows = warps * row_tiles * 16;
+  static constexpr int warp_rows = row_tiles * 16, rows = warps * warp_rows;
   static constexpr int keys = rounded ? 64 : half || Dim <= 128 ? 32 : 16;
   static constexpr float slack = rounded ? 8 : 0;
 
@@ -304,7 +304,7 @@ struct Forward {
         for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[m][i / 2];
   }
 
-  // What is not finite in V, to the rows that see it. Afterwards it is 0. Seldom called, so not to cost registers: in loops over copies in
+  // What is not finite in V, to the rows that see it. Seldom called, so not to cost registers: in loops over copies in
   // local memory.
   __device__ __forceinline__ void add_spoilt(std::int64_t begin) {
     float weights_here[row_tiles][key_blocks][4], sums[row_tiles][dim_blocks][4];
@@ -327,9 +327,6 @@ struct Forward {
         }
       }
     copy(sums, out);
-    barrier();
-    clear_own_spoilt<V, threads>();
-    barrier();
   }
 
   template <int blocks>
@@ -397,14 +394,20 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
       Shape::Seen::store(i, words_of(i < rows ? item.keys_of(first_row + i, kv_length) : Range{0, 0}));
   }
 
+  const int warp_first = warp_index() * Shape::warp_rows;
+  const Walk own = warp_first < rows ? walk_keys(item, first_row + warp_first,
+                                                 least(rows - warp_first, Shape::warp_rows), kv_length)
+                                     : Walk{{0, 0}, {0, 0}};
   Warp warp;
   warp.begin(p, unit, stored, rows);
   for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    const bool full = walk.is_full(tile * keys, (tile + 1) * keys);
+    const std::int64_t begin = tile * keys;
+    const bool full = walk.is_full(begin, begin + keys);
+    const bool is_seen = begin < own.some.end && own.some.begin < begin + keys;  // by this warp's rows
     cp_async_wait<0>();
     barrier();
     copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
-    warp.multiply_keys();
+    if (is_seen) warp.multiply_keys();
     cp_async_wait<0>();
     if (!full) {
       const bool spoilt = any_lane(own_is_spoilt<typename Warp::V, threads>());
@@ -412,14 +415,21 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     }
     barrier();
     if (tile + 1 < tiles.end) copy(typename Warp::K{}, p.k, tile + 1, p.head_dim, p.k_aligned);
-    warp.make_scores(p);
-    if (!full) warp.hide(tile * keys);
-    warp.make_weights(p.outer);
+    if (is_seen) {
+      warp.make_scores(p);
+      if (!own.is_full(begin, begin + keys)) warp.hide(begin);
+      warp.make_weights(p.outer);
+    }
     if (!full) {
       const Words<4> spoilt = Shape::Spoilt::load16(0);
-      if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) warp.add_spoilt(tile * keys);
+      if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) {
+        if (is_seen) warp.add_spoilt(begin);
+        barrier();
+        clear_own_spoilt<typename Warp::V, threads>();
+        barrier();
+      }
     }
-    warp.multiply_values();
+    if (is_seen) warp.multiply_values();
   }
   warp.end(p, unit, stored, rows);
 }
