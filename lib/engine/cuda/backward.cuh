@@ -134,6 +134,32 @@ struct Backward {
   __device__ __forceinline__ static int own_row(int half) { return 16 * warp_index() + lane_index() / 4 + 8 * half; }
   __device__ __forceinline__ static int column_of(int j, int h) { return 8 * j + lane_index() % 4 * 2 + h; }
 
+  // As P::multiply, and the same to the bit where left and right change places: queries, keys and delta have but one dP.
+  __device__ __forceinline__ static void multiply_alike(float (&c0)[4], float (&c1)[4], const typename P::Left& left,
+                                                        const typename P::Right& right) {
+    if constexpr (!is_float) {
+      P::multiply(c0, c1, left, right);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float even[4] = {}, less[4] = {}, more[4] = {};  // parts of equal size; of left smaller; of left larger
+        const auto part_of_right = [&](int n) {
+          return Words<2>{{right.part[n][2 * half], right.part[n][2 * half + 1]}};
+        };
+#pragma unroll
+        for (int of_both = P::parts - 1; of_both >= 0; --of_both)  // the smallest first
+#pragma unroll
+          for (int i = 0; i <= of_both; ++i)
+            mma_m16n8k8_tf32(2 * i == of_both  ? even
+                             : 2 * i > of_both ? less
+                                               : more,
+                             left.part[i], part_of_right(of_both - i));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) (half == 0 ? c0 : c1)[i] += even[i] + (less[i] + more[i]);
+      }
+    }
+  }
+
   // s = own other^T over the first `columns` of both, of 16 own rows and 8 `blocks` others, which begin with row `at`.
   template <class Own, class Other, int blocks>
   __device__ __forceinline__ static void multiply_rows(float (&s)[blocks][4], int at, int columns) {
@@ -141,12 +167,12 @@ struct Backward {
     for (int j = 0; j < blocks; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[j][i] = 0.0F;
-#pragma unroll 1
+#pragma unroll 2
     for (int k = 0; k < columns; k += P::depth) {
       const typename P::Left left = P::template load_left<Own>(16 * warp_index(), k);
 #pragma unroll
       for (int j = 0; j < blocks; j += 2)
-        P::multiply(s[j], s[j + 1], left, P::template load_columns<Other>(at + 8 * j, k));
+        multiply_alike(s[j], s[j + 1], left, P::template load_columns<Other>(at + 8 * j, k));
     }
     if constexpr (is_float) {
       // Of what is not finite, or of products that are too large, parts do not tell what it is.
@@ -221,23 +247,29 @@ struct Backward {
     }
   }
 
-  // Products s and dp become P and dS, but for the softmax scale. lse(i) and delta(i): of element i % 2 of a half i / 2 of block j.
-  template <class Lse, class Delta>
+  // lse as differentiate subtracts it: infinity, so that weights are 0, of a row that sees nothing. Where digits matter the difference
+  // is made of scores as they are, and only then becomes an exponent of 2.
+  static constexpr float units_of_lse = exact || is_float ? 1.0F : log2_of_e;
+  __device__ __forceinline__ static float subtracted(float lse) {
+    return bits_of(lse) == minus_infinity_bits ? float_of(infinity_bits) : lse * units_of_lse;
+  }
+
+  // Products s and dp become P and dS, but for the softmax scale. lse(j, i) and delta(j, i): of element i of block j, lse as subtracted.
+  template <bool is_capped, class Lse, class Delta>
   __device__ __forceinline__ static void differentiate(Scores& s, Scores& dp, float scale, float softcap, Lse&& lse,
                                                        Delta&& delta) {
+    constexpr float units_of_rest = units_of_lse == 1.0F ? log2_of_e : 1.0F;
+    const float factor = (is_capped ? softcap : scale) * units_of_lse;
 #pragma unroll
     for (int j = 0; j < other_blocks; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float exponent, slope = 1.0F;
-        if (softcap != 0.0F) {
-          const float tangent = hyperbolic_tangent(s[j][i] * scale / softcap);
-          slope = 1.0F - tangent * tangent;
-          exponent = (softcap * tangent - lse(j, i)) * log2_of_e;
-        } else {
-          exponent = (s[j][i] * scale - lse(j, i)) * log2_of_e;
+        float score = s[j][i], slope = 1.0F;
+        if constexpr (is_capped) {
+          score = hyperbolic_tangent(score * scale / softcap);
+          slope = 1.0F - score * score;
         }
-        s[j][i] = exp2_approx(exponent);
+        s[j][i] = exp2_approx(multiply_add(score, factor, -lse(j, i)) * units_of_rest);
         dp[j][i] = s[j][i] * (dp[j][i] - delta(j, i)) * slope;
       }
   }
@@ -296,9 +328,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   const auto state_of = [&](std::int64_t query, std::int32_t query_head) {
     return (b * p.num_heads_kv * p.group + query_head) * p.query_rows + item.queries.row + query;
   };
-  // A row without keys weights nothing, as one whose lse is infinite.
   const auto is_blind = [](float lse) { return bits_of(lse) == minus_infinity_bits; };
-  const auto lse_or_infinity = [&](float lse) { return is_blind(lse) ? float_of(infinity_bits) : lse; };
 
   // Of own queries.
   float own_lse[2] = {}, own_delta[2] = {};
@@ -312,7 +342,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
       if (row >= there) continue;
       const std::int64_t state = state_of(first + row, head);
       const float lse = p.lse[state];
-      own_lse[half] = lse_or_infinity(lse);
+      own_lse[half] = Warp::subtracted(lse);
       own_delta[half] = p.delta[state];
       if (is_blind(lse))
         own_is_blind = true;
@@ -365,7 +395,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
         const auto own_row = [&](std::int64_t key) {
           return static_cast<std::int32_t>(largest(0, least(key - first, Shape::rows)));
         };
-        Shape::Lse::store(at + r, lse_or_infinity(lse));
+        Shape::Lse::store(at + r, Warp::subtracted(lse));
         Shape::Delta::store(at + r, delta);
         Shape::Begin::store(at + r, own_row(seen.begin));
         Shape::End::store(at + r, own_row(seen.end));
@@ -380,7 +410,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   float sum_x[Warp::dim_blocks][4] = {};
   float sum_y[of_keys && !apart ? Warp::dim_blocks : 1][4] = {};
 
-  // The tile that begins with other row t * others, of which `at` is the first in shared memory.
+  // The tile that begins with row `begin` of the other side, which is row `at` in shared memory.
   const auto add_tile = [&](int at, std::int64_t begin) {
     if (begin >= warp_walk.some.end || begin + others <= warp_walk.some.begin) return;
     using OtherX = typename Shape::OtherX;
@@ -410,10 +440,16 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
       row_by_row = any_lane(!Warp::are_finite(s) || !Warp::are_finite(dp));
     }
 
-    Warp::differentiate(
-        s, dp, p.scale, p.softcap,
-        [&](int j, int i) { return of_keys ? Shape::Lse::load(at + Warp::column_of(j, i % 2)) : own_lse[i / 2]; },
-        [&](int j, int i) { return of_keys ? Shape::Delta::load(at + Warp::column_of(j, i % 2)) : own_delta[i / 2]; });
+    const auto lse = [&](int j, int i) {
+      return of_keys ? Shape::Lse::load(at + Warp::column_of(j, i % 2)) : own_lse[i / 2];
+    };
+    const auto delta = [&](int j, int i) {
+      return of_keys ? Shape::Delta::load(at + Warp::column_of(j, i % 2)) : own_delta[i / 2];
+    };
+    if (p.softcap != 0.0F)
+      Warp::template differentiate<true>(s, dp, p.scale, p.softcap, lse, delta);
+    else
+      Warp::template differentiate<false>(s, dp, p.scale, p.softcap, lse, delta);
     if (is_masked) {
 #pragma unroll
       for (int j = 0; j < Warp::other_blocks; ++j)
