@@ -45,7 +45,7 @@ struct ForwardShape {
   using Q = SharedTile<T, 0, rows, Dim>;
   using K = SharedTile<T, Q::end, keys, Dim>;
   using V = SharedTile<T, K::end, keys, Dim>;
-  using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row, in keys of the item
+  using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row's keys, as they are counted in the block
   using Spoilt = Shared<std::uint32_t, Seen::end, 4>;  // whether V is, as each warp knows it
   static constexpr int shared_bytes = Spoilt::end;
 };
@@ -212,7 +212,7 @@ struct Forward {
       for (int n = 0; n < key_blocks; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0F;
-#pragma unroll
+#pragma unroll 4  // 128 bytes of a row
     for (int k = 0; k < Dim; k += P::depth) {
       typename P::Left left[row_tiles];
 #pragma unroll
@@ -240,7 +240,7 @@ struct Forward {
         }
   }
 
-  // Of the tile whose first key is number `begin` of the item.
+  // Of the tile whose first key is number `begin`, as they are counted in the block.
   __device__ __forceinline__ static Range seen_of(int row, std::int64_t begin) {
     const Range seen = range_of(Shape::Seen::load(row));
     return {largest(seen.begin - begin, 0), least(seen.end - begin, keys)};
@@ -376,34 +376,40 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
   const std::int64_t stored = item.queries.row + first_row;
   const int rows = static_cast<int>(least(item.queries.count() - first_row, Shape::rows));
   const Walk walk = walk_keys(item, first_row, rows, kv_length);
-  const Range tiles = walk.tiles(keys);
-  if (tiles.empty() && !p.first && !p.last) return;
+  if (walk.some.empty() && !p.first && !p.last) return;
 
-  const auto copy = [&]<class Tile>(Tile, const View& from, std::int64_t tile, int dim, bool aligned) {
-    const std::int64_t begin = tile * keys;
-    copy_rows<Tile, threads>({from.at<const T>(unit.b, item.keys.row + begin, unit.head_kv), from.seq_stride,
-                              static_cast<int>(largest(walk.some.begin - begin, 0)),
-                              static_cast<int>(least(walk.some.end - begin, keys)), dim, aligned});
+  // From here on tiles, and keys, are counted from the first tile that is seen. Of the first and the last some keys may not be.
+  const std::int64_t origin = walk.some.begin / keys;
+  const Walk::Tiles tiles = walk.in_tiles(keys, origin);
+  const int first_begin = static_cast<int>(walk.some.begin - origin * keys);
+  const int last_end = static_cast<int>(walk.some.end - (origin + tiles.end - 1) * keys);
+  const std::int64_t key_row = item.keys.row + origin * keys;
+  const auto copy = [&]<class Tile>(Tile, const View& from, int tile, int dim, bool aligned) {
+    copy_rows<Tile, threads>({from.at<const T>(unit.b, key_row + std::int64_t{tile} * keys, unit.head_kv),
+                              from.seq_stride, tile == 0 ? first_begin : 0, tile + 1 == tiles.end ? last_end : keys,
+                              dim, aligned});
     cp_async_commit();
   };
-  if (!tiles.empty()) {
+  if (tiles.end > 0) {
     copy_rows<typename Warp::Q, threads>(
         {p.q.at<const T>(unit.b, stored, unit.head), p.q.seq_stride, 0, rows, p.head_dim, p.q_aligned});
-    copy(typename Warp::K{}, p.k, tiles.begin, p.head_dim, p.k_aligned);
-    for (int i = thread_index(); i < Shape::rows; i += threads)
-      Shape::Seen::store(i, words_of(i < rows ? item.keys_of(first_row + i, kv_length) : Range{0, 0}));
+    copy(typename Warp::K{}, p.k, 0, p.head_dim, p.k_aligned);
+    for (int i = thread_index(); i < Shape::rows; i += threads) {
+      Range seen{0, 0};
+      if (i < rows) seen = item.keys_of(first_row + i, kv_length);
+      Shape::Seen::store(i, words_of({seen.begin - origin * keys, seen.end - origin * keys}));
+    }
   }
 
   const int warp_first = warp_index() * Shape::warp_rows;
-  const Walk own = warp_first < rows ? walk_keys(item, first_row + warp_first,
-                                                 least(rows - warp_first, Shape::warp_rows), kv_length)
-                                     : Walk{{0, 0}, {0, 0}};
+  Walk::Tiles own{0, 0, 0, 0};
+  if (warp_first < rows)
+    own = walk_keys(item, first_row + warp_first, least(rows - warp_first, Shape::warp_rows), kv_length)
+              .in_tiles(keys, origin);
   Warp warp;
   warp.begin(p, unit, stored, rows);
-  for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    const std::int64_t begin = tile * keys;
-    const bool full = walk.is_full(begin, begin + keys);
-    const bool is_seen = begin < own.some.end && own.some.begin < begin + keys;  // by this warp's rows
+  for (int tile = 0; tile < tiles.end; ++tile) {
+    const bool full = tiles.is_full(tile), is_seen = own.has(tile);
     cp_async_wait<0>();
     barrier();
     copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
@@ -417,13 +423,13 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     if (tile + 1 < tiles.end) copy(typename Warp::K{}, p.k, tile + 1, p.head_dim, p.k_aligned);
     if (is_seen) {
       warp.make_scores(p);
-      if (!own.is_full(begin, begin + keys)) warp.hide(begin);
+      if (!own.is_full(tile)) warp.hide(std::int64_t{tile} * keys);
       warp.make_weights(p.outer);
     }
     if (!full) {
       const Words<4> spoilt = Shape::Spoilt::load16(0);
       if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) {
-        if (is_seen) warp.add_spoilt(begin);
+        if (is_seen) warp.add_spoilt(std::int64_t{tile} * keys);
         barrier();
         clear_own_spoilt<typename Warp::V, threads>();
         barrier();
