@@ -82,10 +82,10 @@ TEST(PortableBackward, ExactWeightsHoldTheToleranceRule) {
 // A row that sees one key has its value for output, and gradients of nothing but that value.
 TEST(PortableBackward, OneKeyEachLeavesNothing) {
   for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
-    for (const std::int64_t head_dim : {35, 128}) {
+    for (const std::int64_t head_dim : {35, 64, 128}) {
       Problem p;
-      p.seqlen_q = p.seqlen_kv = 50;
-      p.documents = {{0, 50, 0, 50}};
+      p.seqlen_q = p.seqlen_kv = head_dim == 64 ? 300 : 50;
+      p.documents = {{0, p.seqlen_q, 0, p.seqlen_q}};
       p.head_dim = p.head_dim_v = head_dim;
       p.dtype = p.out_dtype = p.grad_dtype = dtype;
       p.window_left = p.window_right = 0;
@@ -95,6 +95,30 @@ TEST(PortableBackward, OneKeyEachLeavesNothing) {
       for (const double x : result.dq) ASSERT_EQ(x, 0) << reference::describe(p);
       for (const double x : result.dk) ASSERT_EQ(x, 0) << reference::describe(p);
     }
+}
+
+TEST(PortableBackward, ChoosesTheLeastThatHasRoomAndPrecision) {
+  const auto chosen = [](DType dtype, DType out_dtype, DType grad_dtype, std::int64_t seqlen, std::int64_t dim,
+                         std::int64_t dim_v) {
+    Problem p;
+    p.seqlen_q = p.seqlen_kv = seqlen;
+    p.head_dim = dim;
+    p.head_dim_v = dim_v;
+    p.dtype = dtype;
+    p.out_dtype = out_dtype;
+    p.grad_dtype = grad_dtype;
+    return choose_backward(p);
+  };
+  constexpr DType f32 = DType::float32, bf16 = DType::bfloat16, f16 = DType::float16;
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 128, 128), (BackwardVariant{bf16, 128, false}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 64, 129), (BackwardVariant{bf16, 256, false}));
+  EXPECT_EQ(chosen(bf16, bf16, f32, 4096, 64, 64), (BackwardVariant{bf16, 64, true}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 31, 64, 64), (BackwardVariant{bf16, 64, true}));
+  EXPECT_EQ(chosen(bf16, f32, bf16, 4096, 64, 64), (BackwardVariant{f32, 64, false}));
+  EXPECT_EQ(chosen(f16, f16, bf16, 4096, 64, 64), (BackwardVariant{f16, 64, false}));
+  EXPECT_EQ(chosen(f16, f16, f32, 4096, 64, 64), (BackwardVariant{f32, 64, false}));
+  EXPECT_EQ(chosen(f16, f16, f16, 4096, 64, 8), (BackwardVariant{f32, 64, true}));
+  EXPECT_EQ(chosen(f32, f32, f32, 4096, 192, 128), (BackwardVariant{f32, 256, false}));
 }
 
 Problem causal_window(DType dtype, std::int64_t head_dim) {

@@ -48,6 +48,8 @@ void for_each_tile(const Work& work, Side side, std::int64_t size, F&& f) {
 template <class Sees>
 void expect_walk(const Walk& walk, std::int64_t count, std::int64_t others, std::int64_t size, Sees&& sees) {
   const Range tiles = walk.tiles(size);
+  const std::int64_t origin = 7;
+  const Walk::Tiles counted = walk.in_tiles(size, origin);
   for (std::int64_t begin = 0; begin < others; begin += size) {
     const std::int64_t end = std::min(begin + size, others);
     std::int64_t seen = 0;
@@ -62,6 +64,11 @@ void expect_walk(const Walk& walk, std::int64_t count, std::int64_t others, std:
     const bool walked = tiles.begin * size <= begin && begin < tiles.end * size;
     if (!walked) {
       ASSERT_EQ(seen, 0);
+    }
+    const auto tile = static_cast<std::int32_t>(begin / size - origin);
+    if (!tiles.empty()) {
+      ASSERT_EQ(counted.has(tile), walked);
+      ASSERT_EQ(counted.is_full(tile), walk.is_full(begin, begin + size));
     }
     if (walk.is_full(begin, begin + size)) {
       ASSERT_TRUE(walked);

@@ -19,8 +19,8 @@
 // values would not fit in registers together, two blocks compute one each.
 //
 // 0 times infinity is not 0. If a row of the other side has anything that is not finite, so has its column of S or dP, in every warp.
-// Where a tile is hidden from some rows, such rows of the other side are left out of the last two products, and added to the own rows
-// that see them, one by one, in fp32. So they are in any tile of TF32 numbers, whose parts would be infinity minus infinity.
+// Where such a tile is hidden from some rows, the last two products are made row by row, for own rows that see them alone, in fp32. So
+// they are of TF32 numbers always, whose parts would be infinity minus infinity.
 #pragma once
 
 #include "engine/cuda/backward.h"
@@ -89,7 +89,7 @@ __device__ __forceinline__ void copy_head_rows(int to, const HeadRows& from) {
   const std::int64_t offset = from.offset();
   const int columns = whole_steps(from.dim);
   const bool travels = from.aligned && (size == 2 || from.dtype == DType::float32);
-#pragma unroll 4
+#pragma unroll 1
   for (int i = thread_index(); i < rows * Tile::pieces; i += threads) {
     const int row = i / Tile::pieces, column = i % Tile::pieces * Tile::piece;
     if (column >= columns) continue;
@@ -112,14 +112,17 @@ __device__ __forceinline__ void copy_head_rows(int to, const HeadRows& from) {
   }
 }
 
-// Rows of the other side that are left out of a product: bit 2j + h of a lane is row 8j + 2t + h, with t = lane % 4, which is one of
-// its columns in the fragments of S, and one of its rows in those of the other operand of dS (other X).
-using Omitted = std::uint32_t;
-__device__ __forceinline__ bool is_omitted(Omitted omitted, int j, int h) { return (omitted >> (2 * j + h) & 1U) != 0; }
+template <bool first, class A, class B>
+__device__ __forceinline__ auto& one_of(A& a, B& b) {
+  if constexpr (first)
+    return a;
+  else
+    return b;
+}
 
 // A warp's part of what its block does: 16 of the own rows. Of these a lane has `group` and group + 8 (`half`), with group = lane / 4,
 // and of the tile's other rows 8j + 2t and 8j + 2t + 1.
-template <class T, int Dim, Weights weights>
+template <class T, int Dim, Weights weights, bool of_keys>
 struct Backward {
   using Shape = BackwardShape<T, Dim>;
   using P = Product<T, weights>;
@@ -130,6 +133,32 @@ struct Backward {
 
   __device__ __forceinline__ static int own_row(int half) { return 16 * warp_index() + lane_index() / 4 + 8 * half; }
   __device__ __forceinline__ static int column_of(int j, int h) { return 8 * j + lane_index() % 4 * 2 + h; }
+
+  // As P::multiply, and the same to the bit where left and right change places: queries, keys and delta have but one dP.
+  __device__ __forceinline__ static void multiply_alike(float (&c0)[4], float (&c1)[4], const typename P::Left& left,
+                                                        const typename P::Right& right) {
+    if constexpr (!is_float) {
+      P::multiply(c0, c1, left, right);
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float even[4] = {}, less[4] = {}, more[4] = {};  // parts of equal size; of left smaller; of left larger
+        const auto part_of_right = [&](int n) {
+          return Words<2>{{right.part[n][2 * half], right.part[n][2 * half + 1]}};
+        };
+#pragma unroll
+        for (int of_both = P::parts - 1; of_both >= 0; --of_both)  // the smallest first
+#pragma unroll
+          for (int i = 0; i <= of_both; ++i)
+            mma_m16n8k8_tf32(2 * i == of_both  ? even
+                             : 2 * i > of_both ? less
+                                               : more,
+                             left.part[i], part_of_right(of_both - i));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) (half == 0 ? c0 : c1)[i] += even[i] + (less[i] + more[i]);
+      }
+    }
+  }
 
   // s = own other^T over the first `columns` of both, of 16 own rows and 8 `blocks` others, which begin with row `at`.
   template <class Own, class Other, int blocks>
@@ -143,7 +172,7 @@ struct Backward {
       const typename P::Left left = P::template load_left<Own>(16 * warp_index(), k);
 #pragma unroll
       for (int j = 0; j < blocks; j += 2)
-        P::multiply(s[j], s[j + 1], left, P::template load_columns<Other>(at + 8 * j, k));
+        multiply_alike(s[j], s[j + 1], left, P::template load_columns<Other>(at + 8 * j, k));
     }
     if constexpr (is_float) {
       // Of what is not finite, or of products that are too large, parts do not tell what it is.
@@ -160,71 +189,50 @@ struct Backward {
     }
   }
 
-  // In any lane that has the same columns.
-  __device__ __forceinline__ static Omitted not_finite(const Scores& s) {
-    Omitted omitted = 0;
+  __device__ __forceinline__ static bool are_finite(const Scores& s) {
+    bool finite = true;
 #pragma unroll
     for (int j = 0; j < other_blocks; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (!is_finite(s[j][i])) omitted |= 1U << (2 * j + i % 2);
-    omitted |= shuffle_xor(omitted, 4);
-    omitted |= shuffle_xor(omitted, 8);
-    return omitted | shuffle_xor(omitted, 16);
+      for (int i = 0; i < 4; ++i) finite &= is_finite(s[j][i]);
+    return finite;
   }
 
-  // sum += w other, for the omitted rows and those own rows for which sees(half, row); their weights become 0.
-  template <class Other, class Sees>
-  __device__ __forceinline__ static void add_omitted(Sums& sum, Scores& w, int at, int columns, Omitted omitted,
-                                                     Sees&& sees) {
-#pragma unroll 1
-    for (int row = 0; row < others; ++row) {
-      const int j = row / 8, t = row % 8 / 2, h = row % 2;
-      if (!is_omitted(broadcast(omitted, t), j, h)) continue;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float weight = 0.0F;
-#pragma unroll
-        for (int n = 0; n < other_blocks; ++n)
-          if (n == j) weight = h == 0 ? w[n][2 * half] : w[n][2 * half + 1];
-        weight = broadcast(weight, lane_index() / 4 * 4 + t);
-        if (!sees(half, row)) continue;
-#pragma unroll
-        for (int n = 0; n < dim_blocks; ++n) {
-          if (8 * n >= columns) continue;
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            sum[n][2 * half + i] = multiply_add(
-                weight, element_of(Other::Memory::load(Other::at(at + row, column_of(n, i)))), sum[n][2 * half + i]);
-        }
-      }
+  // Which of a tile's other rows see own row `half` of this lane, or are seen by it.
+  struct Sees {
+    int at;                         // of keys: where the tile begins
+    std::int32_t begin[2], end[2];  // of queries: other rows begin .. end - 1 of the tile
+
+    __device__ __forceinline__ bool operator()(int half, int row) const {
+      if constexpr (of_keys)
+        return Shape::Begin::load(at + row) <= own_row(half) && own_row(half) < Shape::End::load(at + row);
+      else
+        return begin[half] <= row && row < end[half];
     }
-#pragma unroll
-    for (int j = 0; j < other_blocks; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (is_omitted(omitted, j, i % 2)) w[j][i] = 0.0F;
-  }
+  };
 
-  // Puts 0 for the omitted rows among those that begin with row 8 block of the tile.
-  __device__ __forceinline__ static void omit(typename P::Right& right, Omitted omitted, int block) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (is_float) {
-#pragma unroll
-        for (int part = 0; part < P::parts; ++part)
-          if (is_omitted(omitted, block, i % 2)) right.part[part][i] = 0;
-      } else {
-        const int j = block + i % 2;
-        right.b[i] &= (is_omitted(omitted, j, 0) ? 0U : 0xffffU) | (is_omitted(omitted, j, 1) ? 0U : 0xffff0000U);
-      }
-    }
-  }
-
-  // sum += w other, over the first `columns` columns of it, but for the omitted rows.
+  // sum += w other, one row of the other side after the other, of the own rows that see it alone.
+  struct Terms {
+    Sums sum;
+    Scores w;
+  };
   template <class Other>
-  __device__ __forceinline__ static void multiply_weights(Sums& sum, const Scores& w, int at, int columns, bool omits,
-                                                          Omitted omitted) {
+  __device__ RA_APART static void add_row_by_row(Terms& terms, int at, int columns, Sees sees) {
+    for (int row = 0; row < others; ++row)
+      for (int half = 0; half < 2; ++half) {
+        const float weight = broadcast(terms.w[row / 8][2 * half + row % 2], lane_index() / 4 * 4 + row % 8 / 2);
+        if (!sees(half, row)) continue;
+        for (int n = 0; 8 * n < columns; ++n)
+          for (int i = 0; i < 2; ++i) {
+            float& sum = terms.sum[n][2 * half + i];
+            sum = multiply_add(weight, element_of(Other::Memory::load(Other::at(at + row, column_of(n, i)))), sum);
+          }
+      }
+  }
+
+  // sum += w other, over the first `columns` columns of it.
+  template <class Other>
+  __device__ __forceinline__ static void multiply_weights(Sums& sum, const Scores& w, int at, int columns) {
 #pragma unroll
     for (int j = 0; j < other_blocks; j += P::blocks) {
       float of_step[P::blocks][4];
@@ -234,32 +242,34 @@ struct Backward {
         for (int i = 0; i < 4; ++i) of_step[n][i] = w[j + n][i];
       const typename P::WeightsLeft left = P::make_weights(of_step);
 #pragma unroll
-      for (int n = 0; n < dim_blocks; n += 2) {
-        if (8 * n >= columns) continue;
-        typename P::Right right = P::template load_rows<Other>(at + 8 * j, 8 * n);
-        if (omits) omit(right, omitted, j);
-        P::multiply(sum[n], sum[n + 1], left, right);
-      }
+      for (int n = 0; n < dim_blocks; n += 2)
+        if (8 * n < columns) P::multiply(sum[n], sum[n + 1], left, P::template load_rows<Other>(at + 8 * j, 8 * n));
     }
   }
 
-  // Products s and dp become P and dS, but for the softmax scale. lse(i) and delta(i): of element i % 2 of a half i / 2 of block j.
-  template <class Lse, class Delta>
+  // lse as differentiate subtracts it: infinity, so that weights are 0, of a row that sees nothing. Where digits matter the difference
+  // is made of scores as they are, and only then becomes an exponent of 2.
+  static constexpr float units_of_lse = exact || is_float ? 1.0F : log2_of_e;
+  __device__ __forceinline__ static float subtracted(float lse) {
+    return bits_of(lse) == minus_infinity_bits ? float_of(infinity_bits) : lse * units_of_lse;
+  }
+
+  // Products s and dp become P and dS, but for the softmax scale. lse(j, i) and delta(j, i): of element i of block j, lse as subtracted.
+  template <bool is_capped, class Lse, class Delta>
   __device__ __forceinline__ static void differentiate(Scores& s, Scores& dp, float scale, float softcap, Lse&& lse,
                                                        Delta&& delta) {
+    constexpr float units_of_rest = units_of_lse == 1.0F ? log2_of_e : 1.0F;
+    const float factor = (is_capped ? softcap : scale) * units_of_lse;
 #pragma unroll
     for (int j = 0; j < other_blocks; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float exponent, slope = 1.0F;
-        if (softcap != 0.0F) {
-          const float tangent = hyperbolic_tangent(s[j][i] * scale / softcap);
-          slope = 1.0F - tangent * tangent;
-          exponent = (softcap * tangent - lse(j, i)) * log2_of_e;
-        } else {
-          exponent = (s[j][i] * scale - lse(j, i)) * log2_of_e;
+        float score = s[j][i], slope = 1.0F;
+        if constexpr (is_capped) {
+          score = hyperbolic_tangent(score * scale / softcap);
+          slope = 1.0F - score * score;
         }
-        s[j][i] = exp2_approx(exponent);
+        s[j][i] = exp2_approx(multiply_add(score, factor, -lse(j, i)) * units_of_rest);
         dp[j][i] = s[j][i] * (dp[j][i] - delta(j, i)) * slope;
       }
   }
@@ -284,7 +294,7 @@ template <class T, int Dim, Weights weights, bool of_keys>
 __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
     backward(const __grid_constant__ BackwardParameters p) {
   using Shape = BackwardShape<T, Dim>;
-  using Warp = Backward<T, Dim, weights>;
+  using Warp = Backward<T, Dim, weights, of_keys>;
   constexpr int others = Shape::others, threads = Shape::threads, stages = Shape::stages;
   constexpr bool apart = of_keys && Dim == 256;  // dk and dv
 
@@ -318,9 +328,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   const auto state_of = [&](std::int64_t query, std::int32_t query_head) {
     return (b * p.num_heads_kv * p.group + query_head) * p.query_rows + item.queries.row + query;
   };
-  // A row without keys weights nothing, as one whose lse is infinite.
   const auto is_blind = [](float lse) { return bits_of(lse) == minus_infinity_bits; };
-  const auto lse_or_infinity = [&](float lse) { return is_blind(lse) ? float_of(infinity_bits) : lse; };
 
   // Of own queries.
   float own_lse[2] = {}, own_delta[2] = {};
@@ -334,7 +342,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
       if (row >= there) continue;
       const std::int64_t state = state_of(first + row, head);
       const float lse = p.lse[state];
-      own_lse[half] = lse_or_infinity(lse);
+      own_lse[half] = Warp::subtracted(lse);
       own_delta[half] = p.delta[state];
       if (is_blind(lse))
         own_is_blind = true;
@@ -387,7 +395,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
         const auto own_row = [&](std::int64_t key) {
           return static_cast<std::int32_t>(largest(0, least(key - first, Shape::rows)));
         };
-        Shape::Lse::store(at + r, lse_or_infinity(lse));
+        Shape::Lse::store(at + r, Warp::subtracted(lse));
         Shape::Delta::store(at + r, delta);
         Shape::Begin::store(at + r, own_row(seen.begin));
         Shape::End::store(at + r, own_row(seen.end));
@@ -402,7 +410,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   float sum_x[Warp::dim_blocks][4] = {};
   float sum_y[of_keys && !apart ? Warp::dim_blocks : 1][4] = {};
 
-  // The tile that begins with other row t * others, of which `at` is the first in shared memory.
+  // The tile that begins with row `begin` of the other side, which is row `at` in shared memory.
   const auto add_tile = [&](int at, std::int64_t begin) {
     if (begin >= warp_walk.some.end || begin + others <= warp_walk.some.begin) return;
     using OtherX = typename Shape::OtherX;
@@ -421,31 +429,27 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
         for (int h = 0; h < 2; ++h) blind |= bits_of(Shape::Lse::load(at + Warp::column_of(j, h))) == infinity_bits;
       is_masked = any_lane(blind) || is_masked;
     }
-    // Whether own row `half` of this lane and row c of the tile see each other.
-    std::int32_t seen_begin[2] = {}, seen_end[2] = {};
-    const auto sees = [&](int half, int c) {
-      if constexpr (of_keys)
-        return Shape::Begin::load(at + c) <= Warp::own_row(half) && Warp::own_row(half) < Shape::End::load(at + c);
-      else
-        return seen_begin[half] <= c && c < seen_end[half];
-    };
-    bool omits = false;
-    Omitted omitted_x = 0, omitted_y = 0;
+    typename Warp::Sees sees{at, {}, {}};
+    bool row_by_row = false;
     if (Warp::is_float || is_masked) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        seen_begin[half] = static_cast<std::int32_t>(largest(0, least(own_seen[half].begin - begin, others)));
-        seen_end[half] = static_cast<std::int32_t>(largest(0, least(own_seen[half].end - begin, others)));
+        sees.begin[half] = static_cast<std::int32_t>(largest(0, least(own_seen[half].begin - begin, others)));
+        sees.end[half] = static_cast<std::int32_t>(largest(0, least(own_seen[half].end - begin, others)));
       }
-      omitted_x = Warp::not_finite(s);
-      omitted_y = Warp::not_finite(dp);
-      omits = any_lane((omitted_x | omitted_y) != 0);
+      row_by_row = any_lane(!Warp::are_finite(s) || !Warp::are_finite(dp));
     }
 
-    Warp::differentiate(
-        s, dp, p.scale, p.softcap,
-        [&](int j, int i) { return of_keys ? Shape::Lse::load(at + Warp::column_of(j, i % 2)) : own_lse[i / 2]; },
-        [&](int j, int i) { return of_keys ? Shape::Delta::load(at + Warp::column_of(j, i % 2)) : own_delta[i / 2]; });
+    const auto lse = [&](int j, int i) {
+      return of_keys ? Shape::Lse::load(at + Warp::column_of(j, i % 2)) : own_lse[i / 2];
+    };
+    const auto delta = [&](int j, int i) {
+      return of_keys ? Shape::Delta::load(at + Warp::column_of(j, i % 2)) : own_delta[i / 2];
+    };
+    if (p.softcap != 0.0F)
+      Warp::template differentiate<true>(s, dp, p.scale, p.softcap, lse, delta);
+    else
+      Warp::template differentiate<false>(s, dp, p.scale, p.softcap, lse, delta);
     if (is_masked) {
 #pragma unroll
       for (int j = 0; j < Warp::other_blocks; ++j)
@@ -453,22 +457,27 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
         for (int i = 0; i < 4; ++i)
           if (!sees(i / 2, Warp::column_of(j, i % 2))) s[j][i] = dp[j][i] = 0.0F;
     }
+    const auto add = [&]<class Other>(Other, typename Warp::Sums& sum, const typename Warp::Scores& w, int columns) {
+      if (!row_by_row) return Warp::template multiply_weights<Other>(sum, w, at, columns);
+      typename Warp::Terms terms;  // in memory; the sum itself stays in registers
+#pragma unroll
+      for (int n = 0; n < Warp::dim_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) terms.sum[n][i] = sum[n][i];
+#pragma unroll
+      for (int j = 0; j < Warp::other_blocks; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) terms.w[j][i] = w[j][i];
+      Warp::template add_row_by_row<Other>(terms, at, columns, sees);
+#pragma unroll
+      for (int n = 0; n < Warp::dim_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[n][i] = terms.sum[n][i];
+    };
     if constexpr (of_keys) {
-      if (wants_y) {
-        typename Warp::Sums& sum = [&]() -> typename Warp::Sums& {
-          if constexpr (apart)
-            return sum_x;
-          else
-            return sum_y;
-        }();
-        if (omits) Warp::template add_omitted<OtherY>(sum, s, at, columns_y, omitted_y, sees);
-        Warp::template multiply_weights<OtherY>(sum, s, at, columns_y, omits, omitted_y);
-      }
+      if (wants_y) add(OtherY{}, one_of<apart>(sum_x, sum_y), s, columns_y);
     }
-    if (wants_x) {
-      if (omits) Warp::template add_omitted<OtherX>(sum_x, dp, at, columns_x, omitted_x, sees);
-      Warp::template multiply_weights<OtherX>(sum_x, dp, at, columns_x, omits, omitted_x);
-    }
+    if (wants_x) add(OtherX{}, sum_x, dp, columns_x);
   };
 
   copy_own();
@@ -515,7 +524,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
 template <class T, int Dim, Weights weights>
 __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads) delta(const __grid_constant__ DeltaParameters p) {
   using Shape = BackwardShape<T, Dim>;
-  using Warp = Backward<T, Dim, weights>;
+  using Warp = Backward<T, Dim, weights, false>;
   std::int32_t index = block_index().x;
   const std::int64_t first = std::int64_t{index % p.num_tiles} * Shape::rows;
   index /= p.num_tiles;

@@ -16,8 +16,8 @@
 // with. All else a warp does alone, and what it does for a row does not depend on the other rows: tiles of keys are counted from the
 // item's first key, hidden keys add zeros, and every row has a max of its own.
 //
-// max is a number that the weights of a row are relative to, near its largest score: it follows only when a score is 2^8 times as
-// large, so that most tiles need not scale O. Of float16, whose numbers end at 2^16 and have few digits below 2^-14, it is 2^7 less.
+// max is a number that the weights of a row are relative to: where weights are rounded to 16 bits, one near its largest score, which
+// follows only when a score is 2^8 times as large, so that most tiles need not scale O; else the largest score.
 //
 // 0 times infinity is not 0: where a tile is hidden from some rows and its V is not finite, those numbers are taken out of shared memory
 // and added to the rows that see them, one by one.
@@ -38,15 +38,14 @@ struct ForwardShape {
   static constexpr bool rounded = half && weights == Weights::rounded;
   static constexpr int warps = 4, threads = warps * warp_size;
   static constexpr int row_tiles = rounded && Dim <= 128 ? 2 : 1;  // of 16 rows, of a warp
-  static constexpr int rows = warps * row_tiles * 16;
+  static constexpr int warp_rows = row_tiles * 16, rows = warps * warp_rows;
   static constexpr int keys = rounded ? 64 : half || Dim <= 128 ? 32 : 16;
-  static constexpr float shift = std::is_same_v<T, Float16> ? 7 : 0;
-  static constexpr float slack = 8;
+  static constexpr float slack = rounded ? 8 : 0;
 
   using Q = SharedTile<T, 0, rows, Dim>;
   using K = SharedTile<T, Q::end, keys, Dim>;
   using V = SharedTile<T, K::end, keys, Dim>;
-  using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row, in keys of the item
+  using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row's keys, as they are counted in the block
   using Spoilt = Shared<std::uint32_t, Seen::end, 4>;  // whether V is, as each warp knows it
   static constexpr int shared_bytes = Spoilt::end;
 };
@@ -140,11 +139,11 @@ struct Forward {
           if (has_more && column < p.head_dim_v) {
             if (p.pairs) {
               const Words<2> two = *reinterpret_cast<const Words<2>*>(from + column);
-              x = float_of(two[0]);
-              y = float_of(two[1]);
+              x = float_of(two[0]) * P::weight_scale;
+              y = float_of(two[1]) * P::weight_scale;
             } else {
-              x = from[column];
-              if (column + 1 < p.head_dim_v) y = from[column + 1];
+              x = from[column] * P::weight_scale;
+              if (column + 1 < p.head_dim_v) y = from[column + 1] * P::weight_scale;
             }
           }
           out[m][n][2 * half] = x;
@@ -168,16 +167,11 @@ struct Forward {
         if (!p.last) {
           if (is_mine) p.max[state] = max[m][half];
           if (is_mine) p.sum[state] = total;
-          store<float>(p.running, unit, stored + row, m, half, p.head_dim_v, 1.0F, p.pairs);
+          store<float>(p.running, unit, stored + row, m, half, p.head_dim_v, P::weight_scale, p.pairs);
           continue;
         }
-        constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is the sum
-        if (is_mine && p.lse != nullptr)
-          p.lse[state] =
-              total == 0.0F ? minus_infinity
-                            : multiply_add(max[m][half], log_2,
-                                           multiply_add(max[m][half], log_2_rest, natural_logarithm(total)));
-        const float divisor = total == 0.0F ? 1.0F : total;
+        if (is_mine && p.lse != nullptr) p.lse[state] = log_of(max[m][half], total);
+        const float divisor = total == 0.0F ? 1.0F : total * P::weight_scale;
         if (p.out_type == static_cast<std::int32_t>(DType::float32))
           store<float>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
         else if (p.out_type == static_cast<std::int32_t>(DType::bfloat16))
@@ -185,6 +179,15 @@ struct Forward {
         else
           store<Float16>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
       }
+  }
+  // log(2^max sum): what cancels is taken away before it is rounded.
+  __device__ __forceinline__ static float log_of(float max, float sum) {
+    constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is the sum
+    if (sum == 0.0F) return minus_infinity;
+    const std::int32_t exponent = static_cast<std::int32_t>(bits_of(sum) >> 23) - 127;
+    const float whole = max + static_cast<float>(exponent);
+    const float part = float_of((bits_of(sum) & 0x007fffffU) | 0x3f800000U);  // 1 .. 2, or what is not finite
+    return multiply_add(whole, log_2, multiply_add(whole, log_2_rest, natural_logarithm(is_finite(sum) ? part : sum)));
   }
   // A multiplication where the result will be rounded more coarsely.
   __device__ __forceinline__ static float divided(float x, float divisor) {
@@ -209,7 +212,7 @@ struct Forward {
       for (int n = 0; n < key_blocks; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) s[m][n][i] = 0.0F;
-#pragma unroll
+#pragma unroll 4  // 128 bytes of a row
     for (int k = 0; k < Dim; k += P::depth) {
       typename P::Left left[row_tiles];
 #pragma unroll
@@ -237,7 +240,7 @@ struct Forward {
         }
   }
 
-  // Of the tile whose first key is number `begin` of the item.
+  // Of the tile whose first key is number `begin`, as they are counted in the block.
   __device__ __forceinline__ static Range seen_of(int row, std::int64_t begin) {
     const Range seen = range_of(Shape::Seen::load(row));
     return {largest(seen.begin - begin, 0), least(seen.end - begin, keys)};
@@ -273,7 +276,7 @@ struct Forward {
         for (int n = 0; n < key_blocks; ++n) top = larger(top, larger(s[m][n][2 * half], s[m][n][2 * half + 1]));
         top = larger(top, shuffle_xor(top, 1));
         top = larger(top, shuffle_xor(top, 2));
-        const float before = max[m][half], here = top * outer - Shape::shift;
+        const float before = max[m][half], here = top * outer;
         factor[m][half] = 1.0F;
         if (here > before + Shape::slack) {  // not if it is not a number
           max[m][half] = here;
@@ -301,35 +304,40 @@ struct Forward {
         for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[m][i / 2];
   }
 
-  // What is not finite in V, to the rows that see it. Afterwards it is 0.
+  // What is not finite in V, to the rows that see it. Seldom called, so not to cost registers: in loops over copies in
+  // local memory.
   __device__ __forceinline__ void add_spoilt(std::int64_t begin) {
+    float weights_here[row_tiles][key_blocks][4], sums[row_tiles][dim_blocks][4];
+    copy(s, weights_here);
+    copy(out, sums);
 #pragma unroll 1
     for (int key = 0; key < keys; ++key)
-#pragma unroll
-      for (int m = 0; m < row_tiles; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float weight = 0.0F;
-#pragma unroll
-          for (int n = 0; n < key_blocks; ++n)
-#pragma unroll
-            for (int i = 0; i < 2; ++i)
-              if (column_of(n) + i == key) weight = s[m][n][2 * half + i];
-          weight += shuffle_xor(weight, 1);
-          weight += shuffle_xor(weight, 2);
-          const Range seen = seen_of(row_of(m, half), begin);
-          if (key < seen.begin || key >= seen.end) continue;
-#pragma unroll
-          for (int n = 0; n < dim_blocks; ++n)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const float x = element_of(V::Memory::load(V::at(key, column_of(n) + i)));
-              if (!is_finite(x)) out[m][n][2 * half + i] = multiply_add(weight, x, out[m][n][2 * half + i]);
-            }
+#pragma unroll 1
+      for (int i = 0; i < 2 * row_tiles; ++i) {
+        const int m = i / 2, half = i % 2;
+        const float weight =
+            broadcast(weights_here[m][key / 8][2 * half + key % 2], lane_index() / 4 * 4 + key % 8 / 2);
+        const Range seen = seen_of(row_of(m, half), begin);
+        if (key < seen.begin || key >= seen.end) continue;
+#pragma unroll 1
+        for (int n = 0; n < 2 * dim_blocks; ++n) {
+          const float x = element_of(V::Memory::load(V::at(key, column_of(n / 2) + n % 2)));
+          float& sum_of_column = sums[m][n / 2][2 * half + n % 2];
+          if (!is_finite(x)) sum_of_column = multiply_add(weight, x, sum_of_column);
         }
-    barrier();
-    clear_own_spoilt<V, threads>();
-    barrier();
+      }
+    copy(sums, out);
+  }
+
+  template <int blocks>
+  __device__ __forceinline__ static void copy(const float (&from)[row_tiles][blocks][4],
+                                              float (&to)[row_tiles][blocks][4]) {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) to[m][n][i] = from[m][n][i];
   }
 
   __device__ __forceinline__ void multiply_values() {
@@ -368,32 +376,44 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
   const std::int64_t stored = item.queries.row + first_row;
   const int rows = static_cast<int>(least(item.queries.count() - first_row, Shape::rows));
   const Walk walk = walk_keys(item, first_row, rows, kv_length);
-  const Range tiles = walk.tiles(keys);
-  if (tiles.empty() && !p.first && !p.last) return;
+  if (walk.some.empty() && !p.first && !p.last) return;
 
-  const auto copy = [&]<class Tile>(Tile, const View& from, std::int64_t tile, int dim, bool aligned) {
-    const std::int64_t begin = tile * keys;
-    copy_rows<Tile, threads>({from.at<const T>(unit.b, item.keys.row + begin, unit.head_kv), from.seq_stride,
-                              static_cast<int>(largest(walk.some.begin - begin, 0)),
-                              static_cast<int>(least(walk.some.end - begin, keys)), dim, aligned});
+  // From here on tiles, and keys, are counted from the first tile that is seen. Of the first and the last some keys may not be.
+  const std::int64_t origin = walk.some.begin / keys;
+  const Walk::Tiles tiles = walk.in_tiles(keys, origin);
+  const int first_begin = static_cast<int>(walk.some.begin - origin * keys);
+  const int last_end = static_cast<int>(walk.some.end - (origin + tiles.end - 1) * keys);
+  const std::int64_t key_row = item.keys.row + origin * keys;
+  const auto copy = [&]<class Tile>(Tile, const View& from, int tile, int dim, bool aligned) {
+    copy_rows<Tile, threads>({from.at<const T>(unit.b, key_row + std::int64_t{tile} * keys, unit.head_kv),
+                              from.seq_stride, tile == 0 ? first_begin : 0, tile + 1 == tiles.end ? last_end : keys,
+                              dim, aligned});
     cp_async_commit();
   };
-  if (!tiles.empty()) {
+  if (tiles.end > 0) {
     copy_rows<typename Warp::Q, threads>(
         {p.q.at<const T>(unit.b, stored, unit.head), p.q.seq_stride, 0, rows, p.head_dim, p.q_aligned});
-    copy(typename Warp::K{}, p.k, tiles.begin, p.head_dim, p.k_aligned);
-    for (int i = thread_index(); i < Shape::rows; i += threads)
-      Shape::Seen::store(i, words_of(i < rows ? item.keys_of(first_row + i, kv_length) : Range{0, 0}));
+    copy(typename Warp::K{}, p.k, 0, p.head_dim, p.k_aligned);
+    for (int i = thread_index(); i < Shape::rows; i += threads) {
+      Range seen{0, 0};
+      if (i < rows) seen = item.keys_of(first_row + i, kv_length);
+      Shape::Seen::store(i, words_of({seen.begin - origin * keys, seen.end - origin * keys}));
+    }
   }
 
+  const int warp_first = warp_index() * Shape::warp_rows;
+  Walk::Tiles own{0, 0, 0, 0};
+  if (warp_first < rows)
+    own = walk_keys(item, first_row + warp_first, least(rows - warp_first, Shape::warp_rows), kv_length)
+              .in_tiles(keys, origin);
   Warp warp;
   warp.begin(p, unit, stored, rows);
-  for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-    const bool full = walk.is_full(tile * keys, (tile + 1) * keys);
+  for (int tile = 0; tile < tiles.end; ++tile) {
+    const bool full = tiles.is_full(tile), is_seen = own.has(tile);
     cp_async_wait<0>();
     barrier();
     copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
-    warp.multiply_keys();
+    if (is_seen) warp.multiply_keys();
     cp_async_wait<0>();
     if (!full) {
       const bool spoilt = any_lane(own_is_spoilt<typename Warp::V, threads>());
@@ -401,14 +421,21 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     }
     barrier();
     if (tile + 1 < tiles.end) copy(typename Warp::K{}, p.k, tile + 1, p.head_dim, p.k_aligned);
-    warp.make_scores(p);
-    if (!full) warp.hide(tile * keys);
-    warp.make_weights(p.outer);
+    if (is_seen) {
+      warp.make_scores(p);
+      if (!own.is_full(tile)) warp.hide(std::int64_t{tile} * keys);
+      warp.make_weights(p.outer);
+    }
     if (!full) {
       const Words<4> spoilt = Shape::Spoilt::load16(0);
-      if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) warp.add_spoilt(tile * keys);
+      if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) {
+        if (is_seen) warp.add_spoilt(std::int64_t{tile} * keys);
+        barrier();
+        clear_own_spoilt<typename Warp::V, threads>();
+        barrier();
+      }
     }
-    warp.multiply_values();
+    if (is_seen) warp.multiply_values();
   }
   warp.end(p, unit, stored, rows);
 }

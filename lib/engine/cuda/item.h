@@ -88,6 +88,20 @@ struct Item {
 struct Walk {
   Range some, all;
 
+  // In tiles of the other side: those in which there is anything, and those that need no mask, counted from tile `origin`.
+  struct Tiles {
+    std::int32_t begin, end, full_begin, full_end;
+    RA_HOST_DEVICE bool has(std::int32_t tile) const { return begin <= tile && tile < end; }
+    RA_HOST_DEVICE bool is_full(std::int32_t tile) const { return full_begin <= tile && tile < full_end; }
+  };
+  RA_HOST_DEVICE Tiles in_tiles(std::int64_t size, std::int64_t origin) const {
+    if (some.empty()) return {0, 0, 0, 0};
+    return {static_cast<std::int32_t>(some.begin / size - origin),
+            static_cast<std::int32_t>((some.end + size - 1) / size - origin),
+            static_cast<std::int32_t>((all.begin + size - 1) / size - origin),
+            static_cast<std::int32_t>(all.end / size - origin)};
+  }
+
   // Whether a tile of the other side needs no mask.
   RA_HOST_DEVICE bool is_full(std::int64_t begin, std::int64_t end) const {
     return all.begin <= begin && end <= all.end;

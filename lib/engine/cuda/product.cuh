@@ -38,18 +38,25 @@ struct SharedTile {
   __device__ __forceinline__ static int at(int row, int column) {
     return row * Columns + ((column / piece) ^ (row % 8)) * piece + column % piece;
   }
+  // `rows` and `columns` further on than an element of the first two pieces of its row; rows are a multiple of 8, columns of two pieces.
+  // One exclusive or, where they are known when compiling.
+  __device__ __forceinline__ static int moved(int at, int rows, int columns) {
+    return (at ^ columns % (8 * piece)) + columns / (8 * piece) * (8 * piece) + rows * Columns;
+  }
 };
 
 // Four matrices of 8 rows and one piece each: a fragment of 16 rows as they lie, or of 16 columns that lie as rows.
 template <class Tile>
 __device__ __forceinline__ Words<4> load_rows_of_left(int row, int k) {
   const int lane = lane_index();
-  return ldmatrix_x4(Tile::Memory::address(Tile::at(row + lane % 16, k + lane / 16 * Tile::piece)));
+  const int at = Tile::at(row + lane % 16, lane / 16 * Tile::piece);
+  return ldmatrix_x4(Tile::Memory::address(Tile::moved(at, 0, k)));
 }
 template <class Tile>
 __device__ __forceinline__ Words<4> load_rows_of_right(int n, int k) {
   const int lane = lane_index();
-  return ldmatrix_x4(Tile::Memory::address(Tile::at(n + lane % 8 + lane / 16 * 8, k + lane / 8 % 2 * Tile::piece)));
+  const int at = Tile::at(lane % 8 + lane / 16 * 8, lane / 8 % 2 * Tile::piece);
+  return ldmatrix_x4(Tile::Memory::address(Tile::moved(at, n, k)));
 }
 
 template <class T, Weights weights>
@@ -57,6 +64,8 @@ struct Product {
   static constexpr int depth = 16;
   static constexpr int blocks = depth / 8;
   static constexpr int parts = weights == Weights::rounded ? 1 : 3;  // of a weight
+  // What weights of up to 1 are multiplied by, and with them the product: float16 has few digits below 2^-14.
+  static constexpr float weight_scale = std::is_same_v<T, Float16> && weights == Weights::exact ? 4096 : 1;
 
   struct Left {
     Words<4> a;
@@ -81,15 +90,15 @@ struct Product {
   // Columns n .. n + 15 of the tile's rows k .. k + depth - 1.
   template <class Tile>
   __device__ __forceinline__ static Right load_rows(int k, int n) {
-    const int lane = lane_index();
-    return {ldmatrix_x4_trans(Tile::Memory::address(Tile::at(k + lane % 16, n + lane / 16 * 8)))};
+    const int lane = lane_index(), at = Tile::at(lane % 16, lane / 16 * 8);
+    return {ldmatrix_x4_trans(Tile::Memory::address(Tile::moved(at, k, n)))};
   }
 
   __device__ __forceinline__ static WeightsLeft make_weights(const float (&s)[blocks][4]) {
     WeightsLeft left;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float low = s[i / 2][i % 2 * 2], high = s[i / 2][i % 2 * 2 + 1];
+      float low = s[i / 2][i % 2 * 2] * weight_scale, high = s[i / 2][i % 2 * 2 + 1] * weight_scale;
 #pragma unroll
       for (int part = 0; part < parts; ++part) {
         const std::uint32_t packed = pack<T>(low, high);
@@ -118,6 +127,7 @@ struct Product<float, weights> {
   static constexpr int depth = 8;
   static constexpr int blocks = depth / 8;
   static constexpr int parts = weights == Weights::rounded ? 2 : 3;  // of a number
+  static constexpr float weight_scale = 1;
 
   struct Split {
     Words<4> part[parts];
@@ -143,10 +153,11 @@ struct Product<float, weights> {
   }
   template <class Tile>
   __device__ __forceinline__ static Right load_rows(int k, int n) {
-    const int column = n + lane_index() / 4, row = k + lane_index() % 4 * 2;
+    const int column = lane_index() / 4, row = lane_index() % 4 * 2;
     Right right;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) right.set(i, Tile::Memory::load(Tile::at(row + i % 2, column + i / 2 * 8)));
+    for (int i = 0; i < 4; ++i)
+      right.set(i, Tile::Memory::load(Tile::moved(Tile::at(row + i % 2, column), k, n + i / 2 * 8)));
     return right;
   }
 

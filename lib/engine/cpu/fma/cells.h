@@ -88,6 +88,7 @@ constexpr PartPair kept[] = {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}};
 #endif
 
 struct PairedRow {
+  static constexpr bool is_raw = true;
   static Vector read(const void* row, std::int64_t at, std::int64_t count) {
     const std::uint16_t* const from = static_cast<const std::uint16_t*>(row) + at;
     const __mmask32 all = ~__mmask32{0}, some = count >= 2 * width ? all : (__mmask32{1} << count) - 1;

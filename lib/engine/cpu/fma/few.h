@@ -88,17 +88,17 @@ template <DType dtype, bool whole>
 [[gnu::noinline]] void add_square(const FewTile& t, std::int64_t first, std::int64_t d, float* sums) {
   const std::int64_t stride = t.k_stride * size_of(dtype);
   const std::byte* key = static_cast<const std::byte*>(t.k) + first * stride + d * size_of(dtype);
-  const std::int64_t bytes = least(square_dim<dtype>, t.dim - d) * size_of(dtype);
   Vector square[width];
-#pragma GCC unroll 16
-  for (int i = 0; i < width; ++i, key += stride) {
-    square[i] = Vector{};
-    if (whole)
-      __builtin_memcpy(&square[i], key, sizeof square[i]);  // floats or pairs, aligned like an element
-    else if (first + i < t.keys)
-      __builtin_memcpy(&square[i], key, static_cast<std::size_t>(bytes));
+  if (whole) {
+    read_transposed(key, stride, square);
+  } else {
+    const std::int64_t bytes = least(square_dim<dtype>, t.dim - d) * size_of(dtype);
+    for (int i = 0; i < width; ++i, key += stride) {
+      square[i] = Vector{};
+      if (first + i < t.keys) __builtin_memcpy(&square[i], key, static_cast<std::size_t>(bytes));
+    }
+    transpose(square);
   }
-  transpose(square);
   const float* const q = t.q + d / columns * t.rows * columns + d % columns;
   for_each_tile<square_rows>(t.rows, [&](auto rows, std::int64_t row) {
     add_products<dtype, rows()>(square, q + row * columns, d % span == 0, sums + row * width);

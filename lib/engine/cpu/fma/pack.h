@@ -29,6 +29,53 @@ inline void transpose(Vector (&rows)[width]) {
   transpose_from<width / 2>(rows, std::make_integer_sequence<int, width>());
 }
 
+// The transposed square of `width` rows of as many floats or pairs, `stride` bytes apart.
+inline void read_transposed(const std::byte* first, std::int64_t stride, Vector (&square)[width]) {
+#if defined(__AVX512F__)
+  // Quarters of rows i, i + 4, i + 8 and i + 12 side by side need no shuffles to be read, and half as many after that.
+  constexpr Lanes low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29};
+  constexpr Lanes high = {2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31};
+  constexpr Lanes low_pairs = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+  constexpr Lanes high_pairs = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
+#pragma GCC unroll 4
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    Vector rows[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto four = [&](int row) {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(first + row * stride + 16 * quarter));
+      };
+      __m512 four_rows = _mm512_zextps128_ps512(four(i));
+      four_rows = _mm512_mask_broadcast_f32x4(four_rows, 0x00f0, four(i + 4));
+      four_rows = _mm512_mask_broadcast_f32x4(four_rows, 0x0f00, four(i + 8));
+      rows[i] = reinterpret_cast<Vector>(_mm512_mask_broadcast_f32x4(four_rows, 0xf000, four(i + 12)));
+    }
+    const Vector low_01 = __builtin_shuffle(rows[0], rows[1], low), low_23 = __builtin_shuffle(rows[2], rows[3], low),
+                 high_01 = __builtin_shuffle(rows[0], rows[1], high),
+                 high_23 = __builtin_shuffle(rows[2], rows[3], high);
+    square[4 * quarter] = __builtin_shuffle(low_01, low_23, low_pairs);
+    square[4 * quarter + 1] = __builtin_shuffle(low_01, low_23, high_pairs);
+    square[4 * quarter + 2] = __builtin_shuffle(high_01, high_23, low_pairs);
+    square[4 * quarter + 3] = __builtin_shuffle(high_01, high_23, high_pairs);
+  }
+#else
+  for (int i = 0; i < width; ++i) __builtin_memcpy(&square[i], first + i * stride, sizeof square[i]);
+  transpose(square);
+#endif
+}
+
+// The transposed square of rows first .. and cells d .. of a matrix, with zeros behind its end.
+template <class RowOf>
+inline void read_square(RowOf row_of, const void* data, std::int64_t stride, std::int64_t rows, std::int64_t dim,
+                        std::int64_t first, std::int64_t d, Vector (&square)[width]) {
+  const auto row = [&](std::int64_t r) { return static_cast<const std::byte*>(data) + (first + r) * stride; };
+  if (RowOf::is_raw && rows - first >= width && dim - d * terms >= width * terms)
+    return read_transposed(row(0) + d * 4, stride, square);
+  for (std::int64_t r = 0; r < width; ++r)
+    square[r] = first + r < rows ? row_of.read(row(r), d * terms, dim - d * terms) : Vector{};
+  transpose(square);
+}
+
 // The check is 0 exactly if all values were finite: 0 * x is 0, or NaN for infinity and NaN.
 inline bool is_zero(Vector check) { return sum_of(check) == 0.0F; }
 
@@ -91,11 +138,8 @@ bool pack_columns(const PackedRows& p) {
       float* const panel = p.to + first / columns * p.panel + first % columns;
       for (std::int64_t d = 0; d < dim; d += width) {
         Vector block[width];
-        for (std::int64_t r = 0; r < width; ++r) {
-          block[r] = first + r < p.rows ? row_of.read(row_at(p, first + r), d * terms, p.dim - d * terms) : Vector{};
-          check += zero_if_finite(block[r]);
-        }
-        transpose(block);
+        read_square(row_of, p.from, p.stride * size_of(p.dtype), p.rows, p.dim, first, d, block);
+        for (const Vector& v : block) check += zero_if_finite(v);
         for (std::int64_t c = 0; c < least(width, dim - d); ++c) write(panel + (d + c) * columns, block[c]);
       }
     }
@@ -159,12 +203,7 @@ void dot_rows(const DotRows& t) {
     with_cells(t.b.dtype, [&](auto b) {
       const auto columns_of = [&](auto row_of, const DotRows::Rows& rows, std::int64_t first, std::int64_t d,
                                   Vector(&block)[width]) {
-        for (std::int64_t r = 0; r < width; ++r)
-          block[r] = first + r < t.rows ? row_of.read(static_cast<const std::byte*>(rows.data) +
-                                                          (first + r) * rows.stride * size_of(rows.dtype),
-                                                      d * terms, t.dim - d * terms)
-                                        : Vector{};
-        transpose(block);
+        read_square(row_of, rows.data, rows.stride * size_of(rows.dtype), t.rows, t.dim, first, d, block);
       };
       for (std::int64_t first = 0; first < t.rows; first += width) {
         Vector total = {}, sum = {};

@@ -160,6 +160,7 @@ inline Bits narrow_float16(Vector v) {
 template <DType dtype>
 struct Row {
   using Element = std::conditional_t<dtype == DType::float32, float, std::uint16_t>;
+  static constexpr bool is_raw = dtype == DType::float32;  // a vector is bytes as they lie
 
   static Vector read(const void* row, std::int64_t at, std::int64_t count) {
     const Element* from = static_cast<const Element*>(row) + at;

@@ -11,6 +11,13 @@
 
 #include <cstdint>
 
+// For what is seldom called, and would cost the function that it is called from registers.
+#ifdef __CUDACC__
+#define RA_APART __noinline__
+#else
+#define RA_APART
+#endif
+
 #ifndef __CUDACC__
 
 #include "emulation/execution/execution.h"
