@@ -1,8 +1,9 @@
 // A group is one mutex, one condition variable and the posts of its members. A sender posts where its bytes lie; the
-// receiver copies them (copier.h), outside the lock, when it has time (progress) or has to (wait), and marks both posts as done.
+// receiver copies them (copier.h), outside the lock, when it has time (progress) or has to (wait), and marks both posts as
+// copied. Where copying is only enqueued, a sender shows its posts when it has made all that there are until its next wait.
 //
 // Invariant: memory of a rank is touched only while a post of it stands. Posts go in two ways: a wait that succeeds finds all
-// of them done, and abandon(), in which every other way ends, withdraws those that nobody has begun and waits for the rest.
+// of them copied, and abandon(), in which every other way ends, withdraws those that nobody has begun and waits for the rest.
 //
 // The one process-wide table here is the rendezvous: ranks of a group know nothing of each other but its id.
 #include "transport/local.h"

@@ -1,11 +1,12 @@
 // What carries bytes between ranks, and how a group of ranks fails together.
 //
-// The ring posts the transfers of one moment, computes, and waits for all of them: what is sent is complete, or will be when what has
-// been given to the engine before the first of them is over, and so with the use of the room for what is received. A transfer is matched by peer and tag.
+// The ring posts the transfers of one moment, computes, and waits for all of them. What is sent is complete, and the room for what is
+// received is free, when all is over that was given to the engine before the first of them. A transfer is matched by peer and tag.
 // Both sides post a transfer in the same moment of their plans, so a wait never depends on a later moment of a peer.
 //
 // Failure is a property of the group: the first rank that fails says why, every wait on every rank then throws that
-// reason, and the group never recovers. A wait that no peer ends within the time-out fails the group with TIMEOUT.
+// reason, and the group never recovers. A wait that no peer ends within the time-out fails the group with TIMEOUT. Over NCCL, where
+// ranks have no other word from each other, each finds out by itself that the transfers with another do not end: PEER_LOST.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// RA_BACKEND_CUDA when something fails: every call of CUDA and NCCL once, and ranks that are lost, late, aborted or gone. Each time there is
-// a typed error, in time and on every rank, and nothing is left behind.
+// RA_BACKEND_CUDA when something fails: every call of CUDA and NCCL once, and ranks that are lost, late, aborted or gone. Each time
+// there is a typed error, in time and on every rank, and nothing is left behind.
 #include <barrier>
 #include <chrono>
 #include <iostream>
