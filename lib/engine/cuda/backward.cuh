@@ -37,8 +37,8 @@ template <class T, int Dim>
 struct BackwardShape {
   static constexpr bool half = sizeof(T) == 2;
   static constexpr int warps = half || Dim <= 128 ? 4 : 2, threads = warps * warp_size;
-  static constexpr int rows = 16 * warps;                                                            // own
-  static constexpr int others = half ? Dim == 64 ? 64 : Dim == 128 ? 32 : 16 : Dim == 64 ? 32 : 16;  // a tile of them
+  static constexpr int rows = 16 * warps;                // own
+  static constexpr int others = half ? 4096 / Dim : 16;  // a tile of them
   static constexpr int stages = half || Dim <= 128 ? 2 : 1;
 
   using OwnX = SharedTile<T, 0, rows, Dim>;
