@@ -19,7 +19,10 @@
 // max is a number that the weights of a row are relative to: where weights are rounded to 16 bits, one near its largest score, which
 // follows only when a score is 2^8 times as large, so that most tiles need not scale O; else the largest score.
 //
-// 0 times infinity is not 0: where a tile is hidden from some rows and its V is not finite, those numbers are taken out of shared memory
+// Registers are what is short: of 32 rows and 64 keys, at head_dim 128, O and S alone are 192 of 255. nvcc 13 spills 144 bytes of a
+// thread there (sm_90a), up to 100 at 256, next to none at 64; what seldom changes is in shared memory for that reason.
+//
+// 0 times infinity is not 0, and infinity has no parts: where a tile is hidden from some rows, or numbers are split, and V is not finite, those numbers are taken out of shared memory
 // and added to the rows that see them, one by one.
 #pragma once
 
@@ -47,7 +50,8 @@ struct ForwardShape {
   using V = SharedTile<T, K::end, keys, Dim>;
   using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row's keys, as they are counted in the block
   using Spoilt = Shared<std::uint32_t, Seen::end, 4>;  // whether V is, as each warp knows it
-  static constexpr int shared_bytes = Spoilt::end;
+  using Own = Shared<Words<4>, Spoilt::end, warps>;     // Walk::Tiles of each warp, which has no registers to spare
+  static constexpr int shared_bytes = Own::end;
 };
 
 // Which rows of which head a block has.
@@ -78,6 +82,15 @@ __device__ __forceinline__ Words<4> words_of(Range range) {
 __device__ __forceinline__ Range range_of(const Words<4>& words) {
   return {static_cast<std::int64_t>(words[0] | std::uint64_t{words[1]} << 32),
           static_cast<std::int64_t>(words[2] | std::uint64_t{words[3]} << 32)};
+}
+
+__device__ __forceinline__ Words<4> words_of(const Walk::Tiles& tiles) {
+  return {{static_cast<std::uint32_t>(tiles.begin), static_cast<std::uint32_t>(tiles.end),
+           static_cast<std::uint32_t>(tiles.full_begin), static_cast<std::uint32_t>(tiles.full_end)}};
+}
+__device__ __forceinline__ Walk::Tiles tiles_of(const Words<4>& words) {
+  return {static_cast<std::int32_t>(words[0]), static_cast<std::int32_t>(words[1]),
+          static_cast<std::int32_t>(words[2]), static_cast<std::int32_t>(words[3])};
 }
 
 // Two neighbours in a row, of which the first is element `column`.
@@ -397,25 +410,29 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     for (int i = thread_index(); i < Shape::rows; i += threads) {
       Range seen{0, 0};
       if (i < rows) seen = item.keys_of(first_row + i, kv_length);
-      Shape::Seen::store(i, words_of({seen.begin - origin * keys, seen.end - origin * keys}));
+      Shape::Seen::store(i, words_of(Range{seen.begin - origin * keys, seen.end - origin * keys}));
+    }
+    if (lane_index() == 0) {
+      const int first = warp_index() * Shape::warp_rows;
+      Walk::Tiles own{0, 0, 0, 0};
+      if (first < rows)
+        own = walk_keys(item, first_row + first, least(rows - first, Shape::warp_rows), kv_length).in_tiles(keys, origin);
+      Shape::Own::store(warp_index(), words_of(own));
     }
   }
 
-  const int warp_first = warp_index() * Shape::warp_rows;
-  Walk::Tiles own{0, 0, 0, 0};
-  if (warp_first < rows)
-    own = walk_keys(item, first_row + warp_first, least(rows - warp_first, Shape::warp_rows), kv_length)
-              .in_tiles(keys, origin);
   Warp warp;
   warp.begin(p, unit, stored, rows);
   for (int tile = 0; tile < tiles.end; ++tile) {
-    const bool full = tiles.is_full(tile), is_seen = own.has(tile);
+    const bool may_be_spoilt = !Shape::rounded || !tiles.is_full(tile);
     cp_async_wait<0>();
     barrier();
+    const Walk::Tiles own = tiles_of(Shape::Own::load(warp_index()));
+    const bool is_seen = own.has(tile), is_hidden = !own.is_full(tile);  // by some of this warp's rows, from some of them
     copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
     if (is_seen) warp.multiply_keys();
     cp_async_wait<0>();
-    if (!full) {
+    if (may_be_spoilt) {
       const bool spoilt = any_lane(own_is_spoilt<typename Warp::V, threads>());
       if (lane_index() == 0) Shape::Spoilt::store(warp_index(), spoilt ? 1 : 0);
     }
@@ -423,10 +440,10 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     if (tile + 1 < tiles.end) copy(typename Warp::K{}, p.k, tile + 1, p.head_dim, p.k_aligned);
     if (is_seen) {
       warp.make_scores(p);
-      if (!own.is_full(tile)) warp.hide(std::int64_t{tile} * keys);
+      if (is_hidden) warp.hide(std::int64_t{tile} * keys);
       warp.make_weights(p.outer);
     }
-    if (!full) {
+    if (may_be_spoilt) {
       const Words<4> spoilt = Shape::Spoilt::load16(0);
       if ((spoilt[0] | spoilt[1] | spoilt[2] | spoilt[3]) != 0) {
         if (is_seen) warp.add_spoilt(std::int64_t{tile} * keys);
