@@ -137,9 +137,13 @@ class Group {
   // Calls NCCL; f() returns an ncclResult_t. A communicator that is being aborted is not called any more.
   template <class F>
   void call(const char* function, F&& f) {
-    std::unique_lock lock(calls_, std::defer_lock);
-    do throw_failure();  // an abort may take long, and begins with a failure
-    while (!lock.try_lock_for(milliseconds(1)));
+    throw_failure();
+    std::unique_lock lock(calls_, std::try_to_lock);
+    while (!lock) {  // an abort, which begins with a failure, may hold it for long
+      throw_failure();
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      lock.try_lock();
+    }
     if (is_aborted_) {
       lock.unlock();
       throw_failure();
@@ -327,7 +331,7 @@ class Group {
   const int device_;
   const milliseconds timeout_;
 
-  std::timed_mutex calls_;  // of the communicator, by the context; and its end
+  std::mutex calls_;  // of the communicator, by the context; and its end
   ncclComm_t comm_;
   const bool is_borrowed_;
   bool is_aborted_ = false;
