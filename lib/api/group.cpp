@@ -19,7 +19,7 @@ void require_here(std::int32_t transport) {
   require_range("transport", transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
   if (transport == RA_TRANSPORT_ZEROMQ)
     fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport,
-         " (RA_TRANSPORT_ZEROMQ); this build has RA_TRANSPORT_LOCAL = 0 only");
+         " (RA_TRANSPORT_ZEROMQ), which this version does not have yet");
   if (transport != RA_TRANSPORT_NCCL) return;
   const std::string missing = missing_nccl();
   if (!missing.empty()) fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, " (RA_TRANSPORT_NCCL); ", missing);

@@ -39,7 +39,7 @@ Problem draw_problem_of(Random& random, int width, bool rounded) {
       if (p.dtype == DType::float32) p.dtype = DType::bfloat16;
       p.out_dtype = p.grad_dtype = p.dtype;
     }
-    const BackwardVariant variant = choose_backward(p);
+    const Variant variant = choose_backward(p);
     if (variant.dim == width && variant.exact_weights != rounded) return p;
   }
 }
@@ -110,15 +110,15 @@ TEST(PortableBackward, ChoosesTheLeastThatHasRoomAndPrecision) {
     return choose_backward(p);
   };
   constexpr DType f32 = DType::float32, bf16 = DType::bfloat16, f16 = DType::float16;
-  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 128, 128), (BackwardVariant{bf16, 128, false}));
-  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 64, 129), (BackwardVariant{bf16, 256, false}));
-  EXPECT_EQ(chosen(bf16, bf16, f32, 4096, 64, 64), (BackwardVariant{bf16, 64, true}));
-  EXPECT_EQ(chosen(bf16, bf16, bf16, 31, 64, 64), (BackwardVariant{bf16, 64, true}));
-  EXPECT_EQ(chosen(bf16, f32, bf16, 4096, 64, 64), (BackwardVariant{f32, 64, false}));
-  EXPECT_EQ(chosen(f16, f16, bf16, 4096, 64, 64), (BackwardVariant{f16, 64, false}));
-  EXPECT_EQ(chosen(f16, f16, f32, 4096, 64, 64), (BackwardVariant{f32, 64, false}));
-  EXPECT_EQ(chosen(f16, f16, f16, 4096, 64, 8), (BackwardVariant{f32, 64, true}));
-  EXPECT_EQ(chosen(f32, f32, f32, 4096, 192, 128), (BackwardVariant{f32, 256, false}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 128, 128), (Variant{bf16, 128, false}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 64, 129), (Variant{bf16, 256, false}));
+  EXPECT_EQ(chosen(bf16, bf16, f32, 4096, 64, 64), (Variant{bf16, 64, true}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 31, 64, 64), (Variant{bf16, 64, true}));
+  EXPECT_EQ(chosen(bf16, f32, bf16, 4096, 64, 64), (Variant{f32, 64, false}));
+  EXPECT_EQ(chosen(f16, f16, bf16, 4096, 64, 64), (Variant{f16, 64, false}));
+  EXPECT_EQ(chosen(f16, f16, f32, 4096, 64, 64), (Variant{f32, 64, false}));
+  EXPECT_EQ(chosen(f16, f16, f16, 4096, 64, 8), (Variant{f32, 64, true}));
+  EXPECT_EQ(chosen(f32, f32, f32, 4096, 192, 128), (Variant{f32, 256, false}));
 }
 
 Problem causal_window(DType dtype, std::int64_t head_dim) {

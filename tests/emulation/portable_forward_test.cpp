@@ -205,15 +205,15 @@ TEST(Portable, ChoosesTheLeastThatHasRoomAndPrecision) {
     return choose_forward(p);
   };
   constexpr DType f32 = DType::float32, bf16 = DType::bfloat16, f16 = DType::float16;
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 128, 128), (ForwardVariant{bf16, 128, false}));
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 65, 40), (ForwardVariant{bf16, 128, false}));
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 64, 129), (ForwardVariant{bf16, 256, false}));
-  EXPECT_EQ(chosen(f16, bf16, 4096, 64, 64), (ForwardVariant{f16, 64, false}));
-  EXPECT_EQ(chosen(bf16, f16, 4096, 64, 64), (ForwardVariant{bf16, 64, true}));
-  EXPECT_EQ(chosen(f16, f32, 4096, 64, 64), (ForwardVariant{f16, 64, true}));
-  EXPECT_EQ(chosen(f32, f32, 4096, 192, 128), (ForwardVariant{f32, 256, false}));
-  EXPECT_EQ(chosen(f32, bf16, 31, 64, 64), (ForwardVariant{f32, 64, true}));
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 8, 64), (ForwardVariant{bf16, 64, true}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 128, 128), (Variant{bf16, 128, false}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 65, 40), (Variant{bf16, 128, false}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 64, 129), (Variant{bf16, 256, false}));
+  EXPECT_EQ(chosen(f16, bf16, 4096, 64, 64), (Variant{f16, 64, false}));
+  EXPECT_EQ(chosen(bf16, f16, 4096, 64, 64), (Variant{bf16, 64, true}));
+  EXPECT_EQ(chosen(f16, f32, 4096, 64, 64), (Variant{f16, 64, true}));
+  EXPECT_EQ(chosen(f32, f32, 4096, 192, 128), (Variant{f32, 256, false}));
+  EXPECT_EQ(chosen(f32, bf16, 31, 64, 64), (Variant{f32, 64, true}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 8, 64), (Variant{bf16, 64, true}));
 }
 
 TEST(Portable, RefusesWithTheNumbers) {

@@ -80,12 +80,16 @@ void expect_walk(const Walk& walk, std::int64_t count, std::int64_t others, std:
   }
 }
 
-void expect_same(const Problem& p, const std::vector<WorkItem>& items, std::int64_t tile, std::int64_t other_tile) {
+void expect_same(const Problem& p, const std::vector<WorkItem>& items, std::int64_t tile, std::int64_t other_tile,
+                 std::int64_t blocks) {
   std::vector<Seen> of_queries(static_cast<std::size_t>(p.batch)), of_keys(of_queries);
   for (const Side side : {Side::query, Side::key_value}) {
     auto& all_seen = side == Side::query ? of_queries : of_keys;
-    for_each_work(p, items, side, tile, [&](const Work& work) {
+    for_each_work(p, items, side, tile, blocks, [&](const Work& work) {
       ASSERT_LE(work.num_items, Work::most_items);
+      if (work.num_items > 1 || work.num_entries > 1) {
+        ASSERT_LE(work.num_tiles * work.num_entries * blocks, most_blocks);
+      }
       const Range rows = rows_of(work, side);
       for (int n = 0; n < work.num_entries; ++n) {
         const std::int64_t b = work.first_entry + n, kv_length = work.kv_length(n);
@@ -142,7 +146,7 @@ TEST(Step, SaysWhatThePlanSays) {
     for (const Moment& moment : plan.moments()) {
       if (!moment.computes) continue;
       const StepItems step = plan.items(moment, draw(random, 0, 1) == 0);
-      expect_same(p, step.items, draw(random, 1, 9), draw(random, 1, 9));
+      expect_same(p, step.items, draw(random, 1, 9), draw(random, 1, 9), 1);
       if (HasFailure()) return;
       ++steps;
       items += static_cast<std::int64_t>(step.items.size());
@@ -166,7 +170,8 @@ TEST(Step, TakesAnyNumberOfDocumentsAndEntries) {
       }
       for (std::int64_t b = 0; b < batch && batch > 1; ++b) p.kv_lengths.push_back(draw(random, 0, p.seqlen_kv));
       const Plan plan(p, 1, 0, Pass::forward);
-      expect_same(p, plan.items(plan.moments()[0], true).items, 3, 2);
+      for (const std::int64_t blocks : {std::int64_t{1}, most_blocks / 30, most_blocks / 4, most_blocks})
+        expect_same(p, plan.items(plan.moments()[0], true).items, 3, 2, blocks);
     }
 }
 

@@ -69,9 +69,9 @@ struct HeadRows {
   __device__ __forceinline__ float number(std::int64_t at) const {
     switch (dtype) {
       case DType::bfloat16:
-        return element_of(static_cast<const BFloat16*>(view.data)[at]);
+        return number_of(static_cast<const BFloat16*>(view.data)[at]);
       case DType::float16:
-        return element_of(static_cast<const Float16*>(view.data)[at]);
+        return number_of(static_cast<const Float16*>(view.data)[at]);
       default:
         return static_cast<const float*>(view.data)[at];
     }
@@ -225,7 +225,7 @@ struct Backward {
         for (int n = 0; 8 * n < columns; ++n)
           for (int i = 0; i < 2; ++i) {
             float& sum = terms.sum[n][2 * half + i];
-            sum = multiply_add(weight, element_of(Other::Memory::load(Other::at(at + row, column_of(n, i)))), sum);
+            sum = multiply_add(weight, number_of(Other::Memory::load(Other::at(at + row, column_of(n, i)))), sum);
           }
       }
   }

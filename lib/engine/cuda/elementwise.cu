@@ -103,12 +103,6 @@ __device__ __forceinline__ void store(std::byte* to, const V& value) {
     *reinterpret_cast<V*>(to) = value;
 }
 
-__device__ __forceinline__ float number_of(float x) { return x; }
-template <class T>
-__device__ __forceinline__ float number_of(T x) {
-  return unpack_low<T>(x.bits);
-}
-
 // `count` numbers of a line: one, or as many as are 16 bytes in T, of which a float has two times 16 where T has 16 bits.
 template <class T, int count>
 struct Numbers {

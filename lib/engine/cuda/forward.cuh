@@ -334,7 +334,7 @@ struct Forward {
         if (key < seen.begin || key >= seen.end) continue;
 #pragma unroll 1
         for (int n = 0; n < 2 * dim_blocks; ++n) {
-          const float x = element_of(V::Memory::load(V::at(key, column_of(n / 2) + n % 2)));
+          const float x = number_of(V::Memory::load(V::at(key, column_of(n / 2) + n % 2)));
           float& sum_of_column = sums[m][n / 2][2 * half + n % 2];
           if (!is_finite(x)) sum_of_column = multiply_add(weight, x, sum_of_column);
         }

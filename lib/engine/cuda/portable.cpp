@@ -45,13 +45,13 @@ std::string portable_refusal(const Problem& problem) {
 
 // Rounded weights cost a result about as much as its own rounding does, so long as errors average out: not where results are kept in
 // more digits, and not where there are but a few of them.
-ForwardVariant choose_forward(const Problem& p) {
+Variant choose_forward(const Problem& p) {
   const bool rounds = significand_bits(p.dtype) >= significand_bits(p.out_dtype) && has_many(p);
   return {p.dtype, width_of(p), !rounds};
 }
 
 // All operands of a product are of one type, and parts of exact weights must not be too small for it, as they may be for float16.
-BackwardVariant choose_backward(const Problem& p) {
+Variant choose_backward(const Problem& p) {
   const bool alike = p.dtype == p.out_dtype;
   const bool rounds = significand_bits(p.dtype) >= significand_bits(p.grad_dtype) && has_many(p);
   if (alike && (rounds || p.dtype == DType::bfloat16)) return {p.dtype, width_of(p), !rounds};

@@ -1,5 +1,5 @@
 // The portable engine's kernels, for sm_80 and newer: which problems they take, which of them takes a problem, and how a step is run.
-// Host code; the first two are pure.
+// Host code; the first three are pure.
 #pragma once
 
 #include <string>
@@ -13,25 +13,18 @@ namespace ringattn::cuda {
 // Empty, or why the kernels cannot run the problem.
 std::string portable_refusal(const Problem& problem);
 
-struct ForwardVariant {
-  DType dtype;
+struct Variant {
+  DType dtype;         // of operands in shared memory
   int dim;             // 64, 128 or 256: the least that has room for head_dim and head_dim_v
-  bool exact_weights;  // else they are rounded to dtype
-  friend bool operator==(const ForwardVariant&, const ForwardVariant&) = default;
+  bool exact_weights;  // and gradients of scores; else they are rounded to dtype
+  friend bool operator==(const Variant&, const Variant&) = default;
 };
-ForwardVariant choose_forward(const Problem& problem);
+Variant choose_forward(const Problem& problem);
+Variant choose_backward(const Problem& problem);
 
 // Enqueues the step's kernels, or those before the first that cannot be: a cudaError_t. `max` of the running state is in the kernels'
 // own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster.
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream);
-
-struct BackwardVariant {
-  DType dtype;         // of operands in shared memory
-  int dim;             // as above
-  bool exact_weights;  // weights and gradients of scores; else they are rounded to dtype
-  friend bool operator==(const BackwardVariant&, const BackwardVariant&) = default;
-};
-BackwardVariant choose_backward(const Problem& problem);
 
 // delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum. `out` is of the dtype of `dout`.
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,

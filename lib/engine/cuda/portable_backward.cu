@@ -1,35 +1,20 @@
 // Launches: of delta; of a step, first those of dq, then those of dk and dv.
+#include <algorithm>
 #include <span>
+#include <type_traits>
 
 #include "engine/cuda/backward.h"
 #include "engine/cuda/device/launch.h"
 #include "engine/cuda/portable.h"
 #include "engine/cuda/step.h"
+#include "engine/cuda/variant.h"
 
 namespace ringattn::cuda {
 namespace {
 
-// f.operator()<T, dim, weights>() for the variant's.
-template <class T, Weights weights, class F>
-auto with_dim(int dim, F&& f) {
-  switch (dim) {
-    case 64:
-      return f.template operator()<T, 64, weights>();
-    case 128:
-      return f.template operator()<T, 128, weights>();
-    default:
-      return f.template operator()<T, 256, weights>();
-  }
-}
-template <class F>
-auto with_variant(const BackwardVariant& variant, F&& f) {
-  constexpr Weights exact = Weights::exact, rounded = Weights::rounded;
-  if (variant.dtype == DType::bfloat16)
-    return variant.exact_weights ? with_dim<BFloat16, exact>(variant.dim, f)
-                                 : with_dim<BFloat16, rounded>(variant.dim, f);
-  if (variant.dtype == DType::float16) return with_dim<Float16, rounded>(variant.dim, f);
-  return variant.exact_weights ? with_dim<float, exact>(variant.dim, f) : with_dim<float, rounded>(variant.dim, f);
-}
+// choose_backward gives none of these.
+template <class T, Weights weights>
+constexpr bool is_left_out = std::is_same_v<T, Float16>&& weights == Weights::exact;
 
 BackwardParameters parameters_of(const Problem& problem, const BackwardStep& step) {
   return {.work = {},
@@ -62,43 +47,65 @@ BackwardParameters parameters_of(const Problem& problem, const BackwardStep& ste
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
                    CUstream_st* stream) {
   if (problem.batch * rows == 0) return 0;
-  const DeltaKernel kernel = with_variant(
-      choose_backward(problem), [&]<class T, int dim, Weights weights>() { return delta_kernel<T, dim, weights>(); });
-  const std::int64_t tiles = (rows + kernel.rows - 1) / kernel.rows;
-  const DeltaParameters p{.dout = view_of(dout),
-                          .out = view_of(out),
-                          .delta = delta,
-                          .rows = rows,
-                          .num_tiles = static_cast<std::int32_t>(tiles),
-                          .num_heads = static_cast<std::int32_t>(problem.num_heads_q),
-                          .head_dim_v = static_cast<std::int32_t>(problem.head_dim_v),
-                          .dtype = static_cast<std::int32_t>(dout.dtype),
-                          .dout_aligned = is_aligned(dout),
-                          .out_aligned = is_aligned(out)};
-  const auto whole = [&](const Tensor& t) {
-    const std::int64_t last = t.offset(problem.batch - 1, rows - 1, problem.num_heads_q - 1);
-    return Access{t.data, static_cast<std::size_t>((last + problem.head_dim_v) * size_of(t.dtype)), false};
-  };
-  const std::int64_t lines = problem.batch * problem.num_heads_q;
-  const Access accesses[] = {
-      whole(dout), whole(out), {delta, static_cast<std::size_t>(lines * rows) * sizeof(float), true}};
-  return launch({.name = "delta",
-                 .grid = {static_cast<int>(lines * tiles), 1, 1},
-                 .threads = kernel.threads,
-                 .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
-                 .stream = stream},
-                accesses, kernel.kernel, p);
+  const DeltaKernel kernel = with_variant(choose_backward(problem), []<class T, int dim, Weights weights>() {
+    if constexpr (is_left_out<T, weights>)
+      return DeltaKernel{};
+    else
+      return delta_kernel<T, dim, weights>();
+  });
+  const std::int64_t tiles = (rows + kernel.rows - 1) / kernel.rows, blocks = tiles * problem.num_heads_q;
+  const std::int64_t most_entries = std::max<std::int64_t>(most_blocks / blocks, 1);
+  int error = 0;
+  for (std::int64_t first = 0; first < problem.batch && error == 0; first += most_entries) {
+    const std::int64_t entries = std::min(most_entries, problem.batch - first);
+    const auto from_entry = [&](Tensor tensor) {
+      tensor.data = tensor.bytes_at(first, 0, 0);
+      return tensor;
+    };
+    const Tensor entry_dout = from_entry(dout), entry_out = from_entry(out);
+    const DeltaParameters p{.dout = view_of(entry_dout),
+                            .out = view_of(entry_out),
+                            .delta = delta + first * problem.num_heads_q * rows,
+                            .rows = rows,
+                            .num_tiles = static_cast<std::int32_t>(tiles),
+                            .num_heads = static_cast<std::int32_t>(problem.num_heads_q),
+                            .head_dim_v = static_cast<std::int32_t>(problem.head_dim_v),
+                            .dtype = static_cast<std::int32_t>(dout.dtype),
+                            .dout_aligned = is_aligned(entry_dout),
+                            .out_aligned = is_aligned(entry_out)};
+    const auto whole = [&](const Tensor& t) {
+      const std::int64_t last = t.offset(entries - 1, rows - 1, problem.num_heads_q - 1);
+      return Access{t.data, static_cast<std::size_t>((last + problem.head_dim_v) * size_of(t.dtype)), false};
+    };
+    const Access accesses[] = {
+        whole(entry_dout),
+        whole(entry_out),
+        {p.delta, static_cast<std::size_t>(entries * problem.num_heads_q * rows) * sizeof(float), true}};
+    error = launch({.name = "delta",
+                    .grid = {static_cast<int>(entries * blocks), 1, 1},
+                    .threads = kernel.threads,
+                    .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
+                    .stream = stream},
+                   accesses, kernel.kernel, p);
+  }
+  return error;
 }
 
 int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream) {
-  const BackwardVariant variant = choose_backward(problem);
+  const Variant variant = choose_backward(problem);
   BackwardParameters p = parameters_of(problem, step);
   int error = 0;
   for (const Side side : {Side::query, Side::key_value}) {
-    const BackwardKernel kernel = with_variant(
-        variant, [&]<class T, int dim, Weights weights>() { return backward_kernel<T, dim, weights>(side); });
+    const BackwardKernel kernel = with_variant(variant, [&]<class T, int dim, Weights weights>() {
+      if constexpr (is_left_out<T, weights>)
+        return BackwardKernel{};
+      else
+        return backward_kernel<T, dim, weights>(side);
+    });
     const bool of_queries = side == Side::query;
-    for_each_work(problem, step.items, side, kernel.rows, [&](const Work& work) {
+    const std::int64_t heads = of_queries ? problem.num_heads_q : problem.num_heads_kv;
+    const std::int64_t blocks = heads * kernel.blocks;  // of a tile
+    for_each_work(problem, step.items, side, kernel.rows, blocks, [&](const Work& work) {
       const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);
       if (error != 0 || queries.empty() || keys.empty()) return;
       const auto query_rows = [&](const Tensor& t, std::int64_t dim, bool writes) {
@@ -122,10 +129,8 @@ int portable_backward(const Problem& problem, const BackwardStep& step, CUstream
           key_rows(step.dv, problem.head_dim_v, false),
           key_rows(step.dv, problem.head_dim_v, true)};
       p.work = work;
-      const std::int64_t heads = of_queries ? problem.num_heads_q : problem.num_heads_kv;
-      const std::int64_t blocks = heads * work.num_entries * work.num_tiles * kernel.blocks;
       error = launch({.name = kernel.name,
-                      .grid = {static_cast<int>(blocks), 1, 1},
+                      .grid = {static_cast<int>(blocks * work.num_entries * work.num_tiles), 1, 1},
                       .threads = kernel.threads,
                       .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
                       .stream = stream},

@@ -8,31 +8,10 @@
 #include "engine/cuda/forward.h"
 #include "engine/cuda/portable.h"
 #include "engine/cuda/step.h"
+#include "engine/cuda/variant.h"
 
 namespace ringattn::cuda {
 namespace {
-
-template <class T, Weights weights>
-ForwardKernel find_kernel(int dim) {
-  switch (dim) {
-    case 64:
-      return forward_kernel<T, 64, weights>();
-    case 128:
-      return forward_kernel<T, 128, weights>();
-    default:
-      return forward_kernel<T, 256, weights>();
-  }
-}
-ForwardKernel find_kernel(const ForwardVariant& variant) {
-  constexpr Weights exact = Weights::exact, rounded = Weights::rounded;
-  if (variant.dtype == DType::bfloat16)
-    return variant.exact_weights ? find_kernel<BFloat16, exact>(variant.dim)
-                                 : find_kernel<BFloat16, rounded>(variant.dim);
-  if (variant.dtype == DType::float16)
-    return variant.exact_weights ? find_kernel<Float16, exact>(variant.dim)
-                                 : find_kernel<Float16, rounded>(variant.dim);
-  return variant.exact_weights ? find_kernel<float, exact>(variant.dim) : find_kernel<float, rounded>(variant.dim);
-}
 
 // Whether two neighbours, the first of them even, can be taken at once, and rows have no odd end.
 bool in_pairs(const Tensor& tensor, std::int64_t dim) {
@@ -84,11 +63,12 @@ ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step)
 }  // namespace
 
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream) {
-  const ForwardKernel kernel = find_kernel(choose_forward(problem));
+  const ForwardKernel kernel = with_variant(
+      choose_forward(problem), []<class T, int dim, Weights weights>() { return forward_kernel<T, dim, weights>(); });
   ForwardParameters p = parameters_of(problem, step);
   int error = 0;
   std::vector<Access> accesses;
-  for_each_work(problem, step.items, Side::query, kernel.rows, [&](const Work& work) {
+  for_each_work(problem, step.items, Side::query, kernel.rows, problem.num_heads_q, [&](const Work& work) {
     if (error != 0) return;
     p.work = work;
     const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);

@@ -41,12 +41,14 @@ Item make_item(const WorkItem& item) {
 }
 
 void for_each_work(const Problem& problem, std::span<const WorkItem> items, Side side, std::int64_t tile,
-                   const std::function<void(const Work&)>& f) {
+                   std::int64_t blocks, const std::function<void(const Work&)>& f) {
   Work work{};
   work.is_padded = problem.kv_lengths.empty() ? 0 : 1;
-  const std::int64_t entries = work.is_padded ? Work::most_entries : problem.batch;
   // The items so far, for all entries.
   const auto end_work = [&] {
+    const std::int64_t room = most_blocks / (std::max(work.num_tiles, 1) * blocks);
+    const std::int64_t entries =
+        std::max<std::int64_t>(work.is_padded ? std::min<std::int64_t>(Work::most_entries, room) : room, 1);
     for (std::int64_t first = 0; first < problem.batch && work.num_items > 0; first += entries) {
       work.first_entry = static_cast<std::int32_t>(first);
       work.num_entries = static_cast<std::int32_t>(std::min(entries, problem.batch - first));
@@ -60,10 +62,11 @@ void for_each_work(const Problem& problem, std::span<const WorkItem> items, Side
     Item item = make_item(from);
     const std::int64_t count = members_of(item, side).count();
     if (count == 0) continue;
-    if (work.num_items == Work::most_items) end_work();
+    const std::int64_t tiles = (count + tile - 1) / tile;
+    if (work.num_items == Work::most_items || (work.num_tiles + tiles) * blocks > most_blocks) end_work();
     item.first_tile = work.num_tiles;
     work.item[work.num_items++] = item;
-    work.num_tiles += static_cast<std::int32_t>((count + tile - 1) / tile);
+    work.num_tiles += static_cast<std::int32_t>(tiles);
   }
   end_work();
 }

@@ -14,9 +14,13 @@ namespace ringattn::cuda {
 // The item with all its rows and keys; first_tile is 0. Pieces of either side follow one another in storage.
 Item make_item(const WorkItem& item);
 
-// Calls f with each launch's work, in the order of the items. Tiles are of `tile` queries, or keys; an item that has none is left out.
+// Blocks of a launch. One item of one entry never has as many: no device has memory for so many rows.
+constexpr std::int64_t most_blocks = (std::int64_t{1} << 31) - 1;
+
+// Calls f with each launch's work, in the order of the items. Tiles are of `tile` queries, or keys, and take `blocks` blocks for an
+// entry; an item that has none is left out.
 void for_each_work(const Problem& problem, std::span<const WorkItem> items, Side side, std::int64_t tile,
-                   const std::function<void(const Work&)>& f);
+                   std::int64_t blocks, const std::function<void(const Work&)>& f);
 
 // Rows of one side that a work's items have: from the first to the last.
 Range rows_of(const Work& work, Side side);

@@ -80,11 +80,6 @@ __device__ __forceinline__ bool own_is_spoilt() {
   return spoilt;
 }
 
-__device__ __forceinline__ float element_of(float x) { return x; }
-template <class T>
-__device__ __forceinline__ float element_of(T x) {
-  return unpack_low<T>(x.bits);
-}
 __device__ __forceinline__ bool is_finite(float x) { return (bits_of(x) & 0x7f800000U) != 0x7f800000U; }
 
 // Puts 0 for what this thread has copied and is not finite.
@@ -93,7 +88,7 @@ __device__ __forceinline__ void clear_own_spoilt() {
   for_each_own_piece<Tile, threads>([&](int row, int column) {
     for (int i = 0; i < Tile::piece; ++i) {
       const int at = Tile::at(row, column + i);
-      if (!is_finite(element_of(Tile::Memory::load(at)))) Tile::Memory::store(at, typename Tile::Element{});
+      if (!is_finite(number_of(Tile::Memory::load(at)))) Tile::Memory::store(at, typename Tile::Element{});
     }
   });
 }

@@ -91,4 +91,11 @@ __device__ __forceinline__ float larger(float a, float b) { return ::fmaxf(a, b)
 __device__ __forceinline__ float hyperbolic_tangent(float x) { return ::tanhf(x); }
 __device__ __forceinline__ float natural_logarithm(float x) { return ::logf(x); }
 
+// A number of any type as fp32, which has them all.
+__device__ __forceinline__ float number_of(float x) { return x; }
+template <class T>
+__device__ __forceinline__ float number_of(T x) {
+  return unpack_low<T>(x.bits);
+}
+
 }  // namespace ringattn::cuda
