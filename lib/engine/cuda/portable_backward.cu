@@ -47,7 +47,7 @@ BackwardParameters parameters_of(const Problem& problem, const BackwardStep& ste
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
                    CUstream_st* stream) {
   if (problem.batch * rows == 0) return 0;
-  const DeltaKernel kernel = with_variant(choose_backward(problem), []<class T, int dim, Weights weights>() {
+  const DeltaKernel kernel = with_variant(choose_backward(problem), [&]<class T, int dim, Weights weights>() {
     if constexpr (is_left_out<T, weights>)
       return DeltaKernel{};
     else

@@ -64,7 +64,7 @@ ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step)
 
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream) {
   const ForwardKernel kernel = with_variant(
-      choose_forward(problem), []<class T, int dim, Weights weights>() { return forward_kernel<T, dim, weights>(); });
+      choose_forward(problem), [&]<class T, int dim, Weights weights>() { return forward_kernel<T, dim, weights>(); });
   ForwardParameters p = parameters_of(problem, step);
   int error = 0;
   std::vector<Access> accesses;
