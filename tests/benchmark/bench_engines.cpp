@@ -78,6 +78,7 @@ class Computation {
 struct Options {
   std::string engine;  // empty: all
   int pairs = 0;       // 0: 7, or 3 with --quick
+  std::string only;    // one of the tables below; empty: all
 };
 
 std::vector<std::string> engines_of(const Options& options) {
@@ -311,15 +312,23 @@ void run(Report& report, const Options& options) {
   const tbb::global_control limit(tbb::global_control::max_allowed_parallelism, 2);
   report.note(fmt::format("float32 where nothing else is said; medians of {} alternating pairs", pairs));
   report.note("few queries: the bar is on the share of what limits them, memory or arithmetic at the peak");
-  const bool choice = options.engine.empty();
-  Progress progress(static_cast<int>(engines.size()) * (4 + 10 + 2 + 12) + (choice ? 6 : 0));
+  struct Table {
+    const char* name;
+    int steps;
+    void (*measure)(Report&, Progress&, const std::string& engine, int pairs);
+  };
+  std::vector<Table> tables = {
+      {"peaks", 4, measure_peaks}, {"kept", 10, measure_kept}, {"short", 2, measure_latency}, {"few", 12, measure_few}};
+  const auto left_out = [&](const char* name) { return !options.only.empty() && options.only != name; };
+  std::erase_if(tables, [&](const Table& table) { return left_out(table.name); });
+  const bool choice = options.engine.empty() && !left_out("choice");
+  if (tables.empty() && !choice) throw std::runtime_error("no table " + options.only);
+  int steps = choice ? 6 : 0;
+  for (const Table& table : tables) steps += table.steps * static_cast<int>(engines.size());
+  Progress progress(steps);
   if (choice) measure_choice(report, progress, engines, pairs);
-  for (const std::string& engine : engines) {
-    measure_peaks(report, progress, engine, pairs);
-    measure_kept(report, progress, engine, pairs);
-    measure_latency(report, progress, engine, pairs);
-    measure_few(report, progress, engine, pairs);
-  }
+  for (const std::string& engine : engines)
+    for (const Table& table : tables) table.measure(report, progress, engine, pairs);
 }
 
 }  // namespace
@@ -332,6 +341,8 @@ int main(int argc, char** argv) {
       [&](CLI::App& app) {
         app.add_option("--engine", options.engine, "one of them; default: all");
         app.add_option("--pairs", options.pairs, "pairs that count (default 7, with --quick 3)");
+        app.add_option("--only", options.only,
+                       "one table: choice, peaks, kept (masks and heads), short (calls), few (queries)");
       },
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });
 }
