@@ -1,4 +1,4 @@
-// Ranks with emulated GPUs, and a problem's tensors in their memory.
+// Ranks with GPUs, emulated or not, and a problem's tensors in their memory.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "emulation/program.h"
 #include "engine/reference/oracle.h"
+#include "support/cuda.h"
 #include "support/oracle_run.h"
+#include "support/random.h"
 #include "support/ranks.h"
 
 namespace ringattn::test {
