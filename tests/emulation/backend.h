@@ -23,7 +23,6 @@ class CudaRanks {
           config.backend = RA_BACKEND_CUDA;
           config.transport = transport;
           config.device = config.rank % devices;
-          config.engine = nullptr;
           config.num_threads = 0;
           config.unique_id = id_.text;
           if (tweak) tweak(config);

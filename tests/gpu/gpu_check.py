@@ -88,7 +88,7 @@ class Machine:
 class Ranks:
     """Contexts of one group in this process, each on a thread of its own."""
 
-    def __init__(self, machine, world_size, transport=None):
+    def __init__(self, machine, world_size, transport=None, engine=None):
         self.machine, self.world_size = machine, world_size
         api = machine.api
         transport = api.RA_TRANSPORT_LOCAL if transport is None else transport
@@ -96,7 +96,7 @@ class Ranks:
         api.call("ra_create_unique_id", unique_id, transport, None)
         self.contexts = [None] * world_size
         self.contexts = self.run(lambda rank, _: api.call(
-            "ra_create_context", machine.config(rank, world_size, transport=transport, unique_id=unique_id.text)))
+            "ra_create_context", machine.config(rank, world_size, transport=transport, unique_id=unique_id.text, engine=engine)))
 
     def run(self, body):
         """body(rank, context) of every rank, at the same time."""
@@ -218,12 +218,13 @@ def instructions(stage):
 
 def kernels(stage):
     """all kernels against fp64: dtypes, masks, head dims, ragged sizes, layouts"""
-    run_tests(stage, "kernels", "Elementwise.*:Portable*:Large/*", 300)
+    run_tests(stage, "kernels", "Elementwise.*:Portable*", 300)
 
 
 def backend(stage):
-    """rings of ranks through the C API against fp64, and in CUDA graphs"""
-    run_tests(stage, "backend", "All/Kernels.*:All/BackendGraph.*", 200)
+    """rings of ranks through the C API against fp64, and in CUDA graphs, with the library's engine and the portable one"""
+    for title, engine in (("backend", ""), ("backend, portable engine", "portable")):
+        run_tests(stage, title, "All/Kernels.*:All/BackendGraph.*:Large/*", 150, RINGATTN_TEST_ENGINE=engine)
 
 
 def sanitizer(stage):
@@ -258,8 +259,9 @@ def transports(stage):
     """ranks of one process on one GPU, and one rank over NCCL: random problems against fp64"""
     api = stage.machine.api
     for world_size in (1, 3) if stage.options.quick else (1, 2, 3, 4, 8):
-        with Ranks(stage.machine, world_size) as ranks:
-            self_test(stage, f"local, {world_size} ranks", ranks)
+        for title, engine in (("", None), (", portable engine", b"portable"))[:1 if stage.options.quick else 2]:
+            with Ranks(stage.machine, world_size, engine=engine) as ranks:
+                self_test(stage, f"local, ranks: {world_size}{title}", ranks)
     if not stage.machine.is_cuda:
         return
     if not stage.machine.capabilities.has_nccl:
@@ -530,7 +532,7 @@ def memory(stage):
 STAGES = {
     "instructions": (instructions, 90),
     "kernels": (kernels, 330),
-    "backend": (backend, 230),
+    "backend": (backend, 320),
     "transports": (transports, 200),
     "processes": (processes, 270),
     "sanitizer": (sanitizer, 570),
