@@ -13,7 +13,6 @@ Draws peers.png beside peers.json.
 
 import argparse
 import ctypes
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -26,42 +25,14 @@ import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
-from report import Column, Report, progress  # noqa: E402
+from report import Column, Report, progress, read_cpu_name  # noqa: E402
+from sdpa import TORCH_DTYPES, Case, Library, OurSide, PeerSide, Row, Shape  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "oracle"))
 import ringattn_ctypes  # noqa: E402
 
 IDLE_SECONDS = 0.02
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    batch: int
-    heads: int
-    tokens: int
-    dim: int
-    heads_kv: int = 0  # 0: as many as heads
-    dim_v: int = 0  # 0: dim
-
-    @property
-    def kv(self):
-        return self.heads_kv or self.heads
-
-    @property
-    def v(self):
-        return self.dim_v or self.dim
-
-    def __str__(self):
-        heads = f"{self.heads}:{self.kv}" if self.heads_kv else f"{self.heads}"
-        dim = f"{self.dim}/{self.dim_v}" if self.dim_v else f"{self.dim}"
-        return f"{self.batch} x {heads} x {self.tokens} x {dim}"
-
-    def flops(self, causal):
-        """Forward."""
-        pairs = self.tokens * (self.tokens + 1) / 2 if causal else self.tokens**2
-        return 2.0 * self.batch * self.heads * (self.dim + self.v) * pairs
 
 
 LONG = [
@@ -79,119 +50,11 @@ RAGGED = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    shape: Shape
-    dtype: str
-    causal: bool
-    backward: bool
-    threads: int
-
-    @property
-    def mask(self):
-        return "causal" if self.causal else "full"
-
-    @property
-    def direction(self):
-        return "backward" if self.backward else "forward"
-
-    @property
-    def flops(self):
-        return self.shape.flops(self.causal) * (2.5 if self.backward else 1)
-
-    def __str__(self):
-        return f"{self.shape}, {self.dtype}, {self.mask}, {self.direction}, {self.threads} thread(s)"
-
-
 def combine(shapes, quick):
     """Every combination that the bars speak of."""
     rows = itertools.product((1,) if quick else (1, 2), shapes, TORCH_DTYPES, (False, True), (False, True))
     return [Row(shape, dtype, causal, backward, threads) for threads, shape, dtype, causal, backward in rows
             if not quick or shape.tokens * shape.heads <= 8192]
-
-
-class Ours:
-    def __init__(self, api, engine, threads):
-        self.api = api
-        config = api.make("ra_context_config", num_threads=threads, world_size=1)
-        config.engine = engine.encode() if engine else None
-        self.context = api.call("ra_create_context", config)
-
-    def close(self):
-        self.api.functions.ra_destroy_context(self.context)
-
-    def describe(self, row):
-        api, shape = self.api, row.shape
-        dtypes = {"float32": api.RA_DTYPE_FLOAT32, "bfloat16": api.RA_DTYPE_BFLOAT16}
-        return api.make("ra_attention_desc", batch=shape.batch, seqlen_q=shape.tokens, seqlen_kv=shape.tokens,
-                        num_heads_q=shape.heads, num_heads_kv=shape.kv, head_dim=shape.dim, head_dim_v=shape.v,
-                        dtype=dtypes[row.dtype], mask=api.RA_MASK_CAUSAL if row.causal else api.RA_MASK_FULL)
-
-    def arguments(self, kind, lse, **tensors):
-        """Tensors are [batch, heads, tokens, dim] to PyTorch; both sides work on the same memory."""
-        views = {name: self.api.ra_tensor(t.data_ptr(), t.stride(0), t.stride(2), t.stride(1)) for name, t in tensors.items()}
-        arguments = self.api.make(kind, **views)
-        arguments.lse = lse.data_ptr()
-        return arguments
-
-
-class Case:
-    """Inputs, the outputs of both sides, and how each side computes them."""
-
-    def __init__(self, ours, row):
-        shape = row.shape
-        generator = torch.Generator().manual_seed(1)
-
-        def draw(heads, dim):
-            values = torch.randn(shape.batch, heads, shape.tokens, dim, generator=generator)
-            return values.to(TORCH_DTYPES[row.dtype])
-
-        self.row = row
-        self.inputs = [draw(shape.heads, shape.dim), draw(shape.kv, shape.dim), draw(shape.kv, shape.v)]
-        self.dout = draw(shape.heads, shape.v)
-        q, k, v = self.inputs
-        self.out, self.lse = torch.empty_like(self.dout), torch.empty(shape.batch, shape.heads, shape.tokens)
-        self.gradients = [torch.empty_like(t) for t in self.inputs]
-        dq, dk, dv = self.gradients
-        desc = ours.describe(row)
-        forward = ours.arguments("ra_forward_args", self.lse, q=q, k=k, v=v, out=self.out)
-        backward = ours.arguments("ra_backward_args", self.lse, q=q, k=k, v=v, out=self.out, dout=self.dout, dq=dq, dk=dk, dv=dv)
-        self.our_forward = lambda: ours.api.call("ra_forward", ours.context, desc, forward)
-        self.our_backward = lambda: ours.api.call("ra_backward", ours.context, desc, backward)
-
-        self.our_forward()
-        if row.backward:
-            self.leaves = [t.clone().requires_grad_() for t in self.inputs]
-            self.graph = self.attend(*self.leaves)
-        self.sides = (self.peer_backward, self.our_backward) if row.backward else (self.peer_forward, self.our_forward)
-
-    def attend(self, *inputs):
-        return torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=self.row.causal,
-                                                                enable_gqa=self.row.shape.heads_kv != 0)
-
-    def peer_forward(self):
-        with torch.no_grad():
-            self.peer_results = [self.attend(*self.inputs)]
-
-    def peer_backward(self):
-        self.peer_results = torch.autograd.grad(self.graph, self.leaves, self.dout, retain_graph=True)
-
-    def errors(self):
-        """RMS against float64 of PyTorch's and of our results, over the first group of heads of the first batch entry."""
-        group = self.row.shape.heads // self.row.shape.kv
-        sizes = (group, 1, 1)
-        inputs = [t[:1, :n].double().requires_grad_(self.row.backward) for t, n in zip(self.inputs, sizes)]
-        expected = [self.attend(inputs[0], *(t.expand(-1, group, -1, -1) for t in inputs[1:]))]
-        ours = [self.out]
-        if self.row.backward:
-            expected = torch.autograd.grad(expected[0], inputs, self.dout[:1, :group].double())
-            ours = self.gradients
-
-        def rms(results):
-            cut = [r[:1, : e.shape[1]].double() - e for r, e in zip(results, expected)]
-            return float(torch.sqrt(sum((c**2).sum() for c in cut) / sum(c.numel() for c in cut)))
-
-        return rms(self.peer_results), rms(ours)
 
 
 def seconds_of(call, count):
@@ -203,9 +66,8 @@ def seconds_of(call, count):
     return (time.perf_counter() - begin) / count
 
 
-def measure(case, pairs, least_seconds, fma_rate):
+def measure(peer, ours, pairs, least_seconds, fma_rate):
     """Medians of: PyTorch's seconds, ours, their ratio, the peak of one thread."""
-    peer, ours = case.sides
     ours()
     count = max(1, round(least_seconds / max(seconds_of(peer, 1), 1e-6)))
     samples = [(seconds_of(peer, count), seconds_of(ours, count), fma_rate()) for _ in range(pairs)]
@@ -305,7 +167,7 @@ def main():
     peaks = ctypes.CDLL(str(ROOT / "build/release/tests/benchmark/libpeaks.so"))
     peaks.ringattn_measure_fma_rate.restype = ctypes.c_double
 
-    report = Report("peers", engine, capabilities.hardware_threads, options.quick)
+    report = Report("peers", {"cpu": read_cpu_name(), "engine": engine, "threads": capabilities.hardware_threads}, options.quick)
     report.file["peer"] = f"PyTorch {torch.__version__}"
     report.note(f"PyTorch {torch.__version__}; medians of {pairs} alternating pairs of at least {least_seconds * 1e3:.0f} ms")
     columns = [
@@ -337,17 +199,19 @@ def main():
         report.begin_table(title, columns)
         for threads in sorted({row.threads for row in rows}):
             torch.set_num_threads(threads)
-            ours = Ours(api, options.engine, threads)
+            library = Library(api, options.engine, threads)
             for number, row in enumerate(r for r in rows if r.threads == threads):
                 progress(f"[{number + 1:>3} / {len(rows)}]  {row}")
-                case = Case(ours, row)
-                peer, own, ratio, fma = measure(case, pairs, least_seconds, lambda: peaks.ringattn_measure_fma_rate(lanes))
-                peer_error, own_error = case.errors()
+                case = Case(row)
+                ours, theirs = OurSide(library, case), PeerSide(case)
+                peer, own, ratio, fma = measure(theirs.run, ours.run, pairs, least_seconds,
+                                                lambda: peaks.ringattn_measure_fma_rate(lanes))
+                peer_error, own_error = case.error(theirs.results, ours.results)
                 peak = fma * threads if row.dtype == "float32" or engine != "avx512_bf16" else None
                 report.add_row(str(row.shape), row.dtype, row.mask, row.direction, threads, peer, own, row.flops / peer,
                                row.flops / own, ratio, row.flops / own / peak if peak else None,
                                own_error / peer_error if peer_error > 0 else None, peak or None)
-            ours.close()
+            library.close()
     if not report.file["rows"]:
         sys.exit("peers.py: no row has these words in its name")
     output = pathlib.Path(options.output)

@@ -1,6 +1,6 @@
 """What a benchmark in Python prints and keeps: as report.h does for those in C++.
 
-    report = Report("peers", capabilities, quick=False)
+    report = Report("peers", {"cpu": read_cpu_name(), "engine": "avx2", "threads": 2}, quick=False)
     report.begin_table("forward", [Column("seconds", "time", "ms", "{:.2f}", 1e-3), ...])
     report.add_row(0.004, ...)                            printed at once, in the column's unit; kept as given
     report.add_bar("worst shape", 1.2, ">=", 1.0)
@@ -48,13 +48,12 @@ def progress(text):
 
 
 class Report:
-    def __init__(self, name, engine, threads, quick):
+    def __init__(self, name, where, quick):
+        """`where`: what it runs on, by name; "cpu" first."""
         self.name = name
         self.file = {
             "benchmark": name,
-            "cpu": read_cpu_name(),
-            "engine": engine,
-            "threads": threads,
+            **where,
             "commit": read_commit(),
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "quick": quick,
@@ -62,7 +61,8 @@ class Report:
             "bars": [],
         }
         about = "; quick: fewer and smaller measurements" if quick else ""
-        print(f"{name}: {threads} threads of {self.file['cpu']}, engine {engine}, commit {self.file['commit']}{about}")
+        places = [f"{key} {value}" for key, value in (where | {"commit": self.file["commit"]}).items()]
+        print(f"{name}: {', '.join(places)}{about}")
 
     def note(self, text):
         progress("")
@@ -83,6 +83,10 @@ class Report:
         holds = {"<=": value <= bar, "<": value < bar, ">=": value >= bar}[relation]
         self.file["bars"].append({"name": name, "value": value, "relation": relation, "bar": bar, "holds": holds})
 
+    def add_missing(self, name, reason):
+        """A bar that could not be looked at, and so does not hold."""
+        self.file["bars"].append({"name": name, "not_run": reason, "holds": False})
+
     def finish(self, output):
         """Prints the bars and writes the file. Whether every bar holds."""
         bars = self.file["bars"]
@@ -90,7 +94,10 @@ class Report:
         self.note("\nbars")
         for bar in bars:
             verdict = "holds" if bar["holds"] else "DOES NOT HOLD"
-            print(f"  {bar['name']:{width}}  {bar['value']:9.3f}  {bar['relation']:>2} {bar['bar']:<5g}  {verdict}")
+            if "not_run" in bar:
+                print(f"  {bar['name']:{width}}  NOT RUN: {bar['not_run']}")
+            else:
+                print(f"  {bar['name']:{width}}  {bar['value']:9.3f}  {bar['relation']:>2} {bar['bar']:<5g}  {verdict}")
         path = pathlib.Path(output) / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.file, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-// Ranks with emulated GPUs, and a problem's tensors in their memory.
+// Ranks with GPUs, emulated or not, and a problem's tensors in their memory.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -7,9 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "emulation/program.h"
 #include "engine/reference/oracle.h"
+#include "support/cuda.h"
 #include "support/oracle_run.h"
+#include "support/random.h"
 #include "support/ranks.h"
 
 namespace ringattn::test {
@@ -22,7 +23,6 @@ class CudaRanks {
           config.backend = RA_BACKEND_CUDA;
           config.transport = transport;
           config.device = config.rank % devices;
-          config.engine = nullptr;
           config.num_threads = 0;
           config.unique_id = id_.text;
           if (tweak) tweak(config);

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "emulation/backend.h"
+#include "emulation/program.h"
 
 namespace ringattn::test {
 namespace {

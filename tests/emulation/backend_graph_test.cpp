@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "emulation/backend.h"
+#include "support/machine.h"
 
 namespace ringattn::test {
 namespace {
@@ -27,21 +28,24 @@ void differentiate(const DeviceShards& shards, ra_context* context, cudaStream_t
 // With NCCL each rank captures for itself; copies between local ranks are in one capture, which begins and ends in rank 0's stream.
 TEST_P(BackendGraph, IsRightEveryTime) {
   const bool is_local = GetParam() == RA_TRANSPORT_LOCAL;
+  Machine machine(size);
+  RINGATTN_SKIP_WITHOUT_DEVICES(machine, GetParam(), size);
+  const auto device_of = [&](int rank) { return rank % machine.devices(); };
   const std::uint64_t first = seed();
   for (int n = 0; n < sample(20); ++n) {
-    emulation::reset({.devices = size, .seed = first + static_cast<std::uint64_t>(n)});
+    machine.reset(first + static_cast<std::uint64_t>(n));
     const reference::Oracle oracle = travelling_oracle(size);
     Results results = results_for(oracle);
     {
-      CudaRanks ranks(size, GetParam(), size);
+      CudaRanks ranks(size, GetParam(), machine.devices());
       std::vector<std::unique_ptr<Streams>> streams;
       std::vector<std::unique_ptr<DeviceShards>> shards;
       std::vector<cudaEvent_t> forked, joined;
       for (int r = 0; r < size; ++r) {
-        streams.push_back(std::make_unique<Streams>(r));
-        shards.push_back(std::make_unique<DeviceShards>(oracle, size, r, r));
-        forked.push_back(make_event(r));
-        joined.push_back(make_event(r));
+        streams.push_back(std::make_unique<Streams>(device_of(r)));
+        shards.push_back(std::make_unique<DeviceShards>(oracle, size, r, device_of(r)));
+        forked.push_back(make_event(device_of(r)));
+        joined.push_back(make_event(device_of(r)));
       }
       cudaGraphExec_t execs[size] = {};
       const cudaStream_t origin = streams[0]->first;
@@ -110,8 +114,7 @@ TEST_P(BackendGraph, IsRightEveryTime) {
         ok(cudaEventDestroy(joined[static_cast<std::size_t>(r)]));
       }
     }
-    expect_no_violations();
-    EXPECT_EQ(emulation::live_objects(), std::vector<std::string>{});
+    machine.expect_clean();
     if (HasFailure()) return;
   }
 }
@@ -131,35 +134,37 @@ struct Gate {
 
 // After the first of a shape, calls neither allocate nor wait for a GPU: all return while every stream is held up.
 TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
-  emulation::reset({.devices = size, .order = emulation::Order::late});
+  Machine machine(size);
+  RINGATTN_SKIP_WITHOUT_DEVICES(machine, GetParam(), size);
+  machine.reset_late();
   const reference::Oracle oracle = travelling_oracle(size);
   Results results = results_for(oracle);
   {
-    CudaRanks ranks(size, GetParam(), size);
+    CudaRanks ranks(size, GetParam(), machine.devices());
     Gate gate;
     std::barrier together(size);
     ranks->run([&](std::int32_t rank, ra_context* context) {
-      Streams streams(rank);
-      DeviceShards shards(oracle, size, rank, rank);
+      const int device = rank % machine.devices();
+      Streams streams(device);
+      DeviceShards shards(oracle, size, rank, device);
       shards.upload(streams.first);
       differentiate(shards, context, streams.first);
       ok(cudaStreamSynchronize(streams.first));
       together.arrive_and_wait();
-      if (rank == 0)
-        for (const char* function : {"cudaMalloc", "cudaMallocHost"})
-          emulation::fail_call(function, 1, cudaErrorMemoryAllocation);
+      if (rank == 0) machine.forbid_allocation();
       ok(cudaLaunchHostFunc(streams.first, Gate::wait, &gate));
       together.arrive_and_wait();
       for (int call = 0; call < 3; ++call) differentiate(shards, context, streams.first);
+      together.arrive_and_wait();
+      if (rank == 0) machine.expect_no_allocation();
       together.arrive_and_wait();
       gate.is_open = true;
       shards.download(results, streams.first);
     });
     EXPECT_FALSE(gate.has_waited_in_vain);
-    EXPECT_EQ(emulation::take_back_failures(), 2);
   }
   expect_within(results, oracle);
-  expect_no_violations();
+  machine.expect_clean();
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
-// RA_BACKEND_CUDA with its own kernels, both emulated, through the C API: rings of all sizes over both transports, forward and backward,
-// against the oracle.
+// RA_BACKEND_CUDA with its own kernels, both emulated or on GPUs, through the C API: rings of all sizes over both transports, forward and
+// backward, against the oracle.
 #include <iostream>
 
 #include "emulation/backend.h"
-#include "emulation/kernel_launcher.h"
+#include "support/machine.h"
 
 namespace ringattn::test {
 namespace {
@@ -30,15 +30,16 @@ constexpr reference::ProblemLimits small{.batch = 2, .seqlen = 72, .num_heads_kv
 
 TEST_P(Kernels, AreRightInARing) {
   const auto [transport, world_size, devices] = GetParam();
-  const KernelLauncher launcher;
+  Machine machine(devices);
+  RINGATTN_SKIP_WITHOUT_DEVICES(machine, transport, world_size);
   const std::uint64_t first = seed();
   reference::Random random(first);
   for (int n = 0; n < (full() ? 100 : sample(6)); ++n) {
-    emulation::reset({.devices = devices, .seed = first + static_cast<std::uint64_t>(n)});
+    machine.reset(first + static_cast<std::uint64_t>(n));
     const reference::Oracle oracle(reference::draw_problem(random, small), random);
     Results results = results_for(oracle);
     {
-      CudaRanks ranks(world_size, transport, devices);
+      CudaRanks ranks(world_size, transport, machine.devices());
       ranks->run([&](std::int32_t rank, ra_context* context) {
         const int device = rank % ranks.devices();
         Streams streams(device);
@@ -51,25 +52,12 @@ TEST_P(Kernels, AreRightInARing) {
       });
     }
     expect_within(results, oracle);
-    expect_no_violations();
-    EXPECT_EQ(emulation::live_objects(), std::vector<std::string>{});
-    EXPECT_EQ(launcher.faults(), std::vector<std::string>{});
+    machine.expect_clean();
     if (HasFailure()) {
       ADD_FAILURE() << "seed " << first << ", problem " << n;
       return;
     }
   }
-}
-
-TEST(OldDevice, IsRefused) {
-  emulation::reset({.devices = 1, .compute_capability = 75});
-  ra_context_config config = make_config(1, 0);
-  config.engine = nullptr;
-  config.backend = RA_BACKEND_CUDA;
-  Error error;
-  EXPECT_EQ(Context(ra_create_context(&config, &error)), nullptr);
-  EXPECT_EQ(error.status, RA_STATUS_NOT_SUPPORTED) << error;
-  EXPECT_NE(error.text().find("device 0 has compute capability 7.5"), std::string::npos) << error;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "emulation/backend.h"
+#include "emulation/program.h"
 
 namespace ringattn::test {
 namespace {

@@ -5,6 +5,8 @@
 #include <deque>
 #include <iostream>
 
+#include "emulation/program.h"
+
 namespace ringattn::test {
 namespace {
 

@@ -1,6 +1,5 @@
-// A rank's passes on emulated kernels: tensors as a GPU has them, the plan's steps one after the other, chunks as they would arrive.
-//
-// Kernels see no byte that they have not declared: while one runs, everything else is NaN, and has to be so afterwards.
+// A rank's passes on kernels, emulated or on a GPU (support/device.h): tensors as a GPU has them, the plan's steps one after the other,
+// chunks as they would arrive.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -10,15 +9,14 @@
 #include <cstring>
 #include <functional>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "emulation/execution/execution.h"
 #include "engine/cuda/portable.h"
 #include "engine/reference/oracle.h"
 #include "plan/plan.h"
 #include "plan/shard.h"
+#include "support/device.h"
 #include "support/random.h"
 
 namespace ringattn::cuda {
@@ -28,20 +26,12 @@ using reference::Random;
 
 enum class Layout { packed, padded, aligned, head_major };  // padded: by odd gaps, so that hardly a row is aligned
 
-// Memory of emulated tensors; gaps between rows are NaN.
+// Memory of tensors; gaps between rows are NaN.
 class Memory {
  public:
-  Memory() = default;
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  ~Memory() { emulation::set_launcher({}); }
-
   std::byte* allocate(std::int64_t bytes) {
-    blocks_.push_back(
-        {std::make_unique<Line[]>(static_cast<std::size_t>(bytes / 64 + 1)), static_cast<std::size_t>(bytes)});
-    std::byte* const data = blocks_.back().data();
-    std::fill_n(data, bytes, poison);
-    return data;
+    blocks_.emplace_back(static_cast<std::size_t>(bytes));
+    return blocks_.back().data();
   }
   float* values(std::int64_t count) { return reinterpret_cast<float*>(allocate(count * 4)); }
   Tensor tensor(DType dtype, std::int64_t batch, std::int64_t rows, std::int64_t heads, std::int64_t dim,
@@ -61,67 +51,8 @@ class Memory {
     return t;
   }
 
-  // Launches from now on: counted by name, run at once in an order drawn from `random`.
-  void take_launches(Random& random) {
-    emulation::set_launcher([this, &random](const emulation::Launch& launch) {
-      ++launches[launch.name];
-      run(launch, {.seed = random(), .host_threads = static_cast<int>(draw(random, 1, 2))});
-      return 0;
-    });
-  }
-  std::map<std::string, int> launches;
-
  private:
-  static constexpr std::byte poison{0xff};
-  struct alignas(64) Line {
-    std::byte bytes[64];
-  };
-  struct Block {
-    std::unique_ptr<Line[]> lines;
-    std::size_t size;
-    std::byte* data() const { return lines[0].bytes; }
-  };
-
-  void run(const emulation::Launch& launch, const emulation::Options& options) {
-    std::vector<std::vector<std::byte>> kept;
-    for (const Block& block : blocks_) {
-      kept.emplace_back(block.data(), block.data() + block.size);
-      for_each_hidden(block, launch.accesses, false,
-                      [](std::byte* from, std::byte* to) { std::fill(from, to, poison); });
-    }
-    emulation::run(launch, options);
-    for (std::size_t n = 0; n < blocks_.size(); ++n) {
-      const Block& block = blocks_[n];
-      const auto kept_at = [&](const std::byte* at) { return kept[n].begin() + (at - block.data()); };
-      for_each_hidden(block, launch.accesses, false, [&](std::byte* from, std::byte* to) {
-        EXPECT_TRUE(std::all_of(from, to, [](std::byte b) { return b == poison; }))
-            << launch.name << " writes what it has not declared";
-        std::copy(kept_at(from), kept_at(to), from);
-      });
-      for_each_hidden(block, launch.accesses, true, [&](std::byte* from, std::byte* to) {
-        EXPECT_TRUE(std::equal(from, to, kept_at(from))) << launch.name << " writes what it has declared to read";
-      });
-    }
-  }
-  // Stretches of a block that are in no access, or in none that writes.
-  template <class F>
-  static void for_each_hidden(const Block& block, const std::vector<Access>& accesses, bool writes_only, F&& f) {
-    std::byte* at = block.data();
-    std::byte* const end = at + block.size;
-    std::vector<std::pair<std::byte*, std::byte*>> seen;
-    for (const Access& access : accesses) {
-      auto* const begin = static_cast<std::byte*>(const_cast<void*>(access.data));
-      if (begin >= at && begin < end && (access.writes || !writes_only)) seen.emplace_back(begin, begin + access.bytes);
-    }
-    std::sort(seen.begin(), seen.end());
-    for (const auto& [from, to] : seen) {
-      if (at < from) f(at, from);
-      at = std::max(at, to);
-    }
-    if (at < end) f(at, end);
-  }
-
-  std::vector<Block> blocks_;
+  std::vector<test::device::Memory> blocks_;
 };
 
 // What a tensor of one side has in its rows, which are those of `pieces`, to or from a whole one, packed [batch, seqlen, heads, dim].
@@ -170,7 +101,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
     const std::int64_t rows = plan.query_rows(), states = p.batch * p.num_heads_q * rows;
     const std::vector<Piece> queries = shard_pieces(p, Side::query, world_size, rank);
     Memory memory;
-    memory.take_launches(random);
+    const test::device::Launches launches(random);
     ForwardStep step;
     step.q = memory.tensor(p.dtype, p.batch, rows, p.num_heads_q, p.head_dim, layout);
     fill(p, Side::query, queries, inputs.q, step.q, p.num_heads_q, p.head_dim);
@@ -200,13 +131,14 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
       step.items = work.items;
       EXPECT_EQ(portable_forward(p, step, nullptr), 0);
     }
+    test::device::finish();
     for_each_element(p, Side::query, queries, step.out, p.num_heads_q, p.head_dim_v,
                      [&](std::size_t n, const std::byte* at) { result.out[n] = reference::decode(at, p.out_dtype); });
     for (std::int64_t lane = 0; lane < p.batch * p.num_heads_q; ++lane)
       for (std::int64_t row = 0; row < rows; ++row)
         result.lse[static_cast<std::size_t>(lane * p.seqlen_q + row_position(p, Side::query, queries, row))] =
             static_cast<double>(step.lse[lane * rows + row]);
-    for (const auto& [name, count] : memory.launches) result.launches[name] += count;
+    for (const auto& [name, count] : launches.counts()) result.launches[name] += count;
   }
   return result;
 }
@@ -228,7 +160,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
                         std::vector<double>(inputs.v.size()),
                         {}};
   Memory memory;
-  memory.take_launches(random);
+  const test::device::Launches launches(random);
   const auto gradients = [&](Side side, const std::vector<Piece>& pieces, std::int64_t heads, std::int64_t dim,
                              Layout of) {
     const Tensor tensor = memory.tensor(DType::float32, p.batch, row_count(pieces), heads, dim, of);
@@ -271,6 +203,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
         lse[lane * rows + row] = static_cast<float>(
             forward.lse[static_cast<std::size_t>(lane * p.seqlen_q + row_position(p, Side::query, queries, row))]);
     EXPECT_EQ(portable_delta(p, step.dout, out, rows, delta, nullptr), 0);
+    test::device::finish();
     step.lse = lse;
     step.delta = delta;
     for (const Moment& m : plan.moments()) {
@@ -290,13 +223,14 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
       step.items = work.items;
       run(p, step);
     }
+    test::device::finish();
     round(Side::query, queries, step.dq, p.num_heads_q, p.head_dim, result.dq);
   }
   for (const auto& [of, chunk] : chunks) {
     round(Side::key_value, chunk.keys, chunk.dk, p.num_heads_kv, p.head_dim, result.dk);
     round(Side::key_value, chunk.keys, chunk.dv, p.num_heads_kv, p.head_dim_v, result.dv);
   }
-  result.launches = memory.launches;
+  result.launches = launches.counts();
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "nccl.h"
+#include "support/cuda.h"
 #include "support/random.h"
 
 namespace ringattn::test {
@@ -17,7 +18,6 @@ namespace ringattn::test {
 using cuda::Access;
 using emulation::Rule;
 
-inline void ok(cudaError_t error) { EXPECT_EQ(error, cudaSuccess) << cudaGetErrorName(error); }
 inline void ok(ncclResult_t result) { EXPECT_EQ(result, ncclSuccess) << ncclGetErrorString(result); }
 
 constexpr std::size_t length = 64;  // elements of every buffer
@@ -27,18 +27,6 @@ using Buffer = std::uint32_t*;
 inline Access reads(const void* data, std::size_t count = bytes) { return {data, count, false}; }
 inline Access writes(const void* data, std::size_t count = bytes) { return {data, count, true}; }
 
-inline cudaStream_t make_stream(int device, unsigned flags = cudaStreamNonBlocking) {
-  cudaStream_t stream = nullptr;
-  ok(cudaSetDevice(device));
-  ok(cudaStreamCreateWithPriority(&stream, flags, 0));
-  return stream;
-}
-inline cudaEvent_t make_event(int device) {
-  cudaEvent_t event = nullptr;
-  ok(cudaSetDevice(device));
-  ok(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-  return event;
-}
 inline Buffer make_buffer(int device, std::size_t count = bytes) {
   Buffer buffer = nullptr;
   ok(cudaSetDevice(device));
