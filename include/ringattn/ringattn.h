@@ -77,7 +77,7 @@ typedef struct ra_error {
                             failure is of this call alone, as refused arguments are */
   int32_t cuda_error;  /**< cudaError_t, 0 if none */
   int32_t nccl_result; /**< ncclResult_t, 0 if none */
-  char message[512];   /**< NUL-terminated UTF-8; empty on success */
+  char message[512];   /**< NUL-terminated UTF-8; empty on success, but of ra_check_support */
 } ra_error;
 
 /** The constant's name without its prefix, as in "TIMEOUT"; "UNKNOWN" for any other number. Never NULL; static storage. */
@@ -184,8 +184,9 @@ typedef struct ra_context_config {
   const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
   const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL and
                                  RA_TRANSPORT_NCCL */
-  const char *engine;       /**< forces an engine by its name in ra_capabilities::engines, or on CUDA "portable"; NULL: the
-                                 fastest */
+  const char *engine;       /**< forces an engine by its name in ra_capabilities::engines, or on CUDA "portable", or "cudnn" where
+                                 cuDNN 9.18 or newer is found: all that it can compute exactly; NULL: the fastest, on CUDA for
+                                 each block */
   void *nccl_comm;          /**< ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not used
                                  by anybody else; unique_id is then NULL, and nobody is waited for. The library never aborts it:
                                  after PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the library
@@ -259,7 +260,8 @@ typedef struct ra_context_info {
   int32_t num_threads;  /**< CPU threads that calls of this rank may use, the calling one included */
   int64_t timeout_ms;   /**< longest wait for another rank */
   char engine[32];      /**< its name, as in ra_capabilities::engines. Types and sizes that the engine has no instructions for
-                             are computed with those of the engines behind it in that list */
+                             are computed with those of the engines behind it in that list. On CUDA "cudnn" if that may run,
+                             with "portable" behind it */
 } ra_context_info;
 
 /** Clears `info`. `struct_size` is sizeof(ra_context_info). Accepts NULL. */
@@ -341,8 +343,10 @@ typedef struct ra_attention_desc {
 RA_API void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size);
 
 /**
- * SUCCESS if this context can run `desc` forward and backward; else NOT_SUPPORTED with the reason, or INVALID_ARGUMENT with
- * the field, its value and the limit. Local.
+ * SUCCESS if this context can run `desc` forward and backward, with the engine that does it in ra_error::message, and on CUDA why
+ * another does not: "forward: cudnn; backward: portable (not cudnn: ...)". Blocks that a rank finds it cannot leave to cuDNN go to
+ * "portable" all the same; log messages of RA_LOG_LEVEL_DEBUG say of each block which engine had it, and why. Else NOT_SUPPORTED
+ * with the reason, or INVALID_ARGUMENT with the field, its value and the limit. Local.
  */
 RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error);
 
@@ -358,7 +362,8 @@ typedef struct ra_memory_requirements {
   size_t forward_tensors;     /**< q, k, v, out and lse, packed */
   size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
   size_t forward_workspace;   /**< tiles of each thread and, unless world_size is 1, two chunks in flight, max and sum of each
-                                   row, and the output in fp32 where out_dtype is another */
+                                   row, and the output in fp32 where out_dtype is another; where cuDNN may run, what it needs
+                                   and, unless world_size is 1, one block's output in fp32 */
   size_t backward_workspace;  /**< tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
                                    flight and four of gradients in fp32; if world_size is 1, one and one */
   size_t lse;                 /**< lse alone, part of the tensors */

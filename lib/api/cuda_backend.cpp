@@ -22,12 +22,14 @@ class CudaBackend final : public Backend {
     if (queue_ == nullptr) return;
     queue_->finish();
     if (queue_->is_abandoned()) {
+      engine_.release();
       workspace_.release();
       queue_.release();
       return;
     }
     const cuda::BesideCapture beside;
     copier_.reset();
+    engine_.reset();
     workspace_ = {};
     queue_.reset();
   }

@@ -1,3 +1,5 @@
+#include <cstdio>
+
 #include "api/barrier.h"
 #include "api/context.h"
 #include "api/structs.h"
@@ -14,7 +16,9 @@ ra_status ra_check_support(const ra_context *context, const ra_attention_desc *d
   return guard(error, [&] {
     const ra_context &c = checked(context);
     const ra_attention_desc d = read(desc, "desc");
-    require_supported(d, to_problem(d), c.engine);
+    const Problem p = to_problem(d);
+    require_supported(d, p, c.engine);
+    if (error != nullptr) std::snprintf(error->message, sizeof error->message, "%s", c.engine.choice(p).c_str());
   });
 }
 

@@ -1,7 +1,9 @@
-# Where the CUDA backend comes from: nvcc and the CUDA runtime, and NCCL's header. Those of the system where they are new enough, else
+# Where the CUDA backend comes from: nvcc and the CUDA runtime, and the headers of NCCL and cuDNN. Those of the system where they are new enough, else
 # the wheels that ./dev setup cuda installs (cuda_requirements.txt).
 set(oldest_cuda 12.4)
 set(oldest_nccl 2.28)
+set(oldest_cudnn 9.18)
+set(oldest_cudnn_frontend 1.18)
 set(wheels ${PROJECT_SOURCE_DIR}/.venv-cuda)
 
 if(CMAKE_VERSION VERSION_LESS 3.28)  # older ones do not know CUDA 13
@@ -55,31 +57,53 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 find_package(CUDAToolkit REQUIRED)
 
-# As for nvcc: the first folder whose nccl.h is new enough.
-if(NOT RINGATTN_NCCL_INCLUDE_DIR)
+# find_headers(RESULT NAME FILE VERSION_FILE MACROS OLDEST FOLDER): as for nvcc, the cache variable RESULT becomes the folder of FILE, the
+# system's or FOLDER, where VERSION_FILE beside it, which has a number for each of MACROS, is of OLDEST or newer. Else `looked` lists
+# what was found.
+function(find_headers result name file version_file macros oldest wheel)
   set(looked "")
-  foreach(folder system ${wheels}/nccl/include)
+  foreach(folder system ${wheel})
     unset(include_dir)
     if(folder STREQUAL "system")
-      find_path(include_dir nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} NO_CACHE)
+      find_path(include_dir ${file} HINTS ${CUDAToolkit_INCLUDE_DIRS} NO_CACHE)
     else()
-      find_path(include_dir nccl.h PATHS ${folder} NO_DEFAULT_PATH NO_CACHE)
+      find_path(include_dir ${file} PATHS ${folder} NO_DEFAULT_PATH NO_CACHE)
     endif()
     if(NOT include_dir)
-      string(APPEND looked "\n  ${folder}: no nccl.h")
+      string(APPEND looked "\n  ${folder}: no ${file}")
       continue()
     endif()
-    file(STRINGS ${include_dir}/nccl.h lines REGEX "^#define NCCL_(MAJOR|MINOR) [0-9]+$")
+    file(STRINGS ${include_dir}/${version_file} lines REGEX "^#define ${macros} [0-9]+$")
     string(REGEX REPLACE "[^0-9;]" "" found "${lines}")
     list(JOIN found "." found)
-    if(found VERSION_GREATER_EQUAL oldest_nccl)
-      set(RINGATTN_NCCL_INCLUDE_DIR ${include_dir} CACHE PATH "Folder of nccl.h")
-      break()
+    if(found VERSION_GREATER_EQUAL oldest)
+      set(${result} ${include_dir} CACHE PATH "Folder of ${file}")
+      return()
     endif()
-    string(APPEND looked "\n  ${include_dir}/nccl.h: NCCL ${found}")
+    string(APPEND looked "\n  ${include_dir}/${file}: ${name} ${found}")
   endforeach()
+  set(looked "${looked}" PARENT_SCOPE)
+endfunction()
+
+if(NOT RINGATTN_NCCL_INCLUDE_DIR)
+  find_headers(RINGATTN_NCCL_INCLUDE_DIR NCCL nccl.h nccl.h "NCCL_(MAJOR|MINOR)" ${oldest_nccl} ${wheels}/nccl/include)
   if(NOT RINGATTN_NCCL_INCLUDE_DIR)
     message(FATAL_ERROR "RINGATTN_CUDA needs nccl.h of NCCL ${oldest_nccl} or newer. ./dev setup cuda installs one. Found:${looked}")
   endif()
 endif()
-message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} (${CMAKE_CUDA_COMPILER}) for ${CMAKE_CUDA_ARCHITECTURES}; ${RINGATTN_NCCL_INCLUDE_DIR}/nccl.h")
+# The engine cudnn, where there are both.
+if(NOT RINGATTN_CUDNN_INCLUDE_DIR)
+  find_headers(RINGATTN_CUDNN_INCLUDE_DIR cuDNN cudnn.h cudnn_version.h "CUDNN_(MAJOR|MINOR)" ${oldest_cudnn} ${wheels}/cudnn/include)
+endif()
+if(NOT RINGATTN_CUDNN_FRONTEND_INCLUDE_DIR)
+  find_headers(RINGATTN_CUDNN_FRONTEND_INCLUDE_DIR cudnn-frontend cudnn_frontend.h cudnn_frontend_version.h
+    "CUDNN_FRONTEND_(MAJOR|MINOR)_VERSION" ${oldest_cudnn_frontend} ${wheels}/cudnn_frontend/include)
+endif()
+if(RINGATTN_CUDNN_INCLUDE_DIR AND RINGATTN_CUDNN_FRONTEND_INCLUDE_DIR)
+  set(RINGATTN_CUDNN ON)
+else()
+  set(RINGATTN_CUDNN OFF)
+  message(STATUS "Without cuDNN, of which the headers are needed (${oldest_cudnn} or newer) and those of cudnn-frontend "
+    "(${oldest_cudnn_frontend}); ./dev setup cuda installs both. Found:${looked}")
+endif()
+message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} (${CMAKE_CUDA_COMPILER}) for ${CMAKE_CUDA_ARCHITECTURES}; ${RINGATTN_NCCL_INCLUDE_DIR}/nccl.h; cuDNN ${RINGATTN_CUDNN}")

@@ -4,6 +4,7 @@
 #include <link.h>
 
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
 
 namespace ringattn {
@@ -59,6 +60,17 @@ void* DynamicLibrary::address(const char* symbol) const {
   void* found = dlsym(handle_, symbol);
   if (found == nullptr) fail(RA_STATUS_NOT_SUPPORTED, path_, " has no function ", symbol);
   return found;
+}
+
+DynamicLibrary find_library(const char* variable, const char* file) {
+  const char* named = std::getenv(variable);
+  const bool is_named = named != nullptr && *named != 0;
+  try {
+    return DynamicLibrary(is_named ? named : file);
+  } catch (const Error& error) {
+    throw Error(error.status, is_named ? text(error.message, " (named by ", variable, ")")
+                                       : text(error.message, "; ", variable, " may name the file"));
+  }
 }
 
 }  // namespace ringattn

@@ -33,4 +33,7 @@ class DynamicLibrary {
   std::string path_;
 };
 
+// The file that the environment's `variable` names, or else `file`. Throws NOT_SUPPORTED, with the variable's name.
+DynamicLibrary find_library(const char* variable, const char* file);
+
 }  // namespace ringattn

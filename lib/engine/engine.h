@@ -92,8 +92,13 @@ class Engine {
   // Empty if the engine can run the problem, else the reason why not. The only place that refuses.
   virtual std::string refusal(const Problem& problem) const = 0;
 
+  // What runs the problem's passes on this hardware where name() does not, and why: "forward: cudnn; backward: portable (...)".
+  virtual std::string choice(const Problem&) const { return name(); }
+
   // Bytes of temporary memory of one step, aligned like memory_alignment. `longest_piece`: rows of its longest piece of queries.
-  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece) const = 0;
+  // `only_step`: the pass has no other.
+  virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece,
+                                    bool only_step) const = 0;
 
   // Runs f(). Where the work that f gives this engine falls into parts, each is preceded by between(), on the thread that it runs on.
   virtual void interleave(const std::function<void()>& f, const std::function<void()>& between) = 0;

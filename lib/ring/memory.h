@@ -15,13 +15,14 @@ struct ForwardMemory {
 
   static ForwardMemory take(Arena& arena, const Plan& plan, const Engine& engine) {
     const Problem& p = plan.problem();
-    const std::int64_t rows = plan.moments().size() == 1 ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
+    const bool only_step = plan.moments().size() == 1;
+    const std::int64_t rows = only_step ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
     ForwardMemory memory;
     memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
     memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece())));
+        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece(), only_step)));
     return memory;
   }
 };
@@ -47,8 +48,8 @@ struct BackwardMemory {
     memory.home = arena.take<std::byte>(adds_directly(plan) ? 0 : chunk);
     for (std::byte*& buffer : memory.foreign) buffer = arena.take<std::byte>(plan.travels() ? chunk : 0);
     memory.arriving = arena.take<std::byte>(plan.travels() ? chunk : 0);
-    memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece())));
+    memory.scratch = arena.take<std::byte>(static_cast<std::int64_t>(
+        engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece(), plan.moments().size() == 1)));
     return memory;
   }
 };

@@ -1,6 +1,5 @@
 #include "transport/nccl_library.h"
 
-#include <cstdlib>
 #include <string>
 
 #include "core/dynamic_library.h"
@@ -11,29 +10,13 @@
 namespace ringattn {
 namespace {
 
-constexpr const char* variable = "RINGATTN_NCCL_LIBRARY";
-
 std::string version_name(int version) {
   const int major = version < 10'000 ? 1'000 : 10'000;  // NCCL_VERSION: the former until 2.8
   return text(version / major, '.', version % major / 100, '.', version % 100);
 }
 
-DynamicLibrary find_nccl() {
-  const char* named = std::getenv(variable);
-  if (named != nullptr && *named != 0) try {
-      return DynamicLibrary(named);
-    } catch (const Error& error) {
-      throw Error(error.status, text(error.message, " (named by ", variable, ")"));
-    }
-  try {
-    return DynamicLibrary("libnccl.so.2");
-  } catch (const Error& error) {
-    throw Error(error.status, text(error.message, "; ", variable, " may name the file"));
-  }
-}
-
 struct LoadedNccl {
-  DynamicLibrary library = find_nccl();
+  DynamicLibrary library = find_library("RINGATTN_NCCL_LIBRARY", "libnccl.so.2");
   Nccl functions = load();
 
   Nccl load() const {

@@ -153,6 +153,21 @@ TEST(Locale, OfTheProgramStaysOutOfTexts) {
   EXPECT_NE(error.text().find("head_dim is 1234; must be 1 .. 256"), std::string::npos) << error;
 }
 
+// What runs a problem is said where the question is answered with yes.
+TEST(Support, NamesTheEngine) {
+  const ra_context_config config = make_config(1, 0);
+  Error error;
+  const Context context(ra_create_context(&config, &error));
+  ASSERT_NE(context, nullptr) << error;
+  ra_context_info info;
+  ra_init_context_info(&info, sizeof info);
+  ASSERT_EQ(ra_get_context_info(context.get(), &info, &error), RA_STATUS_SUCCESS) << error;
+  const ra_attention_desc desc = make_desc(8);
+  EXPECT_EQ(ra_check_support(context.get(), &desc, &error), RA_STATUS_SUCCESS);
+  EXPECT_EQ(error.text(), info.engine);
+  EXPECT_EQ(ra_check_support(context.get(), &desc, nullptr), RA_STATUS_SUCCESS);
+}
+
 // ---------------------------------------------------------------- defaults
 
 TEST(Defaults, AreTheDocumentedOnes) {

@@ -59,8 +59,8 @@ class HostEngine final : public CudaEngine {
   const char* name() const override { return "host"; }
   void use(Queue& queue) override { queue_ = &queue; }
   std::string refusal(const Problem& p) const override { return engine_->refusal(p); }
-  std::size_t scratch_bytes(const Problem& p, Pass pass, std::int64_t longest_piece) const override {
-    return engine_->scratch_bytes(p, pass, longest_piece);
+  std::size_t scratch_bytes(const Problem& p, Pass pass, std::int64_t longest_piece, bool only_step) const override {
+    return engine_->scratch_bytes(p, pass, longest_piece, only_step);
   }
 
   void forward(const Problem& p, const ForwardStep& step) override {
@@ -143,7 +143,7 @@ class HostEngine final : public CudaEngine {
     std::int64_t longest = 0;
     for (const WorkItem& item : items)
       for (const Piece& piece : item.queries) longest = std::max(longest, piece.length);
-    return static_cast<std::int64_t>(scratch_bytes(p, pass, longest));
+    return static_cast<std::int64_t>(scratch_bytes(p, pass, longest, false));
   }
   template <class F>
   void submit(const char* name, const Accesses& accesses, F&& f) {

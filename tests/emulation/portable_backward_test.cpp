@@ -206,7 +206,7 @@ TEST(PortableBackward, WhatIsNotFiniteIsAsOnTheCpu) {
         run_backward(inputs, forward, 1, layout, random, [&](const Problem& problem, const BackwardStep& step) {
           BackwardStep with_scratch = step;
           ringattn::Block scratch;
-          with_scratch.scratch = scratch.reserve(cpu->scratch_bytes(problem, Pass::backward, problem.seqlen_q));
+          with_scratch.scratch = scratch.reserve(cpu->scratch_bytes(problem, Pass::backward, problem.seqlen_q, false));
           cpu->backward(problem, with_scratch);
         });
     const auto expect_same_kind = [&](const char* name, const std::vector<double>& a, const std::vector<double>& b) {

@@ -27,7 +27,7 @@ class CpuEngine final : public Engine {
   const char* name() const override { return tiles_.name; }
   int num_threads() const override { return threads_.count(); }
   std::string refusal(const Problem& problem) const override;
-  std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece) const override;
+  std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, bool) const override;
   void interleave(const std::function<void()>& f, const std::function<void()>& between) override {
     threads_.interleave(f, between);
   }

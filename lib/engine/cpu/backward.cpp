@@ -260,7 +260,7 @@ struct Differentiate {
 
 }  // namespace
 
-std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece) const {
+std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, bool) const {
   const Tiles& tiles = tiles_.choose(problem, pass);
   const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem, longest_piece)
                                                        : thread_bytes<BackwardScratch>(tiles, problem);

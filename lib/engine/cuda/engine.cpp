@@ -1,5 +1,10 @@
 #include "engine/cuda/engine.h"
 
+#include <memory>
+#include <string_view>
+
+#include "core/log.h"
+#include "engine/cuda/cudnn_engine.h"
 #include "engine/cuda/elementwise.h"
 #include "engine/cuda/portable.h"
 
@@ -7,7 +12,7 @@ namespace ringattn::cuda {
 namespace {
 
 // Our own kernels (portable.h), on GPUs of compute capability 8.0 and newer.
-class PortableEngine final : public CudaEngine {
+class PortableEngine : public CudaEngine {
  public:
   const char* name() const override { return "portable"; }
 
@@ -23,7 +28,7 @@ class PortableEngine final : public CudaEngine {
   }
 
   std::string refusal(const Problem& problem) const override { return portable_refusal(problem); }
-  std::size_t scratch_bytes(const Problem&, Pass, std::int64_t) const override { return 0; }
+  std::size_t scratch_bytes(const Problem&, Pass, std::int64_t, bool) const override { return 0; }
 
   void forward(const Problem& p, const ForwardStep& step) override {
     enqueue(portable_forward(p, step, stream()), "forward");
@@ -55,12 +60,68 @@ class PortableEngine final : public CudaEngine {
   Queue* queue_ = nullptr;
 };
 
+// cuDNN where it can and, unless it is asked for by name, where it is faster; our own kernels for all that it refuses. Nobody else knows
+// which of the two has run.
+class CudnnOrPortable final : public PortableEngine {
+ public:
+  explicit CudnnOrPortable(bool is_asked_for)
+      : is_asked_for_(is_asked_for),
+        cudnn_(is_asked_for ? CudnnEngine::Taken::wherever_possible : CudnnEngine::Taken::where_faster) {}
+
+  const char* name() const override { return missing_.empty() ? "cudnn" : PortableEngine::name(); }
+
+  void use(Queue& queue) override {
+    PortableEngine::use(queue);
+    missing_ = cudnn_.use(queue);
+    if (missing_.empty()) return;
+    if (is_asked_for_)
+      fail(RA_STATUS_NOT_SUPPORTED, "engine is \"cudnn\", which device ", queue.device(), " cannot have: ", missing_);
+    log(RA_LOG_LEVEL_DEBUG, "device ", queue.device(), ": not engine cudnn: ", missing_);
+  }
+
+  std::string choice(const Problem& p) const override {
+    return text("forward: ", taker(refusal_of_cudnn(p, Pass::forward)),
+                "; backward: ", taker(refusal_of_cudnn(p, Pass::backward)));
+  }
+  std::size_t scratch_bytes(const Problem& p, Pass pass, std::int64_t longest_piece, bool only_step) const override {
+    return cudnn_.scratch_bytes(p, pass, longest_piece, only_step);
+  }
+
+  void forward(const Problem& p, const ForwardStep& step) override {
+    std::string reason = refusal_of_cudnn(p, Pass::forward);
+    if (reason.empty()) reason = cudnn_.forward(p, step);
+    if (!reason.empty()) PortableEngine::forward(p, step);
+    say("forward", reason);
+  }
+  void backward(const Problem& p, const BackwardStep& step) override {
+    PortableEngine::backward(p, step);
+    say("backward", refusal_of_cudnn(p, Pass::backward));
+  }
+
+ private:
+  std::string refusal_of_cudnn(const Problem& p, Pass pass) const {
+    return missing_.empty() ? cudnn_.refusal(p, pass) : missing_;
+  }
+  static std::string taker(const std::string& refusal_of_cudnn) {
+    return refusal_of_cudnn.empty() ? "cudnn" : text("portable (not cudnn: ", refusal_of_cudnn, ")");
+  }
+  static void say(const char* pass, const std::string& refusal_of_cudnn) {
+    log(RA_LOG_LEVEL_DEBUG, pass, " step: ", taker(refusal_of_cudnn));
+  }
+
+  const bool is_asked_for_;
+  CudnnEngine cudnn_;
+  std::string missing_;  // why there is no cuDNN here
+};
+
 }  // namespace
 
 std::unique_ptr<CudaEngine> make_cuda_engine(const char* name) {
-  if (name != nullptr && *name != 0 && cuda_engine_names() != name) return nullptr;
-  return std::make_unique<PortableEngine>();
+  const std::string_view asked_for = name == nullptr ? "" : name;
+  if (asked_for == "portable") return std::make_unique<PortableEngine>();
+  if (asked_for.empty() || asked_for == "cudnn") return std::make_unique<CudnnOrPortable>(!asked_for.empty());
+  return nullptr;
 }
-std::string cuda_engine_names() { return "portable"; }
+std::string cuda_engine_names() { return "cudnn,portable"; }
 
 }  // namespace ringattn::cuda

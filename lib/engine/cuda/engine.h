@@ -24,7 +24,7 @@ class CudaEngine : public Engine {
   }
 };
 
-// `name` null: the fastest. Null if there is no such engine. Needs no device.
+// `name` null or empty: the fastest of them for each step. Null if there is no such engine. Needs no device.
 std::unique_ptr<CudaEngine> make_cuda_engine(const char* name);
 // Fastest first, comma-separated.
 std::string cuda_engine_names();

@@ -27,13 +27,12 @@
 #pragma once
 
 #include "engine/cuda/forward.h"
+#include "engine/cuda/running.cuh"
 #include "engine/cuda/tile.cuh"
 #include "plan/problem.h"
 
 namespace ringattn::cuda {
 namespace {
-
-constexpr float minus_infinity = -__builtin_huge_valf();
 
 template <class T, int Dim, Weights weights>
 struct ForwardShape {
@@ -192,15 +191,6 @@ struct Forward {
         else
           store<Float16>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
       }
-  }
-  // log(2^max sum): what cancels is taken away before it is rounded.
-  __device__ __forceinline__ static float log_of(float max, float sum) {
-    constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is the sum
-    if (sum == 0.0F) return minus_infinity;
-    const std::int32_t exponent = static_cast<std::int32_t>(bits_of(sum) >> 23) - 127;
-    const float whole = max + static_cast<float>(exponent);
-    const float part = float_of((bits_of(sum) & 0x007fffffU) | 0x3f800000U);  // 1 .. 2, or what is not finite
-    return multiply_add(whole, log_2, multiply_add(whole, log_2_rest, natural_logarithm(is_finite(sum) ? part : sum)));
   }
   // A multiplication where the result will be rounded more coarsely.
   __device__ __forceinline__ static float divided(float x, float divisor) {
@@ -382,6 +372,7 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
   using Warp = Forward<T, Dim, weights>;
   using Shape = typename Warp::Shape;
   constexpr int keys = Shape::keys, threads = Shape::threads;
+  if (p.only_if != nullptr && *p.only_if == 0) return;
   const Unit unit = unit_of(p, block_index().x);
   const Item& item = p.work.item_of(unit.tile);
   const std::int64_t kv_length = p.work.kv_length(unit.entry);

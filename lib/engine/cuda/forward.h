@@ -28,6 +28,7 @@ struct ForwardParameters {
   bool q_aligned, k_aligned, v_aligned;  // every row to 16 bytes
   bool pairs, out_pairs;                 // every even element of running, of out, to two elements
   bool first, last;                      // ForwardStep
+  const std::int32_t* only_if;           // device memory, or null: does nothing if it is 0
 };
 static_assert(sizeof(ForwardParameters) <= 4096);
 

@@ -2,6 +2,7 @@
 // Host code; the first three are pure.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "engine/engine.h"
@@ -23,8 +24,10 @@ Variant choose_forward(const Problem& problem);
 Variant choose_backward(const Problem& problem);
 
 // Enqueues the step's kernels, or those before the first that cannot be: a cudaError_t. `max` of the running state is in the kernels'
-// own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster.
-int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream);
+// own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster. `only_if` is device memory, or null:
+// nothing happens if it is 0 when the kernels run.
+int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream,
+                     const std::int32_t* only_if = nullptr);
 
 // delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum. `out` is of the dtype of `dout`.
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,

@@ -62,10 +62,12 @@ ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step)
 
 }  // namespace
 
-int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream) {
+int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream,
+                     const std::int32_t* only_if) {
   const ForwardKernel kernel = with_variant(
       choose_forward(problem), [&]<class T, int dim, Weights weights>() { return forward_kernel<T, dim, weights>(); });
   ForwardParameters p = parameters_of(problem, step);
+  p.only_if = only_if;
   int error = 0;
   std::vector<Access> accesses;
   for_each_work(problem, step.items, Side::query, kernel.rows, problem.num_heads_q, [&](const Work& work) {
@@ -73,6 +75,7 @@ int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_s
     p.work = work;
     const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);
     accesses.clear();
+    if (only_if != nullptr) accesses.push_back({only_if, sizeof *only_if, false});
     const auto add = [&](const Tensor& tensor, Range rows, std::int64_t heads, std::int64_t dim, bool writes) {
       if (!rows.empty()) accesses.push_back(access_of(tensor, work, rows, heads, dim, writes));
     };

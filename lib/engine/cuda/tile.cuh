@@ -80,8 +80,6 @@ __device__ __forceinline__ bool own_is_spoilt() {
   return spoilt;
 }
 
-__device__ __forceinline__ bool is_finite(float x) { return (bits_of(x) & 0x7f800000U) != 0x7f800000U; }
-
 // Puts 0 for what this thread has copied and is not finite.
 template <class Tile, int threads>
 __device__ __forceinline__ void clear_own_spoilt() {

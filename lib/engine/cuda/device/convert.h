@@ -61,6 +61,8 @@ __device__ __forceinline__ float float_of(std::uint32_t bits) {
 #endif
 }
 
+__device__ __forceinline__ bool is_finite(float x) { return (bits_of(x) & 0x7f800000U) != 0x7f800000U; }
+
 // cvt.rna.tf32.f32: to 10 bits behind the point, to nearest, halves away from zero; the low 13 bits are zero.
 __device__ __forceinline__ std::uint32_t round_to_tf32(float x) {
 #ifdef __CUDACC__

@@ -1,0 +1,22 @@
+// Between steps a row has (O, max, sum), so far, of the keys that it has seen: O / sum is their weighted mean of V, and
+// log(2^max sum) their log-sum-exp. max, in units of log 2, is a number that the weights are relative to; without any key it is
+// -infinity, and sum is 0.
+#pragma once
+
+#include "engine/cuda/device/convert.h"
+
+namespace ringattn::cuda {
+
+constexpr float minus_infinity = -__builtin_huge_valf();
+constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is their sum
+
+// log(2^max sum): what cancels is taken away before it is rounded.
+__device__ __forceinline__ float log_of(float max, float sum) {
+  if (sum == 0.0F) return minus_infinity;
+  const std::int32_t exponent = static_cast<std::int32_t>(bits_of(sum) >> 23) - 127;
+  const float whole = max + static_cast<float>(exponent);
+  const float part = float_of((bits_of(sum) & 0x007fffffU) | 0x3f800000U);  // 1 .. 2, or what is not finite
+  return multiply_add(whole, log_2, multiply_add(whole, log_2_rest, natural_logarithm(is_finite(sum) ? part : sum)));
+}
+
+}  // namespace ringattn::cuda
