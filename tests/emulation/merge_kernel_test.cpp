@@ -1,6 +1,4 @@
 // Partial results, merged in any number of steps, are those of all keys at once; and what is not finite is found.
-#include "engine/cuda/merge.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -8,6 +6,7 @@
 #include <limits>
 
 #include "emulation/kernels.h"
+#include "engine/cuda/merge.h"
 
 namespace ringattn::cuda {
 namespace {
