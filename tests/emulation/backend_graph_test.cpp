@@ -30,7 +30,7 @@ TEST_P(BackendGraph, IsRightEveryTime) {
   const std::uint64_t first = seed();
   for (int n = 0; n < sample(20); ++n) {
     emulation::reset({.devices = size, .seed = first + static_cast<std::uint64_t>(n)});
-    const reference::Oracle oracle = travelling_oracle(size);
+    const reference::Oracle oracle = travelling_oracle(size, 1, n % 2 == 0 ? Schedule::ring : Schedule::all_gather);
     Results results = results_for(oracle);
     {
       CudaRanks ranks(size, GetParam(), size);
@@ -130,12 +130,12 @@ struct Gate {
 };
 
 // After the first of a shape, calls neither allocate nor wait for a GPU: all return while every stream is held up.
-TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
+void expect_calls_only_enqueue(std::int32_t transport, Schedule schedule) {
   emulation::reset({.devices = size, .order = emulation::Order::late});
-  const reference::Oracle oracle = travelling_oracle(size);
+  const reference::Oracle oracle = travelling_oracle(size, 1, schedule);
   Results results = results_for(oracle);
   {
-    CudaRanks ranks(size, GetParam(), size);
+    CudaRanks ranks(size, transport, size);
     Gate gate;
     std::barrier together(size);
     ranks->run([&](std::int32_t rank, ra_context* context) {
@@ -160,6 +160,11 @@ TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
   }
   expect_within(results, oracle);
   expect_no_violations();
+}
+
+TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
+  for (const Schedule schedule : {Schedule::ring, Schedule::all_gather})
+    expect_calls_only_enqueue(GetParam(), schedule);
 }
 
 }  // namespace
