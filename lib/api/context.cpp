@@ -56,6 +56,7 @@ struct Candidate {
 
 Candidate make_context(const ra_context_config &c) {
   const Rank rank = to_rank(c);
+  require(c.reserved == 0, "reserved is ", c.reserved, "; must be 0");
   std::unique_ptr<Backend> backend = make_backend(c, rank);
   const std::int64_t timeout_ms = to_timeout(c);
   Backend::Join join = backend->open(c, rank, timeout_ms);

@@ -48,6 +48,8 @@ double draw_number(Random& random) {
   }
 }
 
+int draw_num_sms(Random& random) { return static_cast<int>(draw(random, 0, 1) * draw(random, 1, 5)); }
+
 // A tensor whose dimensions lie in a random order with gaps of a random size, which are as random as the elements.
 struct Strided {
   Strided(Random& random, const Shape& shape, DType dtype) : shape(shape) {
@@ -150,7 +152,7 @@ TEST(Elementwise, CopyIsOfAnyLayout) {
       std::memcpy(expected.tensor.bytes_at(b, row, head), from.tensor.bytes_at(b, row, head),
                   static_cast<std::size_t>(shape.extent.dim * size_of(dtype)));
     });
-    ASSERT_EQ(copy(shape.batch, from.tensor, to.tensor, shape.extent, nullptr), 0);
+    ASSERT_EQ(copy(shape.batch, from.tensor, to.tensor, shape.extent, nullptr, draw_num_sms(random)), 0);
     expect_same(to, expected);
   });
 }
@@ -167,7 +169,7 @@ TEST(Elementwise, RoundIsOnceAndToNearest) {
       expected.set(b, row, head, d,
                    accumulate ? static_cast<double>(static_cast<float>(x + to.get(b, row, head, d))) : x);
     });
-    ASSERT_EQ(round(shape.batch, from.tensor, to.tensor, shape.extent, accumulate, nullptr), 0);
+    ASSERT_EQ(round(shape.batch, from.tensor, to.tensor, shape.extent, accumulate, nullptr, draw_num_sms(random)), 0);
     expect_same(to, expected);
   });
 }
@@ -180,7 +182,7 @@ TEST(Elementwise, ClearTouchesNothingElse) {
     for_each_element(shape, [&](std::int64_t b, std::int64_t row, std::int64_t head, std::int64_t d) {
       expected.set(b, row, head, d, 0);
     });
-    ASSERT_EQ(clear(shape.batch, to.tensor, shape.extent, nullptr), 0);
+    ASSERT_EQ(clear(shape.batch, to.tensor, shape.extent, nullptr, draw_num_sms(random)), 0);
     expect_same(to, expected);
   });
 }
@@ -196,7 +198,8 @@ TEST(Elementwise, AddIsOfAnyLengthAndAlignment) {
     Strided expected = to;
     for (std::int64_t n = 0; n < count; ++n)
       expected.set(0, 0, 0, n, static_cast<double>(static_cast<float>(to.get(0, 0, 0, n) + from.get(0, 0, 0, n))));
-    ASSERT_EQ(add(from.tensor.at<float>(0, 0, 0), to.tensor.at<float>(0, 0, 0), count, nullptr), 0);
+    ASSERT_EQ(add(from.tensor.at<float>(0, 0, 0), to.tensor.at<float>(0, 0, 0), count, nullptr, draw_num_sms(random)),
+              0);
     ASSERT_NO_FATAL_FAILURE(expect_same(to, expected)) << count;
   }
 }

@@ -61,15 +61,21 @@ class Memory {
     return t;
   }
 
-  // Launches from now on: counted by name, run at once in an order drawn from `random`.
-  void take_launches(Random& random) {
+  // Launches from now on: counted by name, run at once in an order drawn from `random`. What they are to be limited to is drawn too,
+  // if they are: no multiprocessor has room for more than one block here.
+  void take_launches(Random& random, bool limited = true) {
+    if (limited && draw(random, 0, 1) == 0) num_sms = static_cast<int>(draw(random, 1, 5));
     emulation::set_launcher([this, &random](const emulation::Launch& launch) {
       ++launches[launch.name];
+      if (num_sms > 0) {
+        EXPECT_LE(launch.grid.x * launch.grid.y * launch.grid.z, num_sms) << launch.name;
+      }
       run(launch, {.seed = random(), .host_threads = static_cast<int>(draw(random, 1, 2))});
       return 0;
     });
   }
   std::map<std::string, int> launches;
+  int num_sms = 0;
 
  private:
   static constexpr std::byte poison{0xff};
@@ -160,7 +166,8 @@ struct ForwardResult {
 };
 
 // The forward pass of all ranks, one after the other; steps as in ring/forward.cpp.
-inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size, Layout layout, Random& random) {
+inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size, Layout layout, Random& random,
+                                 bool limited = true) {
   const Problem& p = inputs.problem;
   ForwardResult result;
   result.out.resize(static_cast<std::size_t>(p.batch * p.seqlen_q * p.num_heads_q * p.head_dim_v), NAN);
@@ -170,7 +177,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
     const std::int64_t rows = plan.query_rows(), states = p.batch * p.num_heads_q * rows;
     const std::vector<Piece> queries = shard_pieces(p, Side::query, world_size, rank);
     Memory memory;
-    memory.take_launches(random);
+    memory.take_launches(random, limited);
     ForwardStep step;
     step.q = memory.tensor(p.dtype, p.batch, rows, p.num_heads_q, p.head_dim, layout);
     fill(p, Side::query, queries, inputs.q, step.q, p.num_heads_q, p.head_dim);
@@ -198,7 +205,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
       fill(p, Side::key_value, keys, inputs.v, step.v, p.num_heads_kv, p.head_dim_v);
       const StepItems work = plan.items(m, step.first || step.last);
       step.items = work.items;
-      EXPECT_EQ(portable_forward(p, step, nullptr), 0);
+      EXPECT_EQ(portable_forward(p, step, nullptr, memory.num_sms), 0);
     }
     for_each_element(p, Side::query, queries, step.out, p.num_heads_q, p.head_dim_v,
                      [&](std::size_t n, const std::byte* at) { result.out[n] = reference::decode(at, p.out_dtype); });
@@ -211,7 +218,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
   return result;
 }
 
-using RunBackward = std::function<void(const Problem& problem, const BackwardStep& step)>;
+using RunBackward = std::function<void(const Problem& problem, const BackwardStep& step, int num_sms)>;
 
 struct BackwardResult {
   std::vector<double> dq, dk, dv;
@@ -270,7 +277,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
       for (std::int64_t row = 0; row < rows; ++row)
         lse[lane * rows + row] = static_cast<float>(
             forward.lse[static_cast<std::size_t>(lane * p.seqlen_q + row_position(p, Side::query, queries, row))]);
-    EXPECT_EQ(portable_delta(p, step.dout, out, rows, delta, nullptr), 0);
+    EXPECT_EQ(portable_delta(p, step.dout, out, rows, delta, nullptr, memory.num_sms), 0);
     step.lse = lse;
     step.delta = delta;
     for (const Moment& m : plan.moments()) {
@@ -288,7 +295,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
       step.key_rows = row_count(chunk.keys);
       const StepItems work = plan.items(m, false);
       step.items = work.items;
-      run(p, step);
+      run(p, step, memory.num_sms);
     }
     round(Side::query, queries, step.dq, p.num_heads_q, p.head_dim, result.dq);
   }
