@@ -27,8 +27,9 @@
  *                  returns: its tensors, workspace included, are memory of the context's device, and belong to the call until
  *                  what it enqueued is over. What fails after the call is said by ra_get_async_error and by the next call. Lists such as
  *                  document offsets are host memory always.
- *     reserved     Version 0.1 computes along a ring. Other schedules and the transport ZeroMQ have their names here, so that they
- *                  need no new ones later; asking for one gives NOT_SUPPORTED, as does CUDA where the library was built without it.
+ *     reserved     Version 0.1 has two schedules, RA_SCHEDULE_RING and RA_SCHEDULE_ALL_GATHER. Others and the transport ZeroMQ have
+ *                  their names here, so that they need no new ones later; asking for one gives NOT_SUPPORTED, as does CUDA where
+ *                  the library was built without it.
  */
 #ifndef RINGATTN_RINGATTN_H
 #define RINGATTN_RINGATTN_H
@@ -134,11 +135,20 @@ typedef enum ra_mask_alignment {
   RA_MASK_ALIGNMENT_BOTTOM_RIGHT = 1 /**< query i faces key i + seqlen_kv - seqlen_q; inside each document, its lengths */
 } ra_mask_alignment;
 
-/** Who computes and sends what, in which order. */
+/**
+ * Who computes and sends what, in which order. Results follow the same rules with each, but not to the last bit.
+ *
+ * RA_SCHEDULE_AUTO is RA_SCHEDULE_ALL_GATHER where sequences are so short that the P - 1 hops of a ring cost more than they hide:
+ * if world_size is 3 or more, no rank has more than 256 keys, num_chunks is 0, and 2^24 bytes, or gather_bytes where that is less, are
+ * enough to gather all at once. Else it is RA_SCHEDULE_RING. ra_memory_requirements says which. The rule comes from measurements with
+ * ranks of one process on CPUs; on GPUs nothing has been measured yet.
+ */
 typedef enum ra_schedule {
-  RA_SCHEDULE_AUTO = 0, /**< the library chooses */
-  RA_SCHEDULE_RING = 1, /**< chunks of K and V travel from neighbour to neighbour */
-  RA_SCHEDULE_ALL_GATHER = 2,
+  RA_SCHEDULE_AUTO = 0,       /**< the library chooses */
+  RA_SCHEDULE_RING = 1,       /**< chunks of K and V travel from neighbour to neighbour */
+  RA_SCHEDULE_ALL_GATHER = 2, /**< each rank sends its K and V to all ranks that see them, in one exchange, and computes with all that
+                                   it got; in the backward pass another exchange returns the gradients. By parts of the problem,
+                                   one after the other, so that memory stays within ra_attention_desc::gather_bytes */
   RA_SCHEDULE_ALL_TO_ALL = 3,
   RA_SCHEDULE_HYBRID = 4,
   RA_SCHEDULE_PASS_Q = 5
@@ -177,7 +187,8 @@ typedef struct ra_context_config {
   int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes). What
                                  the other rank does meanwhile counts, be it healthy or not: its way to the call, and in the
                                  call what it computes before its next message, which is its longest block computation (its
-                                 queries against one chunk of keys), or several where chunks need not travel. So choose it with
+                                 queries against one chunk of keys), or several where chunks need not travel, as all of a part
+                                 with RA_SCHEDULE_ALL_GATHER. So choose it with
                                  regard to the length of the shards and to shardings that give some ranks more work than others;
                                  more num_chunks make the blocks shorter. With RA_TRANSPORT_NCCL also the longest that a
                                  transfer may take from when this rank's GPU is ready for it */
@@ -191,6 +202,11 @@ typedef struct ra_context_config {
                                  by anybody else; unique_id is then NULL, and nobody is waited for. The library never aborts it:
                                  after PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the library
                                  makes one */
+  int32_t num_sms;          /**< CUDA: no kernel of the library's own takes more room than so many of the device's streaming
+                                 multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
+                                 then launched in turns of so many blocks. 0, the default: all. No result depends on it. Must be 0
+                                 on the CPU backend */
+  int32_t reserved;         /**< 0 */
 } ra_context_config;
 
 /** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */
@@ -335,8 +351,13 @@ typedef struct ra_attention_desc {
   const int64_t *kv_lengths;           /**< host, batch entries of 0 .. seqlen_kv: keys before right padding; NULL: none */
   int32_t schedule;                    /**< ra_schedule; default RA_SCHEDULE_AUTO */
   int32_t reserved;                    /**< 0 */
-  int64_t num_chunks;                  /**< parts that a K/V shard travels in, 1 .. 65536: more parts, less memory; default 0:
+  int64_t num_chunks;                  /**< chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0:
                                             the library chooses */
+  int64_t gather_bytes;                /**< with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of
+                                            their gradients: the problem is computed in parts, some batch entries or some heads
+                                            of K and V of one entry, that need no more than this; a single head whose shards are
+                                            longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. One
+                                            row of each rank, in one head, is what a rank holds at least */
 } ra_attention_desc;
 
 /** Fills `desc` with defaults. `struct_size` is sizeof(ra_attention_desc). Accepts NULL. */
@@ -363,9 +384,12 @@ typedef struct ra_memory_requirements {
   size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
   size_t forward_workspace;   /**< tiles of each thread and, unless world_size is 1, two chunks in flight, max and sum of each
                                    row, and the output in fp32 where out_dtype is another; where cuDNN may run, what it needs
-                                   and, unless world_size is 1, one block's output in fp32 */
+                                   and, unless world_size is 1, one block's output in fp32.
+                                   RA_SCHEDULE_ALL_GATHER: the same for one part, but its own chunk and those of the r ranks
+                                   whose keys it sees, 1 + r */
   size_t backward_workspace;  /**< tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
-                                   flight and four of gradients in fp32; if world_size is 1, one and one */
+                                   flight and four of gradients in fp32; if world_size is 1, one and one. RA_SCHEDULE_ALL_GATHER: the
+                                   same for one part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys */
   size_t lse;                 /**< lse alone, part of the tensors */
   size_t context;             /**< sizeof the context, without what it points to */
   int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks or the library's choice, but no more than
@@ -380,6 +404,10 @@ typedef struct ra_memory_requirements {
   double visible_pairs;       /**< (query, key) pairs that this rank's rows see, summed over batch and query heads */
   double forward_flops;       /**< 2 (head_dim + head_dim_v) per visible pair */
   double backward_flops;      /**< 2 (3 head_dim + 2 head_dim_v) per visible pair */
+  int32_t forward_schedule;   /**< ra_schedule of ra_forward: desc.schedule, or what RA_SCHEDULE_AUTO stands for */
+  int32_t backward_schedule;  /**< the same for ra_backward */
+  int64_t forward_parts;      /**< parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING */
+  int64_t backward_parts;     /**< the same for ra_backward */
 } ra_memory_requirements;
 
 /** Clears `requirements`. `struct_size` is sizeof(ra_memory_requirements). Accepts NULL. */

@@ -11,6 +11,7 @@
 #include "api/group.h"
 #include "api/structs.h"
 #include "api/validate.h"
+#include "core/log.h"
 #include "transport/local.h"
 #include "transport/nccl.h"
 
@@ -55,18 +56,28 @@ struct Candidate {
 
 Candidate make_context(const ra_context_config &c) {
   const Rank rank = to_rank(c);
+  require(c.reserved == 0, "reserved is ", c.reserved, "; must be 0");
   std::unique_ptr<Backend> backend = make_backend(c, rank);
   const std::int64_t timeout_ms = to_timeout(c);
   Backend::Join join = backend->open(c, rank, timeout_ms);
   return {std::make_unique<ra_context>(rank, timeout_ms, std::move(backend)), std::move(join)};
 }
 
+std::unique_ptr<Plan> make_plan(const Problem &problem, const Rank &rank, Pass pass) {
+  auto plan = std::make_unique<Plan>(problem, rank.world_size, rank.rank, pass);
+  log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": ",
+      pass == Pass::forward ? "forward" : "backward", ", schedule ",
+      plan->schedule() == Schedule::ring ? "ring" : "all_gather",
+      problem.schedule == Schedule::automatic ? " (auto)" : "", ", ", plan->num_parts(), " part(s), ",
+      plan->num_chunks(), " chunk(s)");
+  return plan;
+}
+
 }  // namespace
 
 ra_context::KeptPlan &ra_context::kept_plan(const Problem &problem, Pass pass) {
   KeptPlan &kept = pass == Pass::forward ? forward_plan : backward_plan;
-  if (kept.plan == nullptr || kept.plan->problem() != problem)
-    kept = {std::make_unique<Plan>(problem, rank.world_size, rank.rank, pass), false};
+  if (kept.plan == nullptr || kept.plan->problem() != problem) kept = {make_plan(problem, rank, pass), false};
   return kept;
 }
 

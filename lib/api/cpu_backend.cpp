@@ -19,6 +19,7 @@ class CpuBackend final : public Backend {
 
   Join open(const ra_context_config &c, const Rank &rank, std::int64_t timeout_ms) override {
     require(c.device == 0, "device is ", c.device, "; must be 0 with RA_BACKEND_CPU");
+    require(c.num_sms == 0, "num_sms is ", c.num_sms, "; must be 0 with RA_BACKEND_CPU");
     log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", engine_->name(), ", ",
         rank.num_threads, " threads");
     if (rank.num_threads < c.num_threads)

@@ -44,7 +44,11 @@ class CudaBackend final : public Backend {
     require_here(c.transport);
     require_range("device", c.device, 0, availability.num_devices - 1);
     const cuda::BesideCapture beside;
-    queue_ = std::make_unique<cuda::Queue>(c.device);
+    int multiprocessors = 0;
+    cuda::check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, c.device),
+                "cudaDeviceGetAttribute");
+    require_range("num_sms", c.num_sms, 0, multiprocessors);
+    queue_ = std::make_unique<cuda::Queue>(c.device, c.num_sms);
     engine_->use(*queue_);
     log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": engine ", engine_->name(), ", device ",
         c.device);

@@ -35,6 +35,10 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
   r.backward_hops = backward.totals().hops;
   r.forward_hop_bytes = forward.totals().hop_bytes;
   r.backward_hop_bytes = backward.totals().hop_bytes;
+  r.forward_schedule = static_cast<std::int32_t>(forward.schedule());
+  r.backward_schedule = static_cast<std::int32_t>(backward.schedule());
+  r.forward_parts = forward.num_parts();
+  r.backward_parts = backward.num_parts();
   r.visible_pairs = count_visible_pairs(p, rank.world_size, rank.rank) * static_cast<double>(p.num_heads_q);
   r.forward_flops = 2 * r.visible_pairs * static_cast<double>(dims);
   r.backward_flops = 2 * r.visible_pairs * static_cast<double>(3 * p.head_dim + 2 * p.head_dim_v);

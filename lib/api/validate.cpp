@@ -14,6 +14,9 @@ static_assert(static_cast<int>(Sharding::contiguous) == RA_SHARDING_CONTIGUOUS &
               static_cast<int>(Sharding::zigzag) == RA_SHARDING_ZIGZAG &&
               static_cast<int>(Sharding::striped) == RA_SHARDING_STRIPED);
 static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>(Side::key_value) == RA_SIDE_KEY_VALUE);
+static_assert(static_cast<int>(Schedule::automatic) == RA_SCHEDULE_AUTO &&
+              static_cast<int>(Schedule::ring) == RA_SCHEDULE_RING &&
+              static_cast<int>(Schedule::all_gather) == RA_SCHEDULE_ALL_GATHER);
 
 // A product of non-negative counts, refused beyond most_tensor_bytes with the name of what it counts. A 0 among them hides no
 // other factor: batch * heads are counted with too where there is no token.
@@ -147,13 +150,17 @@ Problem to_problem(const ra_attention_desc &d) {
   require(d.reserved == 0, "reserved is ", d.reserved, "; must be 0");
   require_range("num_chunks", d.num_chunks, 0, most_chunks);
   p.num_chunks = d.num_chunks;
+  p.schedule = static_cast<Schedule>(d.schedule);  // one that is not supported is refused before it is looked at
+  require_range("gather_bytes", d.gather_bytes, 0, most_tensor_bytes);
+  p.gather_bytes = d.gather_bytes;
   return p;
 }
 
 void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine) {
-  if (desc.schedule != RA_SCHEDULE_AUTO && desc.schedule != RA_SCHEDULE_RING)
+  if (desc.schedule > RA_SCHEDULE_ALL_GATHER)
     fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule,
-         "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, " and RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING);
+         "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, ", RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING,
+         " and RA_SCHEDULE_ALL_GATHER = ", +RA_SCHEDULE_ALL_GATHER);
   const std::string reason = engine.refusal(problem);
   if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
 }

@@ -37,12 +37,13 @@ struct Tensor {
   std::byte* bytes_at(std::int64_t b, std::int64_t row, std::int64_t head) const {
     return static_cast<std::byte*>(data) + offset(b, row, head) * size_of(dtype);
   }
-  // The same tensor, its rows counted from `row`.
-  Tensor from_row(std::int64_t row) const {
+  // The same tensor, counted from there.
+  Tensor from(std::int64_t b, std::int64_t row, std::int64_t head) const {
     Tensor t = *this;
-    t.data = data == nullptr ? nullptr : static_cast<std::byte*>(data) + row * seq_stride * size_of(dtype);
+    t.data = data == nullptr ? nullptr : bytes_at(b, row, head);
     return t;
   }
+  Tensor from_row(std::int64_t row) const { return from(0, row, 0); }
 };
 
 inline Tensor packed_tensor(void* data, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t dim) {

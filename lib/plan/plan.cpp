@@ -9,20 +9,6 @@
 namespace ringattn {
 namespace {
 
-// Rows of a chunk where the caller leaves the number of chunks to us: long enough that a step outweighs its messages,
-// short enough that what is in flight stays small beside the shards.
-constexpr std::int64_t forward_chunk_rows = 8192;
-constexpr std::int64_t backward_chunk_rows = 1024;
-constexpr std::int64_t most_chosen_chunks = 1024;
-
-std::int64_t choose_num_chunks(const Problem& problem, int world_size, Pass pass, std::int64_t longest_shard) {
-  const std::int64_t most = std::max<std::int64_t>(longest_shard, 1);
-  if (pass == Pass::forward && world_size == 1) return 1;  // nothing travels and nothing is held back
-  if (problem.num_chunks > 0) return std::min(problem.num_chunks, most);
-  const std::int64_t rows = pass == Pass::forward ? forward_chunk_rows : backward_chunk_rows;
-  return std::min((most + rows - 1) / rows, most_chosen_chunks);
-}
-
 bool item_sees(const WorkItem& item, std::int64_t kv_length) {
   for (const Piece& query : item.queries)
     for (const Piece& key : item.keys)
@@ -33,20 +19,33 @@ bool item_sees(const WorkItem& item, std::int64_t kv_length) {
 }  // namespace
 
 Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
-    : problem_(problem), world_size_(world_size), rank_(rank), pass_(pass), kv_length_(problem_.longest_kv()) {
-  std::int64_t longest = 0;
-  for (int owner = 0; owner < world_size; ++owner) longest = std::max(longest, key_rows(owner));
-  num_chunks_ = choose_num_chunks(problem_, world_size, pass, longest);
-
-  std::vector<Reach> reaches(static_cast<std::size_t>(world_size));
-  for (std::int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
-    for (int owner = 0; owner < world_size; ++owner)
-      reaches[static_cast<std::size_t>(owner)] = find_reach(owner, chunk);
-    add_tour(chunk, +1, reaches);
-    if (std::any_of(reaches.begin(), reaches.end(), [](const Reach& r) { return r.upstream > 0; }))
-      add_tour(chunk, -1, reaches);
+    : problem_(problem),
+      world_size_(world_size),
+      rank_(rank),
+      pass_(pass),
+      cutting_(choose_cutting(problem_, world_size, pass)),
+      kv_length_(problem_.longest_kv()) {
+  for (std::int64_t chunk = 0; chunk < num_chunks(); ++chunk) {
+    if (schedule() == Schedule::ring)
+      add_tours(chunk);
+    else
+      add_gathering(chunk);
     moments_.back().finishes_chunk = true;
   }
+  // They are kept: without the room that they grew in.
+  moments_ = std::vector(moments_);
+  transfers_ = std::vector(transfers_);
+  additions_ = std::vector(additions_);
+  for (std::int64_t* const total : {&totals_.steps, &totals_.hops, &totals_.hop_bytes}) *total *= num_parts();
+}
+
+std::int64_t Plan::num_parts() const {
+  return problem_.batch / part_entries() * (problem_.num_heads_kv / part_heads_kv());
+}
+
+Part Plan::part(std::int64_t n) const {
+  const std::int64_t of_an_entry = problem_.num_heads_kv / part_heads_kv();
+  return {n / of_an_entry * part_entries(), n % of_an_entry * part_heads_kv()};
 }
 
 std::int64_t Plan::longest_chunk() const {
@@ -76,13 +75,11 @@ std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const 
 }
 
 std::int64_t Plan::chunk_bytes(std::int64_t rows) const {
-  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) *
-         size_of(problem_.dtype);
+  return part_entries() * rows * part_heads_kv() * (problem_.head_dim + problem_.head_dim_v) * size_of(problem_.dtype);
 }
 
 std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
-  return problem_.batch * rows * problem_.num_heads_kv * (problem_.head_dim + problem_.head_dim_v) *
-         size_of(DType::float32);
+  return part_entries() * rows * part_heads_kv() * (problem_.head_dim + problem_.head_dim_v) * size_of(DType::float32);
 }
 
 RankSet Plan::find_seeing(int owner, std::int64_t chunk) {
@@ -114,47 +111,124 @@ Plan::Reach Plan::find_reach(int owner, std::int64_t chunk) {
   return best;
 }
 
+Moment& Plan::add_moment(std::int64_t chunk) {
+  moments_.push_back({.chunk = chunk,
+                      .transfers = static_cast<std::uint32_t>(transfers_.size()),
+                      .additions = static_cast<std::uint32_t>(additions_.size())});
+  return moments_.back();
+}
+
+void Plan::add_transfer(const Transfer& transfer, std::int64_t chunk) {
+  transfers_.push_back(transfer);
+  if (!transfer.sends) return;
+  const std::int64_t rows = chunk_rows(transfer.owner, chunk);
+  totals_.hops += 1;
+  totals_.hop_bytes += transfer.kind == Transfer::gradients ? gradient_bytes(rows) : chunk_bytes(rows);
+}
+
+void Plan::add_tours(std::int64_t chunk) {
+  std::vector<Reach> reaches(static_cast<std::size_t>(world_size_));
+  for (int owner = 0; owner < world_size_; ++owner) reaches[static_cast<std::size_t>(owner)] = find_reach(owner, chunk);
+  add_tour(chunk, +1, reaches);
+  if (std::any_of(reaches.begin(), reaches.end(), [](const Reach& r) { return r.upstream > 0; }))
+    add_tour(chunk, -1, reaches);
+}
+
 void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches) {
+  // What is held and what comes next have a slot each, and so have the gradients of both, beside those at home.
+  constexpr int home = 0, arriving = 3;
+  const auto chunk_slot = [](int time) { return time % 2; };
+  const auto share = [](int time) { return time == 0 ? home : 1 + time % 2; };
+  chunk_slots_ = world_size_ > 1 ? 2 : packs() ? 1 : 0;
+  gradient_slots_ = pass_ == Pass::forward || adds_directly() ? 0 : world_size_ > 1 ? 4 : 1;
+
   const auto reach_of = [&](int owner) { return reaches[static_cast<std::size_t>(owner)]; };
   const auto reach = [&](int owner) { return reach_of(owner).in(direction); };
   int longest = 0;
   for (int owner = 0; owner < world_size_; ++owner) longest = std::max(longest, reach(owner));
   const bool gradients = pass_ == Pass::backward;
-  const auto count_message = [&](std::int64_t bytes) {
-    totals_.hops += 1;
-    totals_.hop_bytes += bytes;
-  };
+  const int ahead = at_distance(direction), behind = at_distance(-direction);
 
   const int last = longest + (gradients && longest > 0 ? 1 : 0);  // one more moment for the last gradients to come home
   for (int time = 0; time <= last; ++time) {
-    Moment moment{.chunk = chunk, .direction = direction, .time = time};
+    Moment& moment = add_moment(chunk);
+    const auto transfer = [&](Transfer::Kind kind, bool sends, int peer, int owner, int slot) {
+      add_transfer({kind, sends, peer, owner, slot}, chunk);
+    };
     const int held = at_distance(-direction * time);
     const int next = at_distance(-direction * (time + 1));
     const int before = at_distance(-direction * (time - 1));
-    const int ahead = at_distance(direction), behind = at_distance(-direction);
+    moment.begins_chunk = time == 0 && direction > 0;
     if (time <= reach(held)) {
       moment.holds = held;
+      moment.slot = chunk_slot(time);
+      moment.share = share(time);
       moment.computes = (time > 0 || direction > 0) && reach_of(held).here;
+      moment.packs = time == 0 && packs() && (moment.computes || reach(held) > 0);
       totals_.steps += moment.computes ? 1 : 0;
-      if (time < reach(held)) {
-        moment.send_to = ahead;
-        count_message(chunk_bytes(chunk_rows(held, chunk)));
+      if (time < reach(held)) transfer(Transfer::keys_and_values, true, ahead, held, chunk_slot(time));
+      if (gradients && time > 0) {
+        transfer(Transfer::gradients, false, behind, held, moment.computes ? arriving : share(time));
+        if (moment.computes) additions_.push_back({arriving, share(time), held});
       }
-      if (gradients && time > 0) moment.gradient_receive_from = behind;
     }
-    if (time < reach(next)) {
-      moment.receive_from = behind;
-      moment.receive_owner = next;
-    }
-    if (gradients && time > 0 && reach(before) > 0 && time - 1 <= reach(before)) {
-      moment.gradient_send_to = time <= reach(before) ? ahead : before;
-      moment.gradient_send_owner = before;
-      count_message(gradient_bytes(chunk_rows(before, chunk)));
-    }
+    if (time < reach(next)) transfer(Transfer::keys_and_values, false, behind, next, chunk_slot(time + 1));
+    if (gradients && time > 0 && reach(before) > 0 && time - 1 <= reach(before))
+      transfer(Transfer::gradients, true, time <= reach(before) ? ahead : before, before, share(time - 1));
     if (gradients && reach(rank_) > 0 && time - 1 == reach(rank_))
-      moment.gradient_home_from = at_distance(direction * reach(rank_));
-    moments_.push_back(moment);
+      transfer(Transfer::gradients, false, at_distance(direction * reach(rank_)), rank_, home);
   }
+}
+
+void Plan::add_gathering(std::int64_t chunk) {
+  std::vector<RankSet> seeing;  // of each owner
+  int farthest = 0;
+  for (int owner = 0; owner < world_size_; ++owner) {
+    seeing.push_back(find_seeing(owner, chunk));
+    for (int d = farthest + 1; (d = seeing.back().find(d, true)) < world_size_;) farthest = d++;
+  }
+  const auto sees = [&](int rank, int distance) {  // that one, the chunk of the rank at that distance behind it
+    const int owner = ((rank - distance) % world_size_ + world_size_) % world_size_;
+    return seeing[static_cast<std::size_t>(owner)].has(distance);
+  };
+  constexpr int home = 0;
+  int foreign = 0;  // chunks here that others own: in the chunk slots behind the own one, and so are their gradients
+  Moment& first = add_moment(chunk);
+  first.begins_chunk = true;
+  first.holds = rank_;
+  first.computes = sees(rank_, 0);
+  first.packs = first.computes;
+  for (int d = 1; d <= farthest; ++d)
+    if (sees(at_distance(d), d)) {
+      first.packs = true;
+      add_transfer({Transfer::keys_and_values, true, at_distance(d), rank_, 0}, chunk);
+    }
+  for (int d = 1; d <= farthest; ++d)
+    if (sees(rank_, d))
+      add_transfer({Transfer::keys_and_values, false, at_distance(-d), at_distance(-d), ++foreign}, chunk);
+  totals_.steps += foreign + (first.computes ? 1 : 0);
+  chunk_slots_ = std::max(chunk_slots_, 1 + foreign);
+
+  for (int d = 1, slot = 0; d <= farthest; ++d) {
+    Moment& moment = add_moment(chunk);
+    if (!sees(rank_, d)) continue;
+    moment.holds = at_distance(-d);
+    moment.computes = true;
+    moment.slot = moment.share = ++slot;
+  }
+  if (pass_ == Pass::forward) return;
+  gradient_slots_ = std::max(gradient_slots_, 1 + foreign);
+  if (farthest == 0) return;
+  add_moment(chunk);
+  for (int d = 1, slot = 0; d <= farthest; ++d)
+    if (sees(rank_, d)) add_transfer({Transfer::gradients, true, at_distance(-d), at_distance(-d), ++slot}, chunk);
+  int arriving = foreign;
+  for (int d = 1; d <= farthest; ++d)
+    if (sees(at_distance(d), d)) {
+      add_transfer({Transfer::gradients, false, at_distance(d), rank_, ++arriving}, chunk);
+      additions_.push_back({arriving, home, rank_});
+    }
+  gradient_slots_ = std::max(gradient_slots_, 1 + arriving);
 }
 
 StepItems Plan::items(const Moment& moment, bool all_rows) const {

@@ -1,4 +1,4 @@
-// The ring as data: which chunks travel how far, and what one rank sends, receives and computes at each moment.
+// A schedule as data: what one rank sends, receives and computes at each moment, and where it has it. The ring:
 //
 //   for chunk c of every shard:                      outer, so that two chunk buffers are all that is ever in flight
 //     for a tour in each direction that is needed:   downstream to rank + 1, then upstream to rank - 1
@@ -7,8 +7,20 @@
 //
 // A chunk's reach in each direction is the least that visits every rank that sees any of it, so a window shorter than a
 // shard makes one hop and a chunk nobody else sees makes none. In the backward pass a chunk's gradients follow one moment
-// behind it: what was added at time t travels at time t + 1, and from the last rank straight home to the owner. Every
-// transfer begins and ends within one moment that both ranks reach whatever the others do, so the ring cannot deadlock.
+// behind it: what was added at time t travels at time t + 1, and from the last rank straight home to the owner.
+//
+// And all_gather, for one part of the problem after the other (schedule.h):
+//
+//   for chunk c of every shard:
+//     send the own chunk to all ranks that see it, take in all that this one sees; compute the own one
+//     for time t = 1, 2, ...:                        compute with the chunk of the rank t places behind, if a row sees a key of it
+//     backward: send each chunk's gradients to its owner, take in the others' of the own one, and add them, the nearest's first
+//
+// K and V lie in chunk slots and their gradients in gradient slots: all that a rank does is said in terms of these, so that whoever
+// carries out a plan does not ask which schedule it is. Slot 0 has the own chunk first, and the own gradients when they are complete.
+//
+// All ranks have the same moments, one after the other, and both ends of a transfer have it in the same one. It begins and ends within
+// that moment, which both reach whatever others do, so that no schedule can deadlock.
 //
 // A chunk holds as many tokens of a document's front piece as of its back piece (shard.h), because under a causal mask the two
 // are seen by different numbers of queries: at every moment the ranks of a zigzag ring have equal work.
@@ -17,35 +29,47 @@
 // a moment for each chunk and rank; what anybody owns is worked out when it is asked for, for the documents of one chunk.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "plan/interval.h"
 #include "plan/problem.h"
+#include "plan/schedule.h"
 #include "plan/shard.h"
 
 namespace ringattn {
 
-enum class Pass { forward, backward };
-
 constexpr int nobody = -1;
 
-// One moment of one rank. Ranks are `nobody` where nothing happens.
+// A chunk's K and V, or their gradients, on their way to another rank or from it.
+struct Transfer {
+  enum Kind : std::uint8_t { keys_and_values, gradients } kind;
+  bool sends;
+  int peer;
+  int owner;  // of the chunk
+  int slot;   // of the kind's slots
+};
+
+// At the end of a moment: gradients that have arrived are added to others of the same chunk.
+struct Addition {
+  int from, to;  // gradient slots
+  int owner;     // of the chunk
+};
+
+// One moment of one rank.
 struct Moment {
   std::int64_t chunk = 0;
-  int direction = 1;  // +1 downstream, -1 upstream
-  int time = 0;
-  int holds = nobody;          // owner of the chunk held
-  bool computes = false;       // some row of this rank sees a key of it
-  int send_to = nobody;        // the held K/V go there
-  int receive_from = nobody;   // the next K/V come from there ...
-  int receive_owner = nobody;  // ... and belong to this rank
-  // Backward only. Gradients of the chunk held a moment ago go out; those of the held chunk, as far as summed, come in.
-  int gradient_send_to = nobody;
-  int gradient_send_owner = nobody;
-  int gradient_receive_from = nobody;
-  int gradient_home_from = nobody;  // this rank's own gradients come home
-  bool finishes_chunk = false;      // last moment of this chunk: its own gradients are complete
+  int holds = nobody;  // owner of the chunk to compute with ...
+  int slot = 0;        // ... and its chunk slot
+  int share = 0;       // gradient slot for what is computed
+  bool packs = false;  // the own chunk, into that slot, before anything else
+  bool begins_chunk = false;
+  bool computes = false;        // some row of this rank sees a key of what is held
+  bool finishes_chunk = false;  // at its end the own gradients are complete
+  std::uint32_t transfers = 0;  // of the plan's, those up to the next moment's
+  std::uint32_t additions = 0;  // the same
 };
 
 // What a rank will have done at the end of the pass.
@@ -54,6 +78,12 @@ struct Totals {
   std::int64_t hops = 0;
   std::int64_t hop_bytes = 0;
   friend bool operator==(const Totals&, const Totals&) = default;
+};
+
+// What one part of a problem begins with.
+struct Part {
+  std::int64_t entry = 0;
+  std::int64_t head_kv = 0;
 };
 
 // Rows of a shard that are stored one after the other.
@@ -77,7 +107,8 @@ class Plan {
   int rank() const { return rank_; }
   Pass pass() const { return pass_; }
 
-  std::int64_t num_chunks() const { return num_chunks_; }
+  Schedule schedule() const { return cutting_.schedule; }
+  std::int64_t num_chunks() const { return cutting_.num_chunks; }
   std::int64_t query_rows() const { return shards(Side::query).rows(rank_); }
   std::int64_t longest_query_piece() const { return shards(Side::query).longest_piece(rank_); }
   std::int64_t key_rows(int owner) const { return shards(Side::key_value).rows(owner); }
@@ -92,16 +123,32 @@ class Plan {
   // The same as stretches of storage that do not touch: three at most, since whole documents follow one another.
   std::vector<Stretch> chunk_stretches(int owner, std::int64_t chunk) const;
 
-  // K and V of one chunk as they travel: packed [batch, rows, num_heads_kv, head_dim] and then the same with head_dim_v.
+  // The moments are those of one part, and are gone through for each. All have as many entries and heads.
+  std::int64_t num_parts() const;
+  Part part(std::int64_t n) const;
+  std::int64_t part_entries() const { return cutting_.entries; }
+  std::int64_t part_heads_kv() const { return cutting_.heads_kv; }
+
+  // K and V of one chunk as they travel: packed [entries, rows, heads, head_dim] of a part and then the same with head_dim_v.
   std::int64_t chunk_bytes(std::int64_t rows) const;
   // Their gradients, fp32, in the same order.
   std::int64_t gradient_bytes(std::int64_t rows) const;
 
   const std::vector<Moment>& moments() const { return moments_; }
-  const Totals& totals() const { return totals_; }
-  bool travels() const { return world_size_ > 1; }
+  std::span<const Transfer> transfers(const Moment& moment) const {
+    return between(transfers_, moment, &Moment::transfers);
+  }
+  std::span<const Addition> additions(const Moment& moment) const {
+    return between(additions_, moment, &Moment::additions);
+  }
+  // Whether dK and dV are added to the caller's tensors straight away.
+  bool adds_directly() const { return !packs() && problem_.grad_dtype == DType::float32; }
+  // Of the size of the longest chunk. Without a chunk slot the caller's shard is what is held, and needs no packing.
+  int chunk_slots() const { return chunk_slots_; }
+  int gradient_slots() const { return gradient_slots_; }
+  const Totals& totals() const { return totals_; }  // of all parts
   // False where the only chunk is the whole shard and stays at home: nothing has to be packed.
-  bool packs() const { return travels() || num_chunks_ > 1; }
+  bool packs() const { return world_size_ > 1 || num_chunks() > 1; }
 
   // Work of a step; its keys are packed. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
   StepItems items(const Moment& moment, bool all_rows) const;
@@ -118,21 +165,35 @@ class Plan {
   };
   Shards shards(Side side) const { return {problem_, side, world_size_}; }
   std::int64_t chunk_begin(int owner, std::int64_t chunk) const {  // in the order of dealing
-    return Cut(key_rows(owner), num_chunks_).begin(chunk);
+    return Cut(key_rows(owner), num_chunks()).begin(chunk);
   }
   // The ranks that see a chunk, by their distance from its owner.
   RankSet find_seeing(int owner, std::int64_t chunk);
   Reach find_reach(int owner, std::int64_t chunk);
+  void add_tours(std::int64_t chunk);
   void add_tour(std::int64_t chunk, int direction, const std::vector<Reach>& reaches);
+  void add_gathering(std::int64_t chunk);
+  Moment& add_moment(std::int64_t chunk);
+  void add_transfer(const Transfer& transfer, std::int64_t chunk);
+  template <class T>
+  std::span<const T> between(const std::vector<T>& all, const Moment& moment, std::uint32_t Moment::*begin) const {
+    const bool is_last = &moment == &moments_.back();
+    const std::size_t first = moment.*begin, end = is_last ? all.size() : (&moment)[1].*begin;
+    return std::span(all).subspan(first, end - first);
+  }
   int at_distance(int steps) const { return ((rank_ + steps) % world_size_ + world_size_) % world_size_; }
 
   Problem problem_;
   int world_size_;
   int rank_;
   Pass pass_;
-  std::int64_t num_chunks_ = 1;
+  Cutting cutting_;
   std::int64_t kv_length_;  // of the longest batch entry
+  int chunk_slots_ = 0;
+  int gradient_slots_ = 0;
   std::vector<Moment> moments_;
+  std::vector<Transfer> transfers_;  // of all moments, in their order; as are
+  std::vector<Addition> additions_;
   Totals totals_;
   std::int64_t documents_visited_ = 0;
 };

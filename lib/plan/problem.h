@@ -11,10 +11,13 @@
 
 namespace ringattn {
 
-// Values equal ra_dtype and ra_sharding; lib/api asserts it.
+// Values equal ra_dtype, ra_sharding, ra_side and ra_schedule; lib/api asserts it.
 enum class DType : std::int32_t { float32 = 1, bfloat16 = 2, float16 = 3 };
 enum class Sharding : std::int32_t { contiguous = 0, zigzag = 1, striped = 2 };
 enum class Side : std::int32_t { query = 0, key_value = 1 };
+enum class Schedule : std::int32_t { automatic = 0, ring = 1, all_gather = 2 };
+
+enum class Pass { forward, backward };
 
 // The largest problems that anything here is made for. The planner's arithmetic on positions, and world_size times any
 // length, stay below 2^63; so do all tensors and buffers of a call together, in bytes.
@@ -67,7 +70,9 @@ struct Problem {
   std::int64_t window_right = -1;
   float softmax_scale = 1.0F;
   float softcap = 0.0F;
-  std::int64_t num_chunks = 0;           // 0: the planner chooses
+  std::int64_t num_chunks = 0;  // 0: the planner chooses
+  Schedule schedule = Schedule::automatic;
+  std::int64_t gather_bytes = 0;         // of Schedule::all_gather (schedule.h); 0: usual_gather_bytes
   std::vector<Document> documents;       // at least one, ascending and contiguous on both sides
   std::vector<std::int64_t> kv_lengths;  // empty: no padding; else one per batch entry
 

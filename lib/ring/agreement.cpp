@@ -65,6 +65,8 @@ auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, 
       Field{"document_offsets_kv", offsets_kv.value(), Kind::digest},
       Field{"kv_lengths", kv_lengths.value(), Kind::digest},
       Field{"num_chunks", p.num_chunks},
+      Field{"schedule", static_cast<std::int64_t>(p.schedule)},
+      Field{"gather_bytes", p.gather_bytes},
   };
 }
 

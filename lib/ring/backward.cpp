@@ -1,122 +1,105 @@
-// Gradients of K and V follow their chunk one moment behind it (plan.h):
-//
-//   at time t a rank adds its share for the chunk it holds        into foreign[t % 2], at time 0 into home
-//   meanwhile the shares of the ranks before it arrive            into arriving, and are added at the end of the moment
-//   and the sum of the moment before travels on                   from foreign[(t - 1) % 2], at time 1 from home
-//   from the last rank of a tour the sum returns to its owner     into home, where the tour upstream takes it up again
-//
-// So a chunk's gradients are summed in the order of its journey, and home holds the whole sum when the chunk is finished. Where
-// nothing travels, the chunk is the whole shard and the caller's gradients are fp32, they are home.
+// Gradients of K and V have slots, as the chunks do (plan.h): of each chunk that a rank holds it adds its share to the slot that the
+// plan names, and what arrives from other ranks is added at the end of a moment. So a chunk's gradients are summed in the order that
+// the plan has, whatever the timing, and slot 0 holds the whole sum of the own chunk when it is finished. Where nothing travels, the
+// chunk is the whole shard and the caller's gradients are fp32, these are the slot.
 #include "ring/journey.h"
 #include "ring/memory.h"
+#include "ring/part.h"
 
 namespace ringattn {
 namespace {
 
-class Gradients {
+// One part: K, V and their gradients are the caller's.
+class Backward {
  public:
-  Gradients(const Plan& plan, const Machinery& on, Journey& journey, const BackwardMemory& memory,
-            const BackwardCall& call)
-      : plan_(plan), on_(on), journey_(journey), memory_(memory), call_(call) {}
-
-  void begin_transfers(const Moment& m) {
-    if (m.gradient_send_to != nobody) {
-      const auto kind = m.gradient_send_to == m.gradient_send_owner ? Journey::gradients_home : Journey::gradients;
-      journey_.send(m.gradient_send_to, m, kind, bytes(sum_of(m.time - 1), m.gradient_send_owner, m));
-    }
-    if (m.gradient_receive_from != nobody)
-      journey_.receive(m.gradient_receive_from, m, Journey::gradients,
-                       bytes(m.computes ? memory_.arriving : sum_of(m.time), m.holds, m));
-    if (m.gradient_home_from != nobody)
-      journey_.receive(m.gradient_home_from, m, Journey::gradients_home, bytes(memory_.home, plan_.rank(), m));
-  }
+  Backward(const Plan& plan, const Machinery& on, Journey& journey, const Problem& problem, const BackwardCall& call)
+      : plan_(plan), on_(on), journey_(journey), p_(problem), call_(call) {}
 
   // Where this rank adds its share for the chunk held.
-  Pair begin_share(const Moment& m) {
-    const Problem& p = plan_.problem();
+  Pair begin_share(const Moment& m) const {
     const std::int64_t rows = plan_.chunk_rows(m.holds, m.chunk);
-    const bool direct = adds_directly(plan_);
-    const Pair pair = direct ? Pair{call_.dk, call_.dv} : packed_pair(p, sum_of(m.time), DType::float32, rows);
+    const bool direct = plan_.adds_directly();
+    const Pair pair = direct ? Pair{call_.dk, call_.dv} : journey_.gradients(m.share, m.holds, m.chunk);
     if (direct && call_.accumulate) return pair;
-    on_.engine.clear(p, pair.k, {rows, p.num_heads_kv, p.head_dim});
-    on_.engine.clear(p, pair.v, {rows, p.num_heads_kv, p.head_dim_v});
+    on_.engine.clear(p_, pair.k, {rows, p_.num_heads_kv, p_.head_dim});
+    on_.engine.clear(p_, pair.v, {rows, p_.num_heads_kv, p_.head_dim_v});
     return pair;
   }
 
-  void end_transfers(const Moment& m) {
-    if (m.gradient_receive_from == nobody || !m.computes) return;
-    on_.engine.add(reinterpret_cast<const float*>(memory_.arriving), reinterpret_cast<float*>(sum_of(m.time)),
-                   plan_.gradient_bytes(plan_.chunk_rows(m.holds, m.chunk)) / size_of(DType::float32));
-  }
-
   // Rounds the finished chunk into the caller's gradients.
-  void finish_chunk(const Moment& m) {
-    if (adds_directly(plan_)) return;
-    const Problem& p = plan_.problem();
-    const Pair home = packed_pair(p, memory_.home, DType::float32, plan_.chunk_rows(plan_.rank(), m.chunk));
+  void finish_chunk(const Moment& m) const {
+    if (plan_.adds_directly()) return;
     for_each_stretch(
-        plan_, m.chunk, {call_.dk, call_.dv}, home, [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
-          on_.engine.round(p, in_chunk.k, in_shard.k, {rows, p.num_heads_kv, p.head_dim}, call_.accumulate);
-          on_.engine.round(p, in_chunk.v, in_shard.v, {rows, p.num_heads_kv, p.head_dim_v}, call_.accumulate);
+        plan_, m.chunk, {call_.dk, call_.dv}, journey_.gradients(0, plan_.rank(), m.chunk),
+        [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
+          on_.engine.round(p_, in_chunk.k, in_shard.k, {rows, p_.num_heads_kv, p_.head_dim}, call_.accumulate);
+          on_.engine.round(p_, in_chunk.v, in_shard.v, {rows, p_.num_heads_kv, p_.head_dim_v}, call_.accumulate);
         });
   }
 
- private:
-  std::byte* sum_of(int time) const { return time == 0 ? memory_.home : memory_.foreign[time % 2]; }
-  std::span<std::byte> bytes(std::byte* data, int owner, const Moment& m) const {
-    return {data, static_cast<std::size_t>(plan_.gradient_bytes(plan_.chunk_rows(owner, m.chunk)))};
+  void run(const BackwardMemory& memory) const {
+    const Extent queries{plan_.query_rows(), p_.num_heads_q, p_.head_dim};
+    const bool direct = p_.grad_dtype == DType::float32;
+    BackwardStep step;
+    step.q = call_.q;
+    step.dout = call_.dout;
+    step.query_rows = plan_.query_rows();
+    step.lse = call_.lse;
+    step.delta = memory.delta;
+    step.dq =
+        direct ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
+    step.scratch = memory.scratch;
+    on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
+    if (!direct || !call_.accumulate) on_.engine.clear(p_, step.dq, queries);
+
+    for (const Moment& m : plan_.moments()) {
+      journey_.begin_transfers(m);
+      if (m.computes || m.begins_chunk) {
+        const Pair share = begin_share(m);
+        const StepItems work = m.computes ? plan_.items(m, false) : StepItems{};
+        const Pair chunk = journey_.held(m);
+        step.items = work.items;
+        step.key_rows = plan_.chunk_rows(m.holds, m.chunk);
+        step.k = chunk.k;
+        step.v = chunk.v;
+        step.dk = share.k;
+        step.dv = share.v;
+        journey_.compute(m, [&] { on_.engine.backward(p_, step); });
+      }
+      journey_.end_transfers(m);
+      if (m.finishes_chunk) finish_chunk(m);
+    }
+    if (!direct) on_.engine.round(p_, step.dq, call_.dq, queries, call_.accumulate);
   }
 
+ private:
   const Plan& plan_;
   const Machinery& on_;
   Journey& journey_;
-  const BackwardMemory& memory_;
-  const BackwardCall& call_;
+  const Problem& p_;
+  const BackwardCall call_;
 };
 
 }  // namespace
 
 Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call) {
-  const Problem& p = plan.problem();
   Arena arena(call.workspace);
-  Journey journey(plan, on, {call.k, call.v}, arena);
-  const BackwardMemory memory = BackwardMemory::take(arena, plan, on.engine);
-  Gradients gradients(plan, on, journey, memory, call);
-  const Extent queries{plan.query_rows(), p.num_heads_q, p.head_dim};
-  const bool direct = p.grad_dtype == DType::float32;
-
-  BackwardStep step;
-  step.q = call.q;
-  step.dout = call.dout;
-  step.query_rows = plan.query_rows();
-  step.lse = call.lse;
-  step.delta = memory.delta;
-  step.dq = direct ? call.dq : packed_tensor(memory.dq, DType::float32, plan.query_rows(), p.num_heads_q, p.head_dim);
-  step.scratch = memory.scratch;
-  on.engine.compute_delta(p, call.dout, call.out, plan.query_rows(), memory.delta);
-  if (!direct || !call.accumulate) on.engine.clear(p, step.dq, queries);
-
-  for (const Moment& m : plan.moments()) {
-    journey.begin_transfers(m);
-    gradients.begin_transfers(m);
-    const bool begins_chunk = m.time == 0 && m.direction > 0;
-    if (m.computes || begins_chunk) {
-      const Pair share = gradients.begin_share(m);
-      const StepItems work = m.computes ? plan.items(m, false) : StepItems{};
-      const Pair chunk = journey.held(m);
-      step.items = work.items;
-      step.key_rows = plan.chunk_rows(m.holds, m.chunk);
-      step.k = chunk.k;
-      step.v = chunk.v;
-      step.dk = share.k;
-      step.dv = share.v;
-      journey.compute(m, [&] { on.engine.backward(p, step); });
-    }
-    journey.end_transfers();
-    gradients.end_transfers(m);
-    if (m.finishes_chunk) gradients.finish_chunk(m);
+  PartProblem problems(plan);
+  const BackwardMemory memory = BackwardMemory::take(arena, plan, problems.of(plan.part(0)), on.engine);
+  Journey journey(plan, on, memory.chunks, memory.gradients);
+  for (std::int64_t n = 0; n < plan.num_parts(); ++n) {
+    const Part part = plan.part(n);
+    const Problem& p = problems.of(part);
+    const PartTensors tensors(plan, part);
+    BackwardCall own = call;
+    for (Tensor BackwardCall::*const t : {&BackwardCall::dout, &BackwardCall::q, &BackwardCall::out, &BackwardCall::dq})
+      own.*t = tensors.of_queries(call.*t);
+    for (Tensor BackwardCall::*const t : {&BackwardCall::k, &BackwardCall::v, &BackwardCall::dk, &BackwardCall::dv})
+      own.*t = tensors.of_keys(call.*t);
+    own.lse = tensors.of_rows(call.lse);
+    journey.begin_part(n, p, {own.k, own.v});
+    Backward(plan, on, journey, p, own).run(memory);
   }
-  if (!direct) on.engine.round(p, step.dq, call.dq, queries, call.accumulate);
   journey.end_transfers();  // an abort during the last roundings
   return journey.statistics();
 }

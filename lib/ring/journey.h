@@ -1,12 +1,12 @@
 // What the forward and the backward pass share: chunks on their way, and one moment of sending, computing and waiting.
 //
 // Every chunk is computed from where it lies packed: the own one from a copy, made when its moment begins, the others from the
-// buffer that they arrived in. Only where one rank has one chunk is there no copy, and the caller's shard is the chunk.
+// slot that they arrived in. Only where one rank has one chunk is there no copy, and the caller's shard is the chunk.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <functional>
+#include <iterator>
 #include <span>
 
 #include "core/memory.h"
@@ -37,51 +37,63 @@ void for_each_stretch(const Plan& plan, std::int64_t chunk, const Pair& shard, c
   }
 }
 
+// Buffers of one size, one behind the other.
+class Slots {
+ public:
+  static Slots take(Arena& arena, int count, std::int64_t bytes) {
+    Arena one;
+    one.take<std::byte>(bytes);
+    Slots slots;
+    slots.size_ = static_cast<std::int64_t>(one.size());
+    slots.data_ = arena.take<std::byte>(count * slots.size_);
+    return slots;
+  }
+  std::byte* operator[](int slot) const { return data_ + slot * size_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::int64_t size_ = 0;
+};
+
 class Journey {
  public:
-  Journey(const Plan& plan, const Machinery& on, Pair shard, Arena& arena) : plan_(plan), on_(on), shard_(shard) {
-    buffers_ = take_buffers(arena, plan);
-  }
+  Journey(const Plan& plan, const Machinery& on, const Slots& chunks, const Slots& gradients)
+      : plan_(plan), on_(on), chunks_(chunks), gradients_(gradients) {}
   Journey(const Journey&) = delete;
   Journey& operator=(const Journey&) = delete;
   // However the pass ends, its memory is the caller's again.
   ~Journey() { on_.transport.abandon(); }
 
-  using Buffers = std::array<std::byte*, 2>;
-  static Buffers take_buffers(Arena& arena, const Plan& plan) {
-    const std::int64_t bytes = plan.chunk_bytes(plan.longest_chunk());
-    std::byte* const held = arena.take<std::byte>(plan.packs() ? bytes : 0);
-    std::byte* const next = arena.take<std::byte>(plan.travels() ? bytes : 0);
-    return {held, next};
+  // `shard`: K and V of this rank in the part, which is a problem of its own. It outlives the part's moments.
+  void begin_part(std::int64_t part, const Problem& problem, const Pair& shard) {
+    part_ = part;
+    problem_ = &problem;
+    shard_ = shard;
   }
 
   // The chunk that this moment holds.
   Pair held(const Moment& m) const {
     if (!plan_.packs()) return shard_;
-    return packed_pair(plan_.problem(), buffer(m.time), plan_.problem().dtype, plan_.chunk_rows(m.holds, m.chunk));
+    return packed_pair(*problem_, chunks_[m.slot], problem_->dtype, plan_.chunk_rows(m.holds, m.chunk));
+  }
+  // Gradients of some rank's chunk.
+  Pair gradients(int slot, int owner, std::int64_t chunk) const {
+    return packed_pair(*problem_, gradients_[slot], DType::float32, plan_.chunk_rows(owner, chunk));
   }
 
-  // Hands on what is held and opens the other buffer for what comes next.
+  // Packs what is held, if it is the own chunk, and begins all transfers of the moment.
   void begin_transfers(const Moment& m) {
-    if (m.time == 0 && plan_.packs() && (m.computes || m.send_to != nobody)) pack(m);
-    if (m.send_to != nobody)
-      send(m.send_to, m, keys_and_values,
-           {buffer(m.time), static_cast<std::size_t>(plan_.chunk_bytes(plan_.chunk_rows(m.holds, m.chunk)))});
-    if (m.receive_from != nobody)
-      receive(m.receive_from, m, keys_and_values,
-              {buffer(m.time + 1),
-               static_cast<std::size_t>(plan_.chunk_bytes(plan_.chunk_rows(m.receive_owner, m.chunk)))});
-  }
-
-  enum Kind : std::uint64_t { keys_and_values = 0, gradients = 1, gradients_home = 2 };
-
-  void send(int peer, const Moment& m, Kind kind, std::span<const std::byte> data) {
-    on_.transport.send(peer, tag(m, kind), data);
-    statistics_.totals.hops += 1;
-    statistics_.totals.hop_bytes += static_cast<std::int64_t>(data.size());
-  }
-  void receive(int peer, const Moment& m, Kind kind, std::span<std::byte> data) {
-    on_.transport.receive(peer, tag(m, kind), data);
+    if (m.packs) pack(m);
+    for (const Transfer& transfer : plan_.transfers(m)) {
+      const std::span<std::byte> data = bytes_of(transfer, m);
+      if (!transfer.sends) {
+        on_.transport.receive(transfer.peer, tag(m, transfer), data);
+        continue;
+      }
+      on_.transport.send(transfer.peer, tag(m, transfer), data);
+      statistics_.totals.hops += 1;
+      statistics_.totals.hop_bytes += static_cast<std::int64_t>(data.size());
+    }
   }
 
   // Runs f, which computes. What is posted meanwhile is moved by whichever thread is the next to begin a part of the work;
@@ -95,35 +107,49 @@ class Journey {
     statistics_.compute_seconds += stopwatch.seconds();
   }
 
-  // Also the place where a broken or aborted group is noticed.
+  // Waits for them. Also the place where a broken or aborted group is noticed.
   void end_transfers() {
     const Stopwatch stopwatch;
     on_.transport.wait();
     statistics_.wait_seconds += stopwatch.seconds();
   }
+  // And adds up the gradients that have arrived.
+  void end_transfers(const Moment& m) {
+    end_transfers();
+    for (const Addition& a : plan_.additions(m))
+      on_.engine.add(reinterpret_cast<const float*>(gradients_[a.from]), reinterpret_cast<float*>(gradients_[a.to]),
+                     plan_.gradient_bytes(plan_.chunk_rows(a.owner, m.chunk)) / size_of(DType::float32));
+  }
 
   const Statistics& statistics() const { return statistics_; }
 
  private:
-  std::byte* buffer(int time) const { return buffers_[static_cast<std::size_t>(time % 2)]; }
   void pack(const Moment& m) {
-    const Problem& p = plan_.problem();
+    const Problem& p = *problem_;
     for_each_stretch(plan_, m.chunk, shard_, held(m),
                      [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
                        on_.engine.copy(p, in_shard.k, in_chunk.k, {rows, p.num_heads_kv, p.head_dim});
                        on_.engine.copy(p, in_shard.v, in_chunk.v, {rows, p.num_heads_kv, p.head_dim_v});
                      });
   }
-  // Distinct within a call; both ends compute it from the moment they share.
-  std::uint64_t tag(const Moment& m, Kind kind) const {
-    const std::uint64_t tour = static_cast<std::uint64_t>(m.chunk) * 2 + (m.direction > 0 ? 0 : 1);
-    return (tour * static_cast<std::uint64_t>(plan_.world_size() + 2) + static_cast<std::uint64_t>(m.time)) * 4 + kind;
+  std::span<std::byte> bytes_of(const Transfer& transfer, const Moment& m) const {
+    const std::int64_t rows = plan_.chunk_rows(transfer.owner, m.chunk);
+    const bool is_gradient = transfer.kind == Transfer::gradients;
+    const std::int64_t size = is_gradient ? plan_.gradient_bytes(rows) : plan_.chunk_bytes(rows);
+    return {(is_gradient ? gradients_ : chunks_)[transfer.slot], static_cast<std::size_t>(size)};
+  }
+  // Distinct within a call, between two ranks; both ends compute it from the moment they share.
+  std::uint64_t tag(const Moment& m, const Transfer& transfer) const {
+    const auto index = (&m - plan_.moments().data()) + part_ * std::ssize(plan_.moments());
+    return static_cast<std::uint64_t>(index) * 2 + transfer.kind;
   }
 
   const Plan& plan_;
   const Machinery& on_;
+  const Slots chunks_, gradients_;
+  std::int64_t part_ = 0;
+  const Problem* problem_ = nullptr;
   Pair shard_;
-  Buffers buffers_{};
   Statistics statistics_;
 };
 

@@ -1,16 +1,16 @@
 #include "ring/memory.h"
 
-#include "ring/journey.h"
+#include "ring/part.h"
 
 namespace ringattn {
 
 std::size_t workspace_bytes(const Plan& plan, const Engine& engine) {
   Arena arena;
-  Journey::take_buffers(arena, plan);
+  PartProblem problem(plan);
   if (plan.pass() == Pass::forward)
-    ForwardMemory::take(arena, plan, engine);
+    ForwardMemory::take(arena, plan, problem.of(plan.part(0)), engine);
   else
-    BackwardMemory::take(arena, plan, engine);
+    BackwardMemory::take(arena, plan, problem.of(plan.part(0)), engine);
   return arena.size();
 }
 

@@ -53,7 +53,7 @@ std::string explain(const char* function, ncclResult_t result, ncclComm_t comm) 
 struct Exchange {
   Event offered{Event::For::ordering};
   Event done{Event::For::ordering};
-  std::array<char, 64> peers{};  // "ranks 1 and 3"
+  std::array<char, 64> peers{};  // "ranks 1 and 3", or "ranks 0 .. 3" where they are more than two
   int peer = -1;                 // the only one, if there is only one
   bool has_begun = false;
   Clock::time_point begun{};
@@ -555,11 +555,14 @@ class NcclTransport final : public Transport {
       low = std::min(low, p.peer);
       high = std::max(high, p.peer);
     }
+    const bool others =
+        std::any_of(posts_.begin(), posts_.end(), [&](const Post& p) { return low < p.peer && p.peer < high; });
     exchange_->peer = low == high ? low : -1;
     if (low == high)
       std::snprintf(exchange_->peers.data(), exchange_->peers.size(), "rank %d", low);
     else
-      std::snprintf(exchange_->peers.data(), exchange_->peers.size(), "ranks %d and %d", low, high);
+      std::snprintf(exchange_->peers.data(), exchange_->peers.size(), "ranks %d %s %d", low, others ? ".." : "and",
+                    high);
   }
 
   const int world_size_;

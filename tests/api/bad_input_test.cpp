@@ -409,6 +409,8 @@ void contexts(Table& t) {
   out_of_range(t, either, &Call::config, &C::transport, "transport", {-1, 3, 99}, {});
   out_of_range(t, either, &Call::config, &C::num_threads, "num_threads", {-1, 1025, INT32_MAX}, {"1024"});
   out_of_range(t, create, &Call::config, &C::device, "device", {1, -1}, {"0"});
+  out_of_range(t, create, &Call::config, &C::num_sms, "num_sms", {1, -1}, {"0"});
+  out_of_range(t, create, &Call::config, &C::reserved, "reserved", {1, -1}, {"0"});
   out_of_range(t, create, &Call::config, &C::timeout_ms, "timeout_ms",
                {std::int64_t{-1}, std::int64_t{1} << 31, kMax, kMin}, {"2147483647|2^31"});
   t.push_back({"rank is 2 of 2",
@@ -535,6 +537,8 @@ void problems(Table& t) {
   out_of_range(t, kTakeProblem, desc, &D::schedule, "schedule", {-1, 6, 99}, {});
   out_of_range(t, kTakeProblem, desc, &D::num_chunks, "num_chunks", {std::int64_t{-1}, std::int64_t{65537}, kMax, kMin},
                {"65536"});
+  out_of_range(t, kTakeProblem, desc, &D::gather_bytes, "gather_bytes",
+               {std::int64_t{-1}, (std::int64_t{1} << 58) + 1, kMax, kMin}, {"0"});
   out_of_range(t, kTakeProblem, desc, &D::reserved, "reserved", {1, -1}, {"0"});
   for (const std::int64_t stripe : {std::int64_t{0}, std::int64_t{-1}, kMin}) {
     t.push_back({"stripe is " + digits(stripe),
@@ -546,8 +550,8 @@ void problems(Table& t) {
                  {"stripe", digits(stripe), "1"}});
   }
   for (const auto& [name, schedule] :
-       {std::pair{"ALL_GATHER", RA_SCHEDULE_ALL_GATHER}, std::pair{"ALL_TO_ALL", RA_SCHEDULE_ALL_TO_ALL},
-        std::pair{"HYBRID", RA_SCHEDULE_HYBRID}, std::pair{"PASS_Q", RA_SCHEDULE_PASS_Q}}) {
+       {std::pair{"ALL_TO_ALL", RA_SCHEDULE_ALL_TO_ALL}, std::pair{"HYBRID", RA_SCHEDULE_HYBRID},
+        std::pair{"PASS_Q", RA_SCHEDULE_PASS_Q}}) {
     t.push_back({std::string("schedule is ") + name,
                  kTakeProblem,
                  [schedule = schedule](Call& c) { c.desc.schedule = schedule; },

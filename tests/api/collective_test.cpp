@@ -91,7 +91,11 @@ Outcome async_error(const ra_context* context) {
 }
 
 // A problem of 10^12 operations but little memory, for calls that are to be interrupted.
-ra_attention_desc endless() { return make_desc(std::int64_t{1} << 16, 4, 16); }
+ra_attention_desc endless(ra_schedule schedule = RA_SCHEDULE_AUTO) {
+  ra_attention_desc desc = make_desc(std::int64_t{1} << 16, 4, 16);
+  desc.schedule = schedule;
+  return desc;
+}
 
 // ---------------------------------------------------------------- agreement
 
@@ -131,6 +135,8 @@ std::vector<Disagreement> disagreements() {
   field("softmax_scale", &D::softmax_scale, 0.25F, 0.5F, "0.25", "0.5");
   field("softcap", &D::softcap, 0.0F, 30.0F, "0", "30");
   field("num_chunks", &D::num_chunks, 1, 2, "1", "2");
+  field("schedule", &D::schedule, RA_SCHEDULE_AUTO, RA_SCHEDULE_RING, "0", "1");
+  field("gather_bytes", &D::gather_bytes, 0, 1000, "0", "1000");
 
   const auto documents_are = [](const std::int64_t* offsets, std::int64_t count) {
     return [=](D& d) {
@@ -411,7 +417,8 @@ TEST(Abort, EndsALongCallOnEveryRankNamingTheRankThatGaveUp) {
       Ranks ranks(3);
       ASSERT_TRUE(ranks.complete());
       std::vector<Shard> shards;
-      for (std::int32_t rank = 0; rank < 3; ++rank) shards.emplace_back(endless(), 3, rank);
+      const ra_schedule schedule = aborter == 0 ? RA_SCHEDULE_RING : RA_SCHEDULE_ALL_GATHER;
+      for (std::int32_t rank = 0; rank < 3; ++rank) shards.emplace_back(endless(schedule), 3, rank);
       std::atomic<Clock::time_point> aborted{Clock::time_point::max()};
       std::thread giving_up([&] {
         std::this_thread::sleep_for(milliseconds(300));

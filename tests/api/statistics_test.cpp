@@ -72,23 +72,40 @@ TEST(Statistics, AreZeroBeforeTheFirstCall) {
   });
 }
 
+struct Way {
+  std::int64_t num_chunks;
+  std::int32_t schedule;
+  std::int64_t gather_bytes = 0;
+};
+
 TEST(Statistics, EqualTheMemoryRequirements) {
   for (const std::int32_t world_size : {1, 2, 3, 5}) {
     const Ranks ranks(world_size);
     for (const std::int32_t sharding : {RA_SHARDING_CONTIGUOUS, RA_SHARDING_ZIGZAG, RA_SHARDING_STRIPED}) {
       for (const Mask& mask : kMasks) {
-        for (const std::int64_t num_chunks : {0, 1, 3}) {
+        for (const auto& [num_chunks, schedule, gather_bytes] :
+             {Way{0, RA_SCHEDULE_RING}, Way{1, RA_SCHEDULE_RING}, Way{3, RA_SCHEDULE_RING},
+              Way{0, RA_SCHEDULE_ALL_GATHER}, Way{3, RA_SCHEDULE_ALL_GATHER}, Way{1, RA_SCHEDULE_ALL_GATHER, 1}}) {
           ra_attention_desc desc = make_desc(kSeqlen, 2, 8, 2);
           desc.sharding = sharding;
           desc.num_chunks = num_chunks;
+          desc.schedule = schedule;
+          desc.gather_bytes = gather_bytes;
           mask.apply(desc);
-          ranks.run([&](std::int32_t rank, ra_context* context) {
-            SCOPED_TRACE(testing::Message() << mask.name << ", sharding " << sharding << ", num_chunks " << num_chunks
-                                            << ", rank " << rank << " of " << world_size);
+          ranks.run([&, num_chunks = num_chunks, schedule = schedule, gather_bytes = gather_bytes](
+                        std::int32_t rank, ra_context* context) {
+            SCOPED_TRACE(testing::Message()
+                         << mask.name << ", sharding " << sharding << ", num_chunks " << num_chunks << ", schedule "
+                         << schedule << ", gather_bytes " << gather_bytes << ", rank " << rank << " of " << world_size);
             ra_memory_requirements required;
             ra_init_memory_requirements(&required, sizeof required);
             Error error;
             ASSERT_EQ(ra_get_memory_requirements(context, &desc, &required, &error), RA_STATUS_SUCCESS) << error;
+            const bool gathers = schedule == RA_SCHEDULE_ALL_GATHER && world_size > 1;
+            for (const std::int32_t chosen : {required.forward_schedule, required.backward_schedule})
+              EXPECT_EQ(chosen, gathers ? RA_SCHEDULE_ALL_GATHER : RA_SCHEDULE_RING);
+            for (const std::int64_t parts : {required.forward_parts, required.backward_parts})
+              EXPECT_EQ(parts, gathers && gather_bytes > 0 ? 2 * 2 : 1);  // heads and entries
             if (num_chunks != 0) {  // as asked, but no chunk without a token, and nothing is cut that does not travel
               const std::int64_t longest = (with_defaults(desc).seqlen_kv + world_size - 1) / world_size;
               const std::int64_t least = world_size == 1 ? 1 : std::min(num_chunks, longest);

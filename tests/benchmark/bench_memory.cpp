@@ -228,6 +228,26 @@ void measure_known_shape(Report& report, Progress& progress, const std::vector<s
   report.add_bar("MB per rank at 16 ranks, 8,192 tokens", largest_world / megabyte, "<", 8);
 }
 
+// What is gathered of all ranks is bounded, whatever the number of heads.
+void measure_gathering(Report& report, Progress& progress, const std::vector<std::int32_t>& world_sizes) {
+  report.begin_table(
+      "8,192 tokens x 8 heads x 64, fp32, causal, zigzag, all_gather, gather_bytes 2^22; memory per rank",
+      columns({{"pass", "pass", "", "", 1, 8}, {"ranks", "ranks"}}, {}));
+  Worst worst;
+  for (const Pass pass : {Pass::forward, Pass::backward})
+    for (const std::int32_t ranks : world_sizes) {
+      const std::string name = pass == Pass::forward ? "forward" : "backward";
+      progress.begin_step(fmt::format("all_gather, {}, {} ranks", name, ranks));
+      ra_attention_desc desc = make_desc(8192, 8, RA_MASK_CAUSAL);
+      desc.schedule = RA_SCHEDULE_ALL_GATHER;
+      desc.gather_bytes = std::int64_t{1} << 22;
+      const Measured m = measure({desc, ranks, pass});
+      report.add_row(cells({name, double(ranks)}, m, {}));
+      worst.add(m);
+    }
+  worst.add_bars(report, "all_gather");
+}
+
 void measure_scaling(Report& report, Progress& progress, Pass pass, std::int64_t tokens, std::int64_t window,
                      const std::vector<std::int32_t>& world_sizes) {
   const std::string name = pass == Pass::forward ? "forward" : "backward";
@@ -340,10 +360,13 @@ void run(Report& report) {
   constexpr std::int64_t tokens = 64 << 10;
   const std::int64_t window = quick ? 32 : 256;
   report.note("MB = 2^20 bytes; one thread per rank");
+  const Ranks gathering = quick ? Ranks{16} : Ranks{4, 16};
   const std::vector<std::int64_t> documents =
       quick ? std::vector<std::int64_t>{1, 2000} : std::vector<std::int64_t>{1, 500, 2000};
-  Progress progress(static_cast<int>(known.size() + 2 * scaling.size() + lengths.size() + 2 * documents.size()));
+  Progress progress(static_cast<int>(known.size() + 2 * gathering.size() + 2 * scaling.size() + lengths.size() +
+                                     2 * documents.size()));
   measure_known_shape(report, progress, known);
+  measure_gathering(report, progress, gathering);
   measure_scaling(report, progress, Pass::forward, tokens, window, scaling);
   measure_scaling(report, progress, Pass::backward, tokens, window, scaling);
   measure_lengths(report, progress, window, lengths);

@@ -7,6 +7,8 @@
 //                there are as many as asked for within the time; or else all do
 //   waiting      share of the ranks' time that ra_call_statistics calls wait_seconds
 //
+// With --schedules instead: the two schedules beside each other where sequences are short, which is what RA_SCHEDULE_AUTO is about.
+//
 // oneTBB starts no more threads than the machine has processors unless told otherwise; the ranks of a ring bring their own.
 // So that one rank really has P threads, this program raises that limit.
 #include <oneapi/tbb/global_control.h>
@@ -121,6 +123,7 @@ struct Options {
   std::size_t pairs = 0;    // 0: 7, or 3 with --quick
   double most_seconds = 0;  // of a row; 0: 40, or 4 with --quick
   std::string only;         // rows whose name contains this
+  bool schedules = false;
 };
 
 struct Row {
@@ -187,7 +190,44 @@ void measure_row(Report& report, Progress& progress, const Row& row, const ra_at
   report.add_bar(name, median(ratios), ">=", 0.95);
 }
 
+// Short calls, so each is the median of many, taken in turns.
+void measure_schedules(Report& report, const Options& options) {
+  constexpr std::int32_t world_size = 4;
+  const std::size_t pairs = options.pairs > 0 ? options.pairs : report.quick() ? 50 : 300;
+  report.note(
+      fmt::format("{} ranks of one thread, {} head(s) x 64, fp32, causal, zigzag; median of {} alternating pairs",
+                  world_size, options.heads, pairs));
+  report.begin_table("all_gather against the ring", {{"tokens", "tokens per rank"},
+                                                     {"pass", "pass", "", "", 1, 18},
+                                                     {"ring_seconds", "ring", "us", "{:.0f}", 1e-6},
+                                                     {"gather_seconds", "all_gather", "us", "{:.0f}", 1e-6},
+                                                     {"ratio", "ring / all_gather", "", "{:.2f}"}});
+  const std::vector<std::int64_t> lengths = {16, 64, 128, 256, 512, 1024, 2048};
+  Progress progress(static_cast<int>(2 * lengths.size()));
+  for (const Pass last : {Pass::forward, Pass::backward})
+    for (const std::int64_t length : lengths) {
+      ra_attention_desc desc = make_desc(length * world_size, options.heads, RA_MASK_CAUSAL);
+      desc.schedule = RA_SCHEDULE_RING;
+      Group ring(desc, world_size, 1);
+      desc.schedule = RA_SCHEDULE_ALL_GATHER;
+      Group gather(desc, world_size, 1);
+      std::vector<double> of_ring, of_gather, ratios;
+      const std::string pass = last == Pass::forward ? "forward" : "forward + backward";
+      progress.begin_step(fmt::format("{} tokens, {}", length, pass));
+      const std::size_t count = length > 512 ? std::max<std::size_t>(pairs / 10, 5) : pairs;
+      for (std::size_t n = 0; n < count + 2; ++n) {
+        const double ring_seconds = ring.measure(last).seconds, gather_seconds = gather.measure(last).seconds;
+        if (n < 2) continue;
+        of_ring.push_back(ring_seconds);
+        of_gather.push_back(gather_seconds);
+        ratios.push_back(ring_seconds / gather_seconds);
+      }
+      report.add_row({double(length), pass, median(of_ring), median(of_gather), median(ratios)});
+    }
+}
+
 void run(Report& report, const Options& options) {
+  if (options.schedules) return measure_schedules(report, options);
   const std::int64_t tokens = options.tokens > 0 ? options.tokens : report.quick() ? 4096 : 16384;
   const std::size_t pairs = options.pairs > 0 ? options.pairs : report.quick() ? 3 : 7;
   const double most_seconds = options.most_seconds > 0 ? options.most_seconds : report.quick() ? 4 : 40;
@@ -239,6 +279,7 @@ int main(int argc, char** argv) {
         app.add_option("--heads", options.heads, "heads of 64")->capture_default_str();
         app.add_option("--pairs", options.pairs, "quiet pairs of a row (default 7, with --quick 3)");
         app.add_option("--seconds", options.most_seconds, "that a row may wait for them (default 40, with --quick 4)");
+        app.add_flag("--schedules", options.schedules, "all_gather against the ring, instead");
         app.add_option("--only", options.only, "rows whose name contains this, such as '2 ranks, full'");
       },
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });

@@ -147,8 +147,8 @@ class DeviceShards {
   float* lse_buffer_ = nullptr;
 };
 
-// A problem that travels all the way round, in bfloat16 with gradients rounded, small.
-inline reference::Oracle travelling_oracle(int world_size, std::uint64_t seed = 1) {
+// A problem that travels all the way round, in bfloat16 with gradients rounded, small. Gathered, it has two parts of two chunks.
+inline reference::Oracle travelling_oracle(int world_size, std::uint64_t seed = 1, Schedule schedule = Schedule::ring) {
   Problem p;
   p.seqlen_q = p.seqlen_kv = 6 * world_size;
   p.num_heads_q = 2;
@@ -157,6 +157,8 @@ inline reference::Oracle travelling_oracle(int world_size, std::uint64_t seed = 
   p.num_chunks = 2;
   p.dtype = p.out_dtype = p.grad_dtype = DType::bfloat16;
   p.softmax_scale = 0.25F;
+  p.schedule = schedule;
+  p.gather_bytes = 1;
   reference::Random random(seed);
   return {p, random};
 }

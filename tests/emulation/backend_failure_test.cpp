@@ -154,10 +154,11 @@ TEST_P(BackendFailure, OfEveryCallIsReported) {
 
 // Runs until something fails: forward passes, each waited for, while break_it may do something on a rank before its second one. How it
 // ended on each rank.
-std::vector<Error> run_until_failure(std::int32_t transport, int size,
+std::vector<Error> run_until_failure(std::int32_t transport, Schedule schedule,
                                      const std::function<void(std::int32_t, CudaRanks&)>& break_it) {
+  constexpr int size = 3;
   emulation::reset({.devices = size});
-  const reference::Oracle oracle = travelling_oracle(size);
+  const reference::Oracle oracle = travelling_oracle(size, 1, schedule);
   std::vector<Error> errors(static_cast<std::size_t>(size));
   CudaRanks ranks(size, transport, size, [](ra_context_config& config) { config.timeout_ms = timeout_ms; });
   std::barrier together(size);
@@ -187,23 +188,26 @@ std::vector<Error> run_until_failure(std::int32_t transport, int size,
 }
 
 TEST(BackendFailure, ALostRankIsNoticedByAll) {
-  for (const Error& error : run_until_failure(RA_TRANSPORT_NCCL, 3, [](std::int32_t rank, CudaRanks&) {
-         if (rank == 1) emulation::lose_rank(1);
-       }))
-    EXPECT_TRUE(error.status == RA_STATUS_PEER_LOST || error.status == RA_STATUS_TIMEOUT) << error;
+  for (const Schedule schedule : {Schedule::ring, Schedule::all_gather})
+    for (const Error& error : run_until_failure(RA_TRANSPORT_NCCL, schedule, [](std::int32_t rank, CudaRanks&) {
+           if (rank == 1) emulation::lose_rank(1);
+         }))
+      EXPECT_TRUE(error.status == RA_STATUS_PEER_LOST || error.status == RA_STATUS_TIMEOUT) << error;
   expect_nothing_left();
 }
 
 TEST(BackendFailure, AnErrorOfNcclIsNoticedByAll) {
-  const std::vector<Error> errors = run_until_failure(RA_TRANSPORT_NCCL, 3, [](std::int32_t rank, CudaRanks&) {
-    if (rank == 1) emulation::fail_async(1, 3, ncclSystemError);
-  });
-  EXPECT_EQ(errors[1].status, RA_STATUS_NCCL_ERROR) << errors[1];
-  EXPECT_EQ(errors[1].nccl_result, ncclSystemError);
-  for (const std::size_t other : {0, 2})
-    EXPECT_TRUE(errors[other].status == RA_STATUS_PEER_LOST || errors[other].status == RA_STATUS_TIMEOUT)
-        << errors[other];
-  expect_nothing_left();
+  for (const Schedule schedule : {Schedule::ring, Schedule::all_gather}) {
+    const std::vector<Error> errors = run_until_failure(RA_TRANSPORT_NCCL, schedule, [](std::int32_t rank, CudaRanks&) {
+      if (rank == 1) emulation::fail_async(1, 3, ncclSystemError);
+    });
+    EXPECT_EQ(errors[1].status, RA_STATUS_NCCL_ERROR) << errors[1];
+    EXPECT_EQ(errors[1].nccl_result, ncclSystemError);
+    for (const std::size_t other : {0, 2})
+      EXPECT_TRUE(errors[other].status == RA_STATUS_PEER_LOST || errors[other].status == RA_STATUS_TIMEOUT)
+          << errors[other];
+    expect_nothing_left();
+  }
 }
 
 TEST(BackendFailure, ALateRankIsWaitedFor) {
@@ -230,12 +234,14 @@ TEST(BackendFailure, ALateRankIsWaitedFor) {
 }
 
 TEST_P(BackendFailure, AnAbortEndsAllRanks) {
-  const std::vector<Error> errors = run_until_failure(GetParam(), 3, [](std::int32_t rank, CudaRanks& ranks) {
-    if (rank == 1) ra_abort_context((*ranks)[rank], nullptr);
-  });
-  EXPECT_TRUE(errors[1].status == RA_STATUS_ABORTED || errors[1].status == RA_STATUS_INVALID_STATE) << errors[1];
-  for (const Error& error : errors) EXPECT_NE(error.status, RA_STATUS_SUCCESS) << error;
-  expect_nothing_left();
+  for (const Schedule schedule : {Schedule::ring, Schedule::all_gather}) {
+    const std::vector<Error> errors = run_until_failure(GetParam(), schedule, [](std::int32_t rank, CudaRanks& ranks) {
+      if (rank == 1) ra_abort_context((*ranks)[rank], nullptr);
+    });
+    EXPECT_TRUE(errors[1].status == RA_STATUS_ABORTED || errors[1].status == RA_STATUS_INVALID_STATE) << errors[1];
+    for (const Error& error : errors) EXPECT_NE(error.status, RA_STATUS_SUCCESS) << error;
+    expect_nothing_left();
+  }
 }
 
 // Ranks that have agreed on a call before do not wait until they have again; they find out none the less.

@@ -34,7 +34,7 @@ TEST_P(BackendGraph, IsRightEveryTime) {
   const std::uint64_t first = seed();
   for (int n = 0; n < sample(20); ++n) {
     machine.reset(first + static_cast<std::uint64_t>(n));
-    const reference::Oracle oracle = travelling_oracle(size);
+    const reference::Oracle oracle = travelling_oracle(size, 1, n % 2 == 0 ? Schedule::ring : Schedule::all_gather);
     Results results = results_for(oracle);
     {
       CudaRanks ranks(size, GetParam(), machine.devices());
@@ -133,14 +133,14 @@ struct Gate {
 };
 
 // After the first of a shape, calls neither allocate nor wait for a GPU: all return while every stream is held up.
-TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
+void expect_calls_only_enqueue(std::int32_t transport, Schedule schedule) {
   Machine machine(size);
-  RINGATTN_SKIP_WITHOUT_DEVICES(machine, GetParam(), size);
+  RINGATTN_SKIP_WITHOUT_DEVICES(machine, transport, size);
   machine.reset_late();
-  const reference::Oracle oracle = travelling_oracle(size);
+  const reference::Oracle oracle = travelling_oracle(size, 1, schedule);
   Results results = results_for(oracle);
   {
-    CudaRanks ranks(size, GetParam(), machine.devices());
+    CudaRanks ranks(size, transport, machine.devices());
     Gate gate;
     std::barrier together(size);
     ranks->run([&](std::int32_t rank, ra_context* context) {
@@ -165,6 +165,11 @@ TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
   }
   expect_within(results, oracle);
   machine.expect_clean();
+}
+
+TEST_P(BackendGraph, IsNotNeededForCallsThatOnlyEnqueue) {
+  for (const Schedule schedule : {Schedule::ring, Schedule::all_gather})
+    expect_calls_only_enqueue(GetParam(), schedule);
 }
 
 }  // namespace

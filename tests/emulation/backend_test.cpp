@@ -14,10 +14,12 @@ struct Case {
   std::int32_t transport;
   std::int32_t world_size;
   int devices;
+  Schedule schedule = Schedule::automatic;
 };
 std::string name_of(const ::testing::TestParamInfo<Case>& info) {
   return std::string(info.param.transport == RA_TRANSPORT_NCCL ? "nccl_" : "local_") +
-         std::to_string(info.param.world_size) + "_on_" + std::to_string(info.param.devices);
+         std::to_string(info.param.world_size) + "_on_" + std::to_string(info.param.devices) +
+         (info.param.schedule == Schedule::all_gather ? "_gathered" : "");
 }
 class Backend : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(All, Backend,
@@ -30,11 +32,14 @@ INSTANTIATE_TEST_SUITE_P(All, Backend,
                          name_of);
 
 class BackendWaits : public Backend {};
-INSTANTIATE_TEST_SUITE_P(All, BackendWaits,
-                         ::testing::Values(Case{RA_TRANSPORT_LOCAL, 2, 2}, Case{RA_TRANSPORT_LOCAL, 3, 3},
-                                           Case{RA_TRANSPORT_LOCAL, 4, 4}, Case{RA_TRANSPORT_NCCL, 2, 2},
-                                           Case{RA_TRANSPORT_NCCL, 3, 3}, Case{RA_TRANSPORT_NCCL, 4, 4}),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(
+    All, BackendWaits,
+    ::testing::Values(Case{RA_TRANSPORT_LOCAL, 2, 2, Schedule::ring}, Case{RA_TRANSPORT_LOCAL, 3, 3, Schedule::ring},
+                      Case{RA_TRANSPORT_LOCAL, 4, 4, Schedule::ring}, Case{RA_TRANSPORT_NCCL, 2, 2, Schedule::ring},
+                      Case{RA_TRANSPORT_NCCL, 3, 3, Schedule::ring}, Case{RA_TRANSPORT_NCCL, 4, 4, Schedule::ring},
+                      Case{RA_TRANSPORT_LOCAL, 3, 3, Schedule::all_gather},
+                      Case{RA_TRANSPORT_NCCL, 3, 3, Schedule::all_gather}),
+    name_of);
 
 constexpr reference::ProblemLimits small{.batch = 2, .seqlen = 40, .num_heads_kv = 2, .group = 2, .head_dim = 12};
 
@@ -62,7 +67,7 @@ void run_twice(CudaRanks& ranks, const reference::Oracle& oracle, Results& resul
 }
 
 TEST_P(Backend, IsRightInEveryOrder) {
-  const auto [transport, world_size, devices] = GetParam();
+  const auto& [transport, world_size, devices, any_schedule] = GetParam();
   const std::uint64_t first = seed();
   const int seeds = full() ? 1000 : sample(20);
   const std::deque<reference::Oracle> oracles = draw_oracles(std::min(seeds, 25), first);
@@ -85,7 +90,7 @@ TEST_P(Backend, IsRightInEveryOrder) {
 }
 
 TEST_P(Backend, PassesTheSelfTest) {
-  const auto [transport, world_size, devices] = GetParam();
+  const auto& [transport, world_size, devices, any_schedule] = GetParam();
   emulation::reset({.devices = devices, .seed = seed()});
   {
     CudaRanks ranks(world_size, transport, devices);
@@ -105,13 +110,13 @@ TEST_P(Backend, PassesTheSelfTest) {
 }
 
 // Leaves out each wait of the library in turn, that is all that one stream ever waits for another. The checker sees it as the work is
-// submitted, whatever comes out of the order that is drawn. Chunks go all the way round, and gradients too, which are rounded.
+// submitted, whatever comes out of the order that is drawn. Chunks come to all ranks, and gradients too, which are rounded.
 TEST_P(BackendWaits, AreAllNeeded) {
 #ifdef RINGATTN_THREAD_SANITIZER
   GTEST_SKIP() << "what is left out makes the races that ThreadSanitizer looks for";
 #endif
-  const auto [transport, world_size, devices] = GetParam();
-  const reference::Oracle oracle = travelling_oracle(world_size, seed());
+  const auto [transport, world_size, devices, schedule] = GetParam();
+  const reference::Oracle oracle = travelling_oracle(world_size, seed(), schedule);
   Results results = results_for(oracle);
   const auto run = [&](const std::string& left_out) {
     emulation::reset({.devices = devices});

@@ -73,9 +73,13 @@ Memory::~Memory() {
   ::operator delete(bytes_.data(), alignment);
 }
 
-Launches::Launches(reference::Random& random) {
+Launches::Launches(reference::Random& random, bool limited)
+    : num_sms_(limited && reference::draw(random, 0, 1) == 0 ? static_cast<int>(reference::draw(random, 1, 5)) : 0) {
   emulation::set_launcher([this, &random](const emulation::Launch& launch) {
     ++counts_[launch.name];
+    if (num_sms_ > 0) {
+      EXPECT_LE(launch.grid.x * launch.grid.y * launch.grid.z, num_sms_) << launch.name;
+    }
     run_hidden(launch, {.seed = random(), .host_threads = static_cast<int>(reference::draw(random, 1, 2))});
     return 0;
   });

@@ -8,15 +8,15 @@ namespace {
 template <class F>
 void for_random_shapes(F&& f) {
   Random random(test::seed());
-  const test::device::Launches launches(random);
   for (int i = 0; i < test::sample(120); ++i) {
-    f(random, draw_shape(random));
+    const test::device::Launches launches(random, true);
+    f(random, draw_shape(random), launches);
     if (testing::Test::HasFailure()) return;
   }
 }
 
 TEST(Elementwise, CopyIsOfAnyLayout) {
-  for_random_shapes([](Random& random, const Shape& shape) {
+  for_random_shapes([](Random& random, const Shape& shape, const test::device::Launches& launches) {
     const DType dtype = draw_dtype(random);
     const Strided from(random, shape, dtype);
     Strided to(random, shape, dtype);
@@ -26,14 +26,14 @@ TEST(Elementwise, CopyIsOfAnyLayout) {
       std::memcpy(expected.tensor.bytes_at(b, row, head), from.tensor.bytes_at(b, row, head),
                   static_cast<std::size_t>(shape.extent.dim * size_of(dtype)));
     });
-    ASSERT_EQ(copy(shape.batch, from.tensor, to.tensor, shape.extent, nullptr), 0);
+    ASSERT_EQ(copy(shape.batch, from.tensor, to.tensor, shape.extent, nullptr, launches.num_sms()), 0);
     test::device::finish();
     expect_same(to, expected);
   });
 }
 
 TEST(Elementwise, RoundIsOnceAndToNearest) {
-  for_random_shapes([](Random& random, const Shape& shape) {
+  for_random_shapes([](Random& random, const Shape& shape, const test::device::Launches& launches) {
     const Strided from(random, shape, DType::float32);
     Strided to(random, shape, draw_dtype(random));
     SCOPED_TRACE(describe(shape, to.tensor));
@@ -44,21 +44,21 @@ TEST(Elementwise, RoundIsOnceAndToNearest) {
       expected.set(b, row, head, d,
                    accumulate ? static_cast<double>(static_cast<float>(x + to.get(b, row, head, d))) : x);
     });
-    ASSERT_EQ(round(shape.batch, from.tensor, to.tensor, shape.extent, accumulate, nullptr), 0);
+    ASSERT_EQ(round(shape.batch, from.tensor, to.tensor, shape.extent, accumulate, nullptr, launches.num_sms()), 0);
     test::device::finish();
     expect_same(to, expected);
   });
 }
 
 TEST(Elementwise, ClearTouchesNothingElse) {
-  for_random_shapes([](Random& random, const Shape& shape) {
+  for_random_shapes([](Random& random, const Shape& shape, const test::device::Launches& launches) {
     Strided to(random, shape, draw_dtype(random));
     SCOPED_TRACE(describe(shape, to.tensor));
     Strided expected = to;
     for_each_element(shape, [&](std::int64_t b, std::int64_t row, std::int64_t head, std::int64_t d) {
       expected.set(b, row, head, d, 0);
     });
-    ASSERT_EQ(clear(shape.batch, to.tensor, shape.extent, nullptr), 0);
+    ASSERT_EQ(clear(shape.batch, to.tensor, shape.extent, nullptr, launches.num_sms()), 0);
     test::device::finish();
     expect_same(to, expected);
   });
@@ -66,7 +66,7 @@ TEST(Elementwise, ClearTouchesNothingElse) {
 
 TEST(Elementwise, AddIsOfAnyLengthAndAlignment) {
   Random random(test::seed());
-  const test::device::Launches launches(random);
+  const test::device::Launches launches(random, true);
   for (int i = 0; i < test::sample(60); ++i) {
     const std::int64_t count = draw(random, 0, 3) == 0 ? draw(random, 0, 9) : draw(random, 0, 12'000);
     const Shape shape{1, {1, 1, count}};
@@ -75,7 +75,7 @@ TEST(Elementwise, AddIsOfAnyLengthAndAlignment) {
     Strided expected = to;
     for (std::int64_t n = 0; n < count; ++n)
       expected.set(0, 0, 0, n, static_cast<double>(static_cast<float>(to.get(0, 0, 0, n) + from.get(0, 0, 0, n))));
-    ASSERT_EQ(add(from.tensor.at<float>(0, 0, 0), to.tensor.at<float>(0, 0, 0), count, nullptr), 0);
+    ASSERT_EQ(add(from.tensor.at<float>(0, 0, 0), to.tensor.at<float>(0, 0, 0), count, nullptr, launches.num_sms()), 0);
     test::device::finish();
     ASSERT_NO_FATAL_FAILURE(expect_same(to, expected)) << count;
   }

@@ -2,6 +2,7 @@
 // events leave open.
 #pragma once
 
+#include <algorithm>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -16,6 +17,10 @@ class KernelLauncher {
  public:
   KernelLauncher() {
     emulation::set_launcher([this](const emulation::Launch& launch) {
+      {
+        const std::lock_guard lock(mutex_);
+        largest_grid_ = std::max(largest_grid_, launch.grid.x * launch.grid.y * launch.grid.z);
+      }
       return static_cast<int>(emulation::submit(launch.stream, launch.name, launch.accesses, [this, launch] {
         try {
           emulation::run(launch, {.seed = 1});
@@ -30,6 +35,11 @@ class KernelLauncher {
   KernelLauncher& operator=(const KernelLauncher&) = delete;
   ~KernelLauncher() { emulation::set_launcher({}); }
 
+  // Blocks of the largest launch so far.
+  int largest_grid() const {
+    const std::lock_guard lock(mutex_);
+    return largest_grid_;
+  }
   // What kernels did that they must not.
   std::vector<std::string> faults() const {
     const std::lock_guard lock(mutex_);
@@ -38,6 +48,7 @@ class KernelLauncher {
 
  private:
   mutable std::mutex mutex_;
+  int largest_grid_ = 0;
   std::vector<std::string> faults_;
 };
 

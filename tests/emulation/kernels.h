@@ -91,7 +91,8 @@ struct ForwardResult {
 };
 
 // The forward pass of all ranks, one after the other; steps as in ring/forward.cpp.
-inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size, Layout layout, Random& random) {
+inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size, Layout layout, Random& random,
+                                 bool limited = true) {
   const Problem& p = inputs.problem;
   ForwardResult result;
   result.out.resize(static_cast<std::size_t>(p.batch * p.seqlen_q * p.num_heads_q * p.head_dim_v), NAN);
@@ -101,7 +102,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
     const std::int64_t rows = plan.query_rows(), states = p.batch * p.num_heads_q * rows;
     const std::vector<Piece> queries = shard_pieces(p, Side::query, world_size, rank);
     Memory memory;
-    const test::device::Launches launches(random);
+    const test::device::Launches launches(random, limited);
     ForwardStep step;
     step.q = memory.tensor(p.dtype, p.batch, rows, p.num_heads_q, p.head_dim, layout);
     fill(p, Side::query, queries, inputs.q, step.q, p.num_heads_q, p.head_dim);
@@ -129,7 +130,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
       fill(p, Side::key_value, keys, inputs.v, step.v, p.num_heads_kv, p.head_dim_v);
       const StepItems work = plan.items(m, step.first || step.last);
       step.items = work.items;
-      EXPECT_EQ(portable_forward(p, step, nullptr), 0);
+      EXPECT_EQ(portable_forward(p, step, nullptr, launches.num_sms()), 0);
     }
     test::device::finish();
     for_each_element(p, Side::query, queries, step.out, p.num_heads_q, p.head_dim_v,
@@ -143,7 +144,7 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
   return result;
 }
 
-using RunBackward = std::function<void(const Problem& problem, const BackwardStep& step)>;
+using RunBackward = std::function<void(const Problem& problem, const BackwardStep& step, int num_sms)>;
 
 struct BackwardResult {
   std::vector<double> dq, dk, dv;
@@ -160,7 +161,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
                         std::vector<double>(inputs.v.size()),
                         {}};
   Memory memory;
-  const test::device::Launches launches(random);
+  const test::device::Launches launches(random, true);
   const auto gradients = [&](Side side, const std::vector<Piece>& pieces, std::int64_t heads, std::int64_t dim,
                              Layout of) {
     const Tensor tensor = memory.tensor(DType::float32, p.batch, row_count(pieces), heads, dim, of);
@@ -202,7 +203,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
       for (std::int64_t row = 0; row < rows; ++row)
         lse[lane * rows + row] = static_cast<float>(
             forward.lse[static_cast<std::size_t>(lane * p.seqlen_q + row_position(p, Side::query, queries, row))]);
-    EXPECT_EQ(portable_delta(p, step.dout, out, rows, delta, nullptr), 0);
+    EXPECT_EQ(portable_delta(p, step.dout, out, rows, delta, nullptr, launches.num_sms()), 0);
     test::device::finish();
     step.lse = lse;
     step.delta = delta;
@@ -221,7 +222,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
       step.key_rows = row_count(chunk.keys);
       const StepItems work = plan.items(m, false);
       step.items = work.items;
-      run(p, step);
+      run(p, step, launches.num_sms());
     }
     test::device::finish();
     round(Side::query, queries, step.dq, p.num_heads_q, p.head_dim, result.dq);

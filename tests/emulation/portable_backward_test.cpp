@@ -15,7 +15,9 @@ namespace {
 using reference::Inputs;
 using reference::Oracle;
 
-void run_kernels(const Problem& p, const BackwardStep& step) { ASSERT_EQ(portable_backward(p, step, nullptr), 0); }
+void run_kernels(const Problem& p, const BackwardStep& step, int num_sms) {
+  ASSERT_EQ(portable_backward(p, step, nullptr, num_sms), 0);
+}
 
 // As the forward pass leaves it.
 reference::Result<double> forward_of(const Inputs& inputs) {
@@ -203,7 +205,7 @@ TEST(PortableBackward, WhatIsNotFiniteIsAsOnTheCpu) {
     const auto layout = static_cast<Layout>(draw(random, 0, 3));
     const BackwardResult ours = run_backward(inputs, forward, 1, layout, random, run_kernels);
     const BackwardResult theirs =
-        run_backward(inputs, forward, 1, layout, random, [&](const Problem& problem, const BackwardStep& step) {
+        run_backward(inputs, forward, 1, layout, random, [&](const Problem& problem, const BackwardStep& step, int) {
           BackwardStep with_scratch = step;
           ringattn::Block scratch;
           with_scratch.scratch = scratch.reserve(cpu->scratch_bytes(problem, Pass::backward, problem.seqlen_q, false));

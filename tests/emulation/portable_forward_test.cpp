@@ -191,7 +191,7 @@ TEST(PortableForward, ShortDocumentsShareLaunches) {
   p.causal = true;
   Random random(test::seed());
   const Oracle oracle(p, random, Of::forward);
-  const ForwardResult result = run_forward(oracle, 1, Layout::packed, random);
+  const ForwardResult result = run_forward(oracle, 1, Layout::packed, random, false);
   compare("out", result.out, oracle.out);
   compare("lse", result.lse, oracle.lse);
   if (test::device::is_emulated()) {

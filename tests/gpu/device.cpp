@@ -24,7 +24,8 @@ Memory::~Memory() {
   cudaFreeHost(bytes_.data());
 }
 
-Launches::Launches(reference::Random&) {}
+Launches::Launches(reference::Random& random, bool limited)
+    : num_sms_(limited && reference::draw(random, 0, 1) == 0 ? static_cast<int>(reference::draw(random, 1, 5)) : 0) {}
 
 Launches::~Launches() { finish(); }
 

@@ -29,6 +29,14 @@ std::vector<Plan> plans_of(const Problem& problem, int world_size, Pass pass) {
   return plans;
 }
 
+Problem whole_sequence(std::int64_t seqlen, Sharding sharding) {
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = seqlen;
+  p.sharding = sharding;
+  p.documents = {{0, seqlen, 0, seqlen}};
+  return p;
+}
+
 // How often each (batch entry, query, key) is computed by all steps of all ranks.
 std::vector<int> count_pairs(const Problem& p, const std::vector<Plan>& plans) {
   std::vector<int> count(static_cast<std::size_t>(p.batch * p.seqlen_q * p.seqlen_kv));
@@ -146,7 +154,8 @@ TEST(Plan, AStepIsComputedWhereAndOnlyWhereThereIsWork) {
     const int world_size = static_cast<int>(draw(random, 1, 20));
     for (const Plan& plan : plans_of(p, world_size, draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward))
       for (const Moment& moment : plan.moments()) {
-        if (moment.holds == nobody || (moment.time == 0 && moment.direction < 0)) continue;
+        const bool again = moment.holds == plan.rank() && !moment.begins_chunk;  // the own chunk, on its way upstream
+        if (moment.holds == nobody || again) continue;
         ASSERT_EQ(moment.computes, !plan.items(moment, false).items.empty())
             << "problem " << n << ": chunk " << moment.chunk << " of rank " << moment.holds << " on rank "
             << plan.rank() << " of " << world_size << ": " << reference::describe(p);
@@ -154,67 +163,193 @@ TEST(Plan, AStepIsComputedWhereAndOnlyWhereThereIsWork) {
   }
 }
 
-// Plays all plans side by side, moment by moment. A message is (sender, receiver, chunk, direction, time, what).
+// What a slot holds: whose chunk, in the part and chunk of the moment; and of gradients, whose shares are in the sum.
+struct Slot {
+  int owner = nobody;
+  std::multiset<int> shares;
+};
+
+struct RankSlots {
+  std::vector<Slot> chunks, gradients;
+};
+
+// Plays all plans side by side, moment by moment, with slots that say what they hold.
 TEST(Plan, MessagesMeetAndGradientsComeHome) {
   Random random(test::seed());
-  for (int n = 0; n < test::sample(4'000); ++n) {
+  for (int n = 0; n < test::sample(6'000); ++n) {
     const Problem p = draw_problem(random, {.batch = 1, .seqlen = draw(random, 1, 60)});
     const int world_size = static_cast<int>(draw(random, 1, 9));
-    const std::vector<Plan> plans = plans_of(p, world_size, Pass::backward);
+    const Pass pass = draw(random, 0, 3) == 0 ? Pass::forward : Pass::backward;
+    const std::vector<Plan> plans = plans_of(p, world_size, pass);
     SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size
                                       << " ranks: " << reference::describe(p));
 
-    using Sum = std::multiset<int>;  // ranks whose share is in a sum of gradients
-    std::vector<Sum> home(static_cast<std::size_t>(world_size)), moving(home.size());
-    std::map<std::pair<int, std::int64_t>, std::set<int>> computed;  // (owner, chunk): by whom
-    std::vector<std::int64_t> hops(home.size());
+    std::vector<RankSlots> ranks;
+    for (const Plan& plan : plans)
+      ranks.push_back({std::vector<Slot>(static_cast<std::size_t>(plan.chunk_slots())),
+                       std::vector<Slot>(static_cast<std::size_t>(plan.gradient_slots()))});
+    const auto slot_of = [](RankSlots& of, Transfer::Kind kind, int slot) -> Slot& {
+      return (kind == Transfer::gradients ? of.gradients : of.chunks).at(static_cast<std::size_t>(slot));
+    };
+    std::map<std::pair<int, std::int64_t>, std::multiset<int>> computed;  // (owner, chunk): by whom
+    std::vector<std::int64_t> hops(plans.size());
     ASSERT_TRUE(std::all_of(plans.begin(), plans.end(),
                             [&](const Plan& plan) { return plan.moments().size() == plans[0].moments().size(); }));
     for (std::size_t t = 0; t < plans[0].moments().size(); ++t) {
       const auto at = [&](int rank) -> const Moment& { return plans[static_cast<std::size_t>(rank)].moments()[t]; };
-      const std::vector<Sum> before = moving, home_before = home;
       for (int rank = 0; rank < world_size; ++rank) {
-        const Moment& m = at(rank);
+        ASSERT_EQ(at(rank).chunk, at(0).chunk);
+        if (at(rank).packs) ranks[static_cast<std::size_t>(rank)].chunks.at(0).owner = rank;
+      }
+      const std::vector<RankSlots> before = ranks;
+      std::map<std::tuple<int, int, int>, Slot> sent;  // (sender, receiver, kind)
+      std::size_t received = 0;
+      for (int rank = 0; rank < world_size; ++rank) {
         const auto r = static_cast<std::size_t>(rank);
-        ASSERT_EQ(std::tie(m.chunk, m.direction, m.time), std::tie(at(0).chunk, at(0).direction, at(0).time));
-        hops[r] += (m.send_to != nobody) + (m.gradient_send_to != nobody);
-        if (m.send_to != nobody) {
-          EXPECT_EQ(at(m.send_to).receive_from, rank);
-          EXPECT_EQ(at(m.send_to).receive_owner, m.holds);
+        for (const Transfer& transfer : plans[r].transfers(at(rank))) {
+          if (!transfer.sends) continue;
+          ++hops[r];
+          Slot what = slot_of(ranks[r], transfer.kind, transfer.slot);
+          EXPECT_EQ(what.owner, transfer.owner) << "sent by rank " << rank;
+          EXPECT_TRUE(sent.insert({{rank, transfer.peer, transfer.kind}, what}).second);
         }
-        if (m.receive_from != nobody) {
-          EXPECT_EQ(at(m.receive_from).send_to, rank);
-          EXPECT_EQ(plans[r].moments()[t + 1].holds, m.receive_owner);
+      }
+      for (int rank = 0; rank < world_size; ++rank) {
+        const auto r = static_cast<std::size_t>(rank);
+        const Moment& m = at(rank);
+        std::set<std::pair<int, int>> used;  // kind, slot: what is received has a slot of its own
+        for (const Transfer& transfer : plans[r].transfers(m))
+          if (transfer.sends) used.insert({transfer.kind, transfer.slot});
+        if (m.computes && plans[r].packs()) used.insert({Transfer::keys_and_values, m.slot});
+        if (m.computes && pass == Pass::backward && !plans[r].adds_directly()) {
+          EXPECT_TRUE(used.insert({Transfer::gradients, m.share}).second) << "a share is not sent while it is made";
+        }
+        for (const Transfer& transfer : plans[r].transfers(m)) {
+          if (transfer.sends) continue;
+          ++received;
+          const auto message = sent.find({transfer.peer, rank, transfer.kind});
+          ASSERT_NE(message, sent.end()) << "rank " << rank << " waits for rank " << transfer.peer;
+          EXPECT_EQ(message->second.owner, transfer.owner);
+          EXPECT_TRUE(used.insert({transfer.kind, transfer.slot}).second);
+          slot_of(ranks[r], transfer.kind, transfer.slot) = message->second;
         }
         if (m.computes) {
-          EXPECT_TRUE(computed[std::pair(m.holds, m.chunk)].insert(rank).second);
+          const bool packs = plans[r].packs();
+          EXPECT_EQ(packs ? before[r].chunks.at(static_cast<std::size_t>(m.slot)).owner : rank, m.holds);
+          computed[{m.holds, m.chunk}].insert(rank);
         }
-
-        Sum sum;
-        if (m.gradient_receive_from != nobody) {
-          const Moment& sender = at(m.gradient_receive_from);
-          EXPECT_EQ(sender.gradient_send_to, rank);
-          EXPECT_EQ(sender.gradient_send_owner, m.holds);
-          sum = m.time == 1 ? home_before[static_cast<std::size_t>(m.gradient_receive_from)]
-                            : before[static_cast<std::size_t>(m.gradient_receive_from)];
+        if (!ranks[r].gradients.empty()) {
+          if (m.computes || m.begins_chunk)
+            ranks[r].gradients.at(static_cast<std::size_t>(m.share)) = {
+                m.holds, m.computes ? std::multiset<int>{rank} : std::multiset<int>{}};
+          for (const Addition& a : plans[r].additions(m)) {
+            const Slot& from = ranks[r].gradients.at(static_cast<std::size_t>(a.from));
+            Slot& to = ranks[r].gradients.at(static_cast<std::size_t>(a.to));
+            EXPECT_EQ(from.owner, a.owner);
+            EXPECT_EQ(to.owner, a.owner);
+            to.shares.insert(from.shares.begin(), from.shares.end());
+          }
         }
-        if (m.gradient_home_from != nobody) {
-          EXPECT_EQ(at(m.gradient_home_from).gradient_send_to, rank);
-          EXPECT_EQ(at(m.gradient_home_from).gradient_send_owner, rank);
-          home[r] = before[static_cast<std::size_t>(m.gradient_home_from)];
+        if (m.finishes_chunk && !ranks[r].gradients.empty()) {
+          EXPECT_EQ(ranks[r].gradients[0].owner, rank);
         }
-        if (m.time == 0 && m.direction > 0) home[r].clear();
-        if (m.computes) (m.time == 0 ? home[r] : sum).insert(rank);
-        moving[r] = sum;
       }
-      for (int rank = 0; rank < world_size; ++rank) {
-        if (!at(rank).finishes_chunk) continue;
-        const auto& by = computed[std::pair(rank, at(rank).chunk)];
-        EXPECT_EQ(home[static_cast<std::size_t>(rank)], Sum(by.begin(), by.end())) << "gradients of rank " << rank;
+      EXPECT_EQ(received, sent.size()) << "moment " << t;
+      for (int rank = 0; rank < world_size && at(0).finishes_chunk; ++rank) {
+        const auto r = static_cast<std::size_t>(rank);
+        if (ranks[r].gradients.empty()) continue;
+        const auto& by = computed[std::pair(rank, at(0).chunk)];
+        EXPECT_EQ(ranks[r].gradients[0].shares, by) << "gradients of rank " << rank;
       }
+      if (HasFailure()) return;
     }
-    for (const Plan& plan : plans) EXPECT_EQ(plan.totals().hops, hops[static_cast<std::size_t>(plan.rank())]);
+    for (const Plan& plan : plans)
+      EXPECT_EQ(plan.totals().hops, hops[static_cast<std::size_t>(plan.rank())] * plan.num_parts());
     if (HasFailure()) return;
+  }
+}
+
+// A chunk goes to those who see it, and to nobody else.
+TEST(Plan, GatheringSendsNothingThatNobodyNeeds) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(2'000); ++n) {
+    Problem p = draw_problem(random, {.batch = 1, .seqlen = draw(random, 1, 60)});
+    p.schedule = Schedule::all_gather;
+    const int world_size = static_cast<int>(draw(random, 2, 9));
+    for (const Plan& plan : plans_of(p, world_size, Pass::forward)) {
+      std::int64_t received = 0, foreign = 0;
+      for (const Moment& m : plan.moments()) {
+        for (const Transfer& transfer : plan.transfers(m)) received += !transfer.sends;
+        foreign += m.computes && m.holds != plan.rank();
+      }
+      ASSERT_EQ(received, foreign) << "problem " << n << ", rank " << plan.rank() << " of " << world_size << ": "
+                                   << reference::describe(p);
+    }
+  }
+}
+
+// All entries and heads once, alike in size, and no more than the bound unless it is one row and head.
+TEST(Plan, PartsCoverTheProblemAndStayWithinTheBound) {
+  Random random(test::seed());
+  std::int64_t several = 0;
+  for (int n = 0; n < test::sample(20'000); ++n) {
+    Problem p = draw_problem(random, {.batch = 6, .seqlen = 200, .num_heads_kv = 12});
+    const int world_size = static_cast<int>(draw(random, 1, 9));
+    const Pass pass = draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward;
+    const Plan plan(p, world_size, 0, pass);
+    SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size
+                                      << " ranks: " << reference::describe(p));
+    std::vector<int> covered(static_cast<std::size_t>(p.batch * p.num_heads_kv));
+    for (std::int64_t part = 0; part < plan.num_parts(); ++part) {
+      const Part begin = plan.part(part);
+      for (std::int64_t b = 0; b < plan.part_entries(); ++b)
+        for (std::int64_t h = 0; h < plan.part_heads_kv(); ++h)
+          ++covered.at(static_cast<std::size_t>((begin.entry + b) * p.num_heads_kv + begin.head_kv + h));
+    }
+    ASSERT_TRUE(std::all_of(covered.begin(), covered.end(), [](int count) { return count == 1; }));
+    ASSERT_TRUE(plan.part_entries() == 1 || plan.part_heads_kv() == p.num_heads_kv);
+    if (plan.schedule() == Schedule::ring) {
+      ASSERT_EQ(plan.num_parts(), 1);
+      continue;
+    }
+    several += plan.num_parts() > 1;
+    const std::int64_t bytes = plan.chunk_slots() * plan.chunk_bytes(plan.longest_chunk()) +
+                               plan.gradient_slots() * plan.gradient_bytes(plan.longest_chunk());
+    const std::int64_t bound = p.gather_bytes > 0 ? p.gather_bytes : usual_gather_bytes;
+    if (plan.part_heads_kv() * plan.part_entries() > 1) {
+      ASSERT_LE(bytes, bound);
+    }
+    if (bytes > bound && p.num_chunks == 0) {
+      ASSERT_LE(plan.longest_chunk(), 1);
+    }
+  }
+  EXPECT_GT(several, 0);
+}
+
+// The documented rule, at its edges.
+TEST(Plan, AutoGathersShortSequencesAndNoOthers) {
+  const auto gathers = [](Pass pass, std::int64_t rows, int world_size, std::int64_t num_chunks = 0,
+                          std::int64_t gather_bytes = 0) {
+    Problem p = whole_sequence(rows * world_size, Sharding::zigzag);
+    p.num_heads_q = p.num_heads_kv = 8;
+    p.head_dim = p.head_dim_v = 64;
+    p.num_chunks = num_chunks;
+    p.gather_bytes = gather_bytes;
+    return choose_cutting(p, world_size, pass).schedule == Schedule::all_gather;
+  };
+  constexpr std::int64_t of_a_rank = gathered_rows * 8 * 128 * 4;  // K and V, or their gradients: 1 MiB
+  for (const Pass pass : {Pass::forward, Pass::backward}) {
+    EXPECT_TRUE(gathers(pass, gathered_rows, 3));
+    EXPECT_FALSE(gathers(pass, gathered_rows + 1, 3));
+    EXPECT_FALSE(gathers(pass, gathered_rows, 2));
+    EXPECT_FALSE(gathers(pass, gathered_rows, 3, 1));
+    EXPECT_FALSE(gathers(pass, 1, 1));
+    const std::int64_t enough = (pass == Pass::forward ? 3 : 3 + 5) * of_a_rank;
+    EXPECT_TRUE(gathers(pass, gathered_rows, 3, 0, enough));
+    EXPECT_FALSE(gathers(pass, gathered_rows, 3, 0, enough - 1));
+    const int most_ranks = pass == Pass::forward ? 16 : 5;  // within automatic_gather_bytes
+    EXPECT_TRUE(gathers(pass, gathered_rows, most_ranks));
+    EXPECT_FALSE(gathers(pass, gathered_rows, most_ranks + 1, 0, 2 * automatic_gather_bytes));
   }
 }
 
@@ -270,14 +405,6 @@ TEST(Plan, ShardsCoverEveryTokenOnceInAscendingOrder) {
       ASSERT_LE(longest - shortest, p.sharding == Sharding::striped ? p.stripe : 1) << reference::describe(p);
     }
   }
-}
-
-Problem whole_sequence(std::int64_t seqlen, Sharding sharding) {
-  Problem p;
-  p.seqlen_q = p.seqlen_kv = seqlen;
-  p.sharding = sharding;
-  p.documents = {{0, seqlen, 0, seqlen}};
-  return p;
 }
 
 // A context keeps a plan for as long as its problem is that of the call.

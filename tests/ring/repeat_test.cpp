@@ -130,6 +130,16 @@ Problem few_queries_to_repeat(std::int64_t queries) {
   return p;
 }
 
+// In parts of half the heads, or of all.
+Problem gathered(Problem p) {
+  p.schedule = Schedule::all_gather;
+  const Cutting whole = choose_cutting(p, 4, Pass::forward);
+  for (p.gather_bytes = 1; whole.heads_kv > 1 && choose_cutting(p, 4, Pass::forward).heads_kv < whole.heads_kv / 2;)
+    p.gather_bytes *= 2;
+  if (whole.heads_kv == 1) p.gather_bytes = 0;
+  return p;
+}
+
 TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
   const tbb::global_control more_threads(tbb::global_control::max_allowed_parallelism, 8);
   const std::uint64_t seed = test::seed();
@@ -139,10 +149,12 @@ TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
     int repeats;
   };
   for (const Case& c : {Case{problem_to_repeat(1, 16, DType::float32, 1), 0.5, 100},
-                        Case{problem_to_repeat(8, 16, DType::bfloat16, 3), 0.5, 100},
+                        Case{problem_to_repeat(8, 16, DType::bfloat16, 3), 0.5, 50},
+                        Case{gathered(problem_to_repeat(8, 16, DType::bfloat16, 0)), 0.5, 50},
                         Case{problem_to_repeat(1, 64, DType::float32, 1), 1e-33, 20},
-                        Case{problem_to_repeat(1, 64, DType::bfloat16, 3), 0.5, 20},
-                        Case{few_queries_to_repeat(5), 0.5, 40}, Case{few_queries_to_repeat(60), 0.5, 20}}) {
+                        Case{problem_to_repeat(1, 64, DType::bfloat16, 3), 0.5, 10},
+                        Case{gathered(problem_to_repeat(1, 64, DType::bfloat16, 3)), 0.5, 10},
+                        Case{few_queries_to_repeat(5), 0.5, 40}, Case{gathered(few_queries_to_repeat(60)), 0.5, 20}}) {
     Random random(seed);
     Inputs inputs(c.problem, random);
     inputs.q[static_cast<std::size_t>(c.problem.seqlen_q / 2 * c.problem.num_heads_q * c.problem.head_dim)] = c.odd;

@@ -23,10 +23,10 @@ constexpr std::array<std::array<std::int64_t, 2>, 6> dims{
     {{1, 1}, {40, 40}, {64, 64}, {128, 128}, {192, 128}, {256, 256}}};
 constexpr int cases = 2'240, parts = 8;
 
-// Indices into the factors: world size, sharding, mask, dtype, group, dims.
-using Choice = std::array<int, 6>;
+// Indices into the factors: world size, sharding, mask, dtype, group, dims, schedule.
+using Choice = std::array<int, 7>;
 constexpr Choice choices{static_cast<int>(world_sizes.size()), 3, masks, 3, static_cast<int>(groups.size()),
-                         static_cast<int>(dims.size())};
+                         static_cast<int>(dims.size()),        2};
 
 Choice draw_choice(Random& random) {
   Choice choice;
@@ -51,6 +51,8 @@ Problem make_problem(const Choice& choice, Random& random, std::int64_t longest)
   p.softmax_scale = 1.0F / std::sqrt(static_cast<float>(p.head_dim));
   if (draw(random, 0, 4) == 0) p.softcap = static_cast<float>(draw(random, 2, 30));
   p.num_chunks = draw(random, 0, 3);
+  p.schedule = choice[6] == 0 ? Schedule::ring : Schedule::all_gather;
+  if (draw(random, 0, 1) == 0) p.gather_bytes = std::int64_t{1} << draw(random, 8, 20);
   p.bottom_right = draw(random, 0, 1) == 1;
 
   std::vector<std::int64_t> cuts_q, cuts_kv;
@@ -127,9 +129,8 @@ TEST(Sweep, CoversEveryPairOfFactors) {
   std::set<std::array<int, 4>> seen;
   for (int n = 0; n < cases; ++n) {
     const Choice choice = draw_choice(random);
-    for (int f = 0; f < 6; ++f)
-      for (int g = 0; g < f; ++g)
-        seen.insert({f, choice[static_cast<std::size_t>(f)], g, choice[static_cast<std::size_t>(g)]});
+    for (std::size_t f = 0; f < choice.size(); ++f)
+      for (std::size_t g = 0; g < f; ++g) seen.insert({static_cast<int>(f), choice[f], static_cast<int>(g), choice[g]});
   }
   std::size_t pairs = 0;
   for (std::size_t f = 0; f < choices.size(); ++f)

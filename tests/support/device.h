@@ -52,18 +52,22 @@ class Array {
 };
 
 // While it exists, and there is one at most, emulated kernels run as they are launched, their blocks in orders drawn from `random`. They
-// see no byte that they have not declared: meanwhile everything else in Memory is 0xff, and has to be so afterwards.
+// see no byte that they have not declared: meanwhile everything else in Memory is 0xff, and has to be so afterwards. What launches are
+// to be limited to is drawn too, if they are: no emulated multiprocessor has room for more than one block here.
 class Launches {
  public:
-  explicit Launches(reference::Random& random);
+  explicit Launches(reference::Random& random, bool limited = false);
   Launches(const Launches&) = delete;
   Launches& operator=(const Launches&) = delete;
   ~Launches();
 
   // How many there have been, by the kernels' names; none on a GPU.
   const std::map<std::string, int>& counts() const { return counts_; }
+  // Multiprocessors that launches are to be limited to, or 0.
+  int num_sms() const { return num_sms_; }
 
  private:
+  int num_sms_;
   std::map<std::string, int> counts_;
 };
 

@@ -37,6 +37,8 @@ struct Description {
     desc.softmax_scale = p.softmax_scale;
     desc.softcap = p.softcap;
     desc.num_chunks = p.num_chunks;
+    desc.schedule = static_cast<std::int32_t>(p.schedule);
+    desc.gather_bytes = p.gather_bytes;
     if (p.documents.size() > 1) {
       for (const Document& d : p.documents) {
         offsets_q.push_back(d.q_begin);

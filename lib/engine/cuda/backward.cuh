@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   constexpr bool apart = of_keys && Dim == 256;  // dk and dv
 
   // Queries begin with the last ones, which mostly see the most keys, and keys with the first.
-  std::int32_t index = block_index().x;
+  std::int32_t index = p.first_block + block_index().x;
   bool wants_x = true, wants_y = of_keys;
   if constexpr (apart) {
     wants_x = index % 2 == 0;
@@ -525,7 +525,7 @@ template <class T, int Dim, Weights weights>
 __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads) delta(const __grid_constant__ DeltaParameters p) {
   using Shape = BackwardShape<T, Dim>;
   using Warp = Backward<T, Dim, weights, false>;
-  std::int32_t index = block_index().x;
+  std::int32_t index = p.first_block + block_index().x;
   const std::int64_t first = std::int64_t{index % p.num_tiles} * Shape::rows;
   index /= p.num_tiles;
   const std::int32_t head = index % p.num_heads;

@@ -17,6 +17,7 @@ struct BackwardParameters {
   View dq, dk, dv;           // fp32, added to
   const float *lse, *delta;  // [batch, heads, query_rows]
   std::int64_t query_rows;
+  std::int32_t first_block;  // of all blocks, in this launch
   std::int32_t num_heads_kv, group;
   std::int32_t head_dim, head_dim_v;
   std::int32_t dtype, dout_dtype;  // DType: kernels for float32 take any, the others their own
@@ -29,6 +30,7 @@ struct DeltaParameters {
   View dout, out;
   float* delta;  // [batch, num_heads, rows]
   std::int64_t rows;
+  std::int32_t first_block;                       // of all blocks, in this launch
   std::int32_t num_tiles, num_heads, head_dim_v;  // num_tiles: of rows
   std::int32_t dtype;                             // as dout_dtype above, of `out` too
   bool dout_aligned, out_aligned;

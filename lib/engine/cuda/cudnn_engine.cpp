@@ -183,6 +183,7 @@ std::string CudnnEngine::use(Queue& queue) {
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, queue.device()), "cudaDeviceGetAttribute");
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, queue.device()), "cudaDeviceGetAttribute");
   capability_ = major * 10 + minor;
+  if (queue.num_sms() > 0) return text("num_sms is ", queue.num_sms(), ", and cuDNN would take them all");
   if (taken_ == Taken::where_faster && !cudnn_is_ever_faster(capability_))
     return text("not taken to be faster on compute capability ", dotted(capability_));
   const OnDevice on(queue.device());
@@ -284,7 +285,7 @@ std::string CudnnEngine::forward(const Problem& p, const ForwardStep& step) {
           merge(p, part, {queries.row, queries.length, r.first_row - queries.row, r.rows, scratch.out, scratch.lse},
                 scratch.flag, stream),
           "merge");
-    enqueued(portable_forward(p, part, stream, scratch.flag), "forward");
+    enqueued(portable_forward(p, part, stream, 0, scratch.flag), "forward");
   }
   return {};
 }

@@ -234,13 +234,15 @@ struct Grid {
   Lines lines;
   int blocks;
 };
-Grid divide(std::int64_t batch, Extent extent, std::int64_t vectors) {
+template <class... Parameters>
+Grid divide(std::int64_t batch, Extent extent, std::int64_t vectors, void (*kernel)(Parameters...), int num_sms) {
   const Digits count{extent.heads, extent.rows, batch};
   const std::int64_t lines = batch * extent.rows * extent.heads;
   const std::int64_t together = threads / std::min<std::int64_t>(vectors, threads),
                      of_block = together * lines_of_thread;
-  const std::int64_t blocks = std::min((lines + of_block - 1) / of_block, most_blocks);
-  return {{count, digits_of(blocks * together, count), static_cast<int>(vectors)}, static_cast<int>(blocks)};
+  const int blocks =
+      limit_blocks(std::min((lines + of_block - 1) / of_block, most_blocks), num_sms, kernel, threads, 0);
+  return {{count, digits_of(blocks * together, count), static_cast<int>(vectors)}, blocks};
 }
 
 LaunchConfig config(const char* name, int blocks, CUstream_st* stream) {
@@ -284,25 +286,25 @@ int with_dtype(DType dtype, F&& f) {
 
 }  // namespace
 
-int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream) {
+int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream, int num_sms) {
   if (empty(batch, extent)) return 0;
   const Access accesses[] = {whole(from, batch, extent, false), whole(to, batch, extent, true)};
   const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
   return with_unit(unit_bytes(line_bytes, {from, to}), [&]<int bytes>() {
-    const Grid grid = divide(batch, extent, line_bytes / bytes);
+    const Grid grid = divide(batch, extent, line_bytes / bytes, copy_kernel<bytes>, num_sms);
     return launch(config("copy", grid.blocks, stream), accesses, copy_kernel<bytes>,
                   Copy{grid.lines, operand(from), operand(to)});
   });
 }
 
-int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, bool accumulate,
-          CUstream_st* stream) {
+int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, bool accumulate, CUstream_st* stream,
+          int num_sms) {
   if (empty(batch, extent)) return 0;
   const Access accesses[] = {whole(from, batch, extent, false), whole(to, batch, extent, true),
                              whole(to, batch, extent, false)};
   return with_dtype(to.dtype, [&]<class T>() {
     const auto run = [&]<int numbers>() {
-      const Grid grid = divide(batch, extent, extent.dim / numbers);
+      const Grid grid = divide(batch, extent, extent.dim / numbers, round_kernel<T, numbers>, num_sms);
       return launch(config("round", grid.blocks, stream), std::span(accesses).first(accumulate ? 3 : 2),
                     round_kernel<T, numbers>, Round{grid.lines, operand(from), operand(to), accumulate});
     };
@@ -312,24 +314,25 @@ int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent exten
   });
 }
 
-int clear(std::int64_t batch, const Tensor& to, Extent extent, CUstream_st* stream) {
+int clear(std::int64_t batch, const Tensor& to, Extent extent, CUstream_st* stream, int num_sms) {
   if (empty(batch, extent)) return 0;
   const Access accesses[] = {whole(to, batch, extent, true)};
   const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
   return with_unit(unit_bytes(line_bytes, {to}), [&]<int bytes>() {
-    const Grid grid = divide(batch, extent, line_bytes / bytes);
+    const Grid grid = divide(batch, extent, line_bytes / bytes, clear_kernel<bytes>, num_sms);
     return launch(config("clear", grid.blocks, stream), accesses, clear_kernel<bytes>, Clear{grid.lines, operand(to)});
   });
 }
 
-int add(const float* from, float* to, std::int64_t count, CUstream_st* stream) {
+int add(const float* from, float* to, std::int64_t count, CUstream_st* stream, int num_sms) {
   if (count == 0) return 0;
   const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
   const Access accesses[] = {{from, bytes, false}, {to, bytes, true}, {to, bytes, false}};
   constexpr std::int64_t of_block = threads * 4 * lines_of_thread;
-  const std::int64_t blocks = std::min((count + of_block - 1) / of_block, most_blocks);
+  const int blocks =
+      limit_blocks(std::min((count + of_block - 1) / of_block, most_blocks), num_sms, add_kernel, threads, 0);
   const bool aligned = (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) % 16 == 0;
-  return launch(config("add", static_cast<int>(blocks), stream), accesses, add_kernel, Add{from, to, count, aligned});
+  return launch(config("add", blocks, stream), accesses, add_kernel, Add{from, to, count, aligned});
 }
 
 }  // namespace ringattn::cuda

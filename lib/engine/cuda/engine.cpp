@@ -31,30 +31,31 @@ class PortableEngine : public CudaEngine {
   std::size_t scratch_bytes(const Problem&, Pass, std::int64_t, bool) const override { return 0; }
 
   void forward(const Problem& p, const ForwardStep& step) override {
-    enqueue(portable_forward(p, step, stream()), "forward");
+    enqueue(portable_forward(p, step, stream(), num_sms()), "forward");
   }
   void backward(const Problem& p, const BackwardStep& step) override {
-    enqueue(portable_backward(p, step, stream()), "backward");
+    enqueue(portable_backward(p, step, stream(), num_sms()), "backward");
   }
   void compute_delta(const Problem& p, const Tensor& dout, const Tensor& out, std::int64_t rows,
                      float* delta) override {
-    enqueue(portable_delta(p, dout, out, rows, delta, stream()), "compute_delta");
+    enqueue(portable_delta(p, dout, out, rows, delta, stream(), num_sms()), "compute_delta");
   }
   void copy(const Problem& p, const Tensor& from, const Tensor& to, Extent extent) override {
-    enqueue(cuda::copy(p.batch, from, to, extent, stream()), "copy");
+    enqueue(cuda::copy(p.batch, from, to, extent, stream(), num_sms()), "copy");
   }
   void round(const Problem& p, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) override {
-    enqueue(cuda::round(p.batch, from, to, extent, accumulate, stream()), "round");
+    enqueue(cuda::round(p.batch, from, to, extent, accumulate, stream(), num_sms()), "round");
   }
   void clear(const Problem& p, const Tensor& to, Extent extent) override {
-    enqueue(cuda::clear(p.batch, to, extent, stream()), "clear");
+    enqueue(cuda::clear(p.batch, to, extent, stream(), num_sms()), "clear");
   }
   void add(const float* from, float* to, std::int64_t count) override {
-    enqueue(cuda::add(from, to, count, stream()), "add");
+    enqueue(cuda::add(from, to, count, stream(), num_sms()), "add");
   }
 
  private:
   cudaStream_t stream() const { return queue_->stream(); }
+  int num_sms() const { return queue_->num_sms(); }
   static void enqueue(int error, const char* kernel) { check(static_cast<cudaError_t>(error), kernel); }
 
   Queue* queue_ = nullptr;

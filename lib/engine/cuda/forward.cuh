@@ -373,7 +373,7 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
   using Shape = typename Warp::Shape;
   constexpr int keys = Shape::keys, threads = Shape::threads;
   if (p.only_if != nullptr && *p.only_if == 0) return;
-  const Unit unit = unit_of(p, block_index().x);
+  const Unit unit = unit_of(p, p.first_block + block_index().x);
   const Item& item = p.work.item_of(unit.tile);
   const std::int64_t kv_length = p.work.kv_length(unit.entry);
   const std::int64_t first_row = std::int64_t{unit.tile - item.first_tile} * Shape::rows;

@@ -18,6 +18,7 @@ struct ForwardParameters {
   View out;
   float* lse;
   std::int64_t query_rows;
+  std::int32_t first_block;  // of all blocks, in this launch
   std::int32_t num_heads_kv, group;
   std::int32_t head_dim, head_dim_v;
   std::int32_t out_type;  // DType

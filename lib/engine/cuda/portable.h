@@ -24,15 +24,16 @@ Variant choose_forward(const Problem& problem);
 Variant choose_backward(const Problem& problem);
 
 // Enqueues the step's kernels, or those before the first that cannot be: a cudaError_t. `max` of the running state is in the kernels'
-// own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster. `only_if` is device memory, or null:
-// nothing happens if it is 0 when the kernels run.
-int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream,
+// own units. Tensors are aligned to their elements; what is aligned to 16 bytes travels faster. `num_sms`: each kernel takes no more
+// room than so many multiprocessors have; 0: than all. No result depends on it. `only_if` is device memory, or null: nothing happens
+// if it is 0 when the kernels run.
+int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream, int num_sms = 0,
                      const std::int32_t* only_if = nullptr);
 
 // delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum. `out` is of the dtype of `dout`.
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
-                   CUstream_st* stream);
+                   CUstream_st* stream, int num_sms = 0);
 // As portable_forward, for a backward step, which needs no scratch. Results are bitwise repeatable.
-int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream);
+int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream, int num_sms = 0);
 
 }  // namespace ringattn::cuda

@@ -28,6 +28,7 @@ BackwardParameters parameters_of(const Problem& problem, const BackwardStep& ste
           .lse = step.lse,
           .delta = step.delta,
           .query_rows = step.query_rows,
+          .first_block = 0,
           .num_heads_kv = static_cast<std::int32_t>(problem.num_heads_kv),
           .group = static_cast<std::int32_t>(problem.group()),
           .head_dim = static_cast<std::int32_t>(problem.head_dim),
@@ -45,7 +46,7 @@ BackwardParameters parameters_of(const Problem& problem, const BackwardStep& ste
 }  // namespace
 
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
-                   CUstream_st* stream) {
+                   CUstream_st* stream, int num_sms) {
   if (problem.batch * rows == 0) return 0;
   const DeltaKernel kernel = with_variant(choose_backward(problem), [&]<class T, int dim, Weights weights>() {
     if constexpr (is_left_out<T, weights>)
@@ -67,6 +68,7 @@ int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out
                             .out = view_of(entry_out),
                             .delta = delta + first * problem.num_heads_q * rows,
                             .rows = rows,
+                            .first_block = 0,
                             .num_tiles = static_cast<std::int32_t>(tiles),
                             .num_heads = static_cast<std::int32_t>(problem.num_heads_q),
                             .head_dim_v = static_cast<std::int32_t>(problem.head_dim_v),
@@ -81,17 +83,16 @@ int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out
         whole(entry_dout),
         whole(entry_out),
         {p.delta, static_cast<std::size_t>(entries * problem.num_heads_q * rows) * sizeof(float), true}};
-    error = launch({.name = "delta",
-                    .grid = {static_cast<int>(entries * blocks), 1, 1},
-                    .threads = kernel.threads,
-                    .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
-                    .stream = stream},
-                   accesses, kernel.kernel, p);
+    error = launch_in_turns({.name = "delta",
+                             .threads = kernel.threads,
+                             .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
+                             .stream = stream},
+                            accesses, kernel.kernel, p, entries * blocks, num_sms);
   }
   return error;
 }
 
-int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream) {
+int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream, int num_sms) {
   const Variant variant = choose_backward(problem);
   BackwardParameters p = parameters_of(problem, step);
   int error = 0;
@@ -129,12 +130,12 @@ int portable_backward(const Problem& problem, const BackwardStep& step, CUstream
           key_rows(step.dv, problem.head_dim_v, false),
           key_rows(step.dv, problem.head_dim_v, true)};
       p.work = work;
-      error = launch({.name = kernel.name,
-                      .grid = {static_cast<int>(blocks * work.num_entries * work.num_tiles), 1, 1},
-                      .threads = kernel.threads,
-                      .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
-                      .stream = stream},
-                     std::span(accesses).first(of_queries ? 8 : 10), kernel.kernel, p);
+      error = launch_in_turns({.name = kernel.name,
+                               .threads = kernel.threads,
+                               .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
+                               .stream = stream},
+                              std::span(accesses).first(of_queries ? 8 : 10), kernel.kernel, p,
+                              blocks * work.num_entries * work.num_tiles, num_sms);
     });
   }
   return error;

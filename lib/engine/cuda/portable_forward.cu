@@ -62,7 +62,7 @@ ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step)
 
 }  // namespace
 
-int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream,
+int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream, int num_sms,
                      const std::int32_t* only_if) {
   const ForwardKernel kernel = with_variant(
       choose_forward(problem), [&]<class T, int dim, Weights weights>() { return forward_kernel<T, dim, weights>(); });
@@ -96,11 +96,11 @@ int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_s
     if (step.last) add(step.out, queries, problem.num_heads_q, problem.head_dim_v, true);
     if (step.last) add_values(step.lse, true);
     const LaunchConfig config{.name = kernel.name,
-                              .grid = {static_cast<int>(work.num_tiles * problem.num_heads_q * work.num_entries), 1, 1},
                               .threads = kernel.threads,
                               .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
                               .stream = stream};
-    error = launch(config, accesses, kernel.kernel, p);
+    error = launch_in_turns(config, accesses, kernel.kernel, p, work.num_tiles * problem.num_heads_q * work.num_entries,
+                            num_sms);
   });
   return error;
 }

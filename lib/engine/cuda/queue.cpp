@@ -2,7 +2,7 @@
 
 namespace ringattn::cuda {
 
-Queue::Queue(int device) : device_(device) {
+Queue::Queue(int device, int num_sms) : device_(device), num_sms_(num_sms) {
   const OnDevice on(device);
   transfers_ = Stream(Stream::Priority::greatest);
   probe_ = Event(Event::For::ordering);

@@ -14,12 +14,14 @@ namespace ringattn::cuda {
 
 class Queue {
  public:
-  explicit Queue(int device);
+  // `num_sms`: no kernel takes more room than so many multiprocessors have; 0: than all.
+  explicit Queue(int device, int num_sms = 0);
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
   ~Queue() { finish(); }
 
   int device() const { return device_; }
+  int num_sms() const { return num_sms_; }
   cudaStream_t stream() const { return stream_; }  // of the call in progress
   cudaStream_t transfers() const { return transfers_.get(); }
 
@@ -39,6 +41,7 @@ class Queue {
 
  private:
   const int device_;
+  const int num_sms_;
   Stream transfers_;
   Event probe_;     // only ever recorded
   Event finished_;  // the last call that was not captured

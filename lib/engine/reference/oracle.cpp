@@ -106,6 +106,8 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
   p.softmax_scale = 1.0F / std::sqrt(static_cast<float>(p.head_dim));
   if (draw(random, 0, 2) == 0) p.softcap = static_cast<float>(draw(random, 1, 30));
   p.num_chunks = draw(random, 0, 2) == 0 ? 0 : draw(random, 1, 5);
+  p.schedule = static_cast<Schedule>(draw(random, 0, 2));
+  if (draw(random, 0, 2) != 0) p.gather_bytes = std::int64_t{1} << draw(random, 0, 20);
 
   const std::int64_t documents = draw(random, 0, 2) == 0 ? draw(random, 1, 6) : 1;
   const auto offsets_q = draw_offsets(random, p.seqlen_q, documents);
@@ -127,7 +129,8 @@ std::string describe(const Problem& p) {
     << "/" << static_cast<int>(p.out_dtype) << "/" << static_cast<int>(p.grad_dtype) << ", sharding "
     << static_cast<int>(p.sharding) << " (stripe " << p.stripe << "), causal " << p.causal << ", bottom_right "
     << p.bottom_right << ", window " << p.window_left << " " << p.window_right << ", softcap " << p.softcap
-    << ", num_chunks " << p.num_chunks << ", documents";
+    << ", num_chunks " << p.num_chunks << ", schedule " << static_cast<int>(p.schedule) << " (gather_bytes "
+    << p.gather_bytes << "), documents";
   for (const Document& d : p.documents) s << " " << d.q_length << "x" << d.kv_length;
   s << ", kv_lengths";
   for (const std::int64_t length : p.kv_lengths) s << " " << length;
