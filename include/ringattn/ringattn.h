@@ -202,10 +202,10 @@ typedef struct ra_context_config {
                                  by anybody else; unique_id is then NULL, and nobody is waited for. The library never aborts it:
                                  after PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the library
                                  makes one */
-  int32_t num_sms;          /**< CUDA: no kernel of the library's own takes more room than so many of the device's streaming
+  int32_t num_sms;          /**< CUDA: no kernel that computes takes more room than so many of the device's streaming
                                  multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
-                                 then launched in turns of so many blocks. 0, the default: all. No result depends on it. Must be 0
-                                 on the CPU backend */
+                                 then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
+                                 default: all. What kernels compute does not depend on it. Must be 0 on the CPU backend */
   int32_t reserved;         /**< 0 */
 } ra_context_config;
 
