@@ -16,23 +16,20 @@ Problem problem_of(DType dtype, std::int64_t seqlen, std::int64_t head_dim) {
 
 TEST(Choice, TilesOfTheirOwnWhereRoundedWeightsAreAllowed) {
   for (const EngineTiles& engine : cpu_engines()) {
-    const auto choose = [&](const Problem& p, Pass pass) { return &engine.choose(p, pass); };
+    const auto choose = [&](const Problem& p) { return &engine.choose(p); };
     const auto expected = [&](const Tiles* wanted) { return wanted != nullptr ? wanted : engine.any; };
-    for (const Pass pass : {Pass::forward, Pass::backward}) {
-      EXPECT_EQ(choose(problem_of(DType::bfloat16, 32, 32), pass), expected(engine.bfloat16)) << engine.name;
-      EXPECT_EQ(choose(problem_of(DType::float32, 32, 32), pass), expected(engine.split)) << engine.name;
-      for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
-        for (const auto& [seqlen, head_dim] : {std::pair{31, 32}, {32, 31}})
-          EXPECT_EQ(choose(problem_of(dtype, seqlen, head_dim), pass), engine.any) << engine.name;
-      EXPECT_EQ(choose(problem_of(DType::float16, 64, 64), pass), engine.any) << engine.name;
+    EXPECT_EQ(choose(problem_of(DType::bfloat16, 32, 32)), expected(engine.bfloat16)) << engine.name;
+    EXPECT_EQ(choose(problem_of(DType::float32, 32, 32)), expected(engine.split)) << engine.name;
+    for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+      for (const auto& [seqlen, head_dim] : {std::pair{31, 32}, {32, 31}})
+        EXPECT_EQ(choose(problem_of(dtype, seqlen, head_dim)), engine.any) << engine.name;
+    EXPECT_EQ(choose(problem_of(DType::float16, 64, 64)), engine.any) << engine.name;
+    // Results in more digits than bfloat16 would show that weights were rounded, and so would gradients that come of them.
+    for (const auto kept : {&Problem::out_dtype, &Problem::grad_dtype}) {
+      Problem p = problem_of(DType::bfloat16, 64, 64);
+      p.*kept = DType::float32;
+      EXPECT_EQ(choose(p), expected(engine.split)) << engine.name;
     }
-    // Results in more digits than bfloat16 would show that weights were rounded.
-    Problem p = problem_of(DType::bfloat16, 64, 64);
-    p.grad_dtype = DType::float32;
-    EXPECT_EQ(choose(p, Pass::forward), expected(engine.bfloat16)) << engine.name;
-    EXPECT_EQ(choose(p, Pass::backward), expected(engine.split)) << engine.name;
-    p.out_dtype = DType::float32;
-    EXPECT_EQ(choose(p, Pass::forward), expected(engine.split)) << engine.name;
   }
 }
 

@@ -28,11 +28,17 @@ using Choice = std::array<int, 7>;
 constexpr Choice choices{static_cast<int>(world_sizes.size()), 3, masks, 3, static_cast<int>(groups.size()),
                          static_cast<int>(dims.size()),        2};
 
-Choice draw_choice(Random& random) {
-  Choice choice;
-  for (std::size_t f = 0; f < choice.size(); ++f) choice[f] = static_cast<int>(draw(random, 0, choices[f] - 1));
-  return choice;
-}
+// The schedule is drawn apart: no problem depends on how it is exchanged.
+struct Choosing {
+  explicit Choosing(std::uint64_t seed) : random(seed), schedules(seed + 1) {}
+  Choice draw_choice() {
+    Choice choice;
+    for (std::size_t f = 0; f < choice.size(); ++f)
+      choice[f] = static_cast<int>(draw(f + 1 < choice.size() ? random : schedules, 0, choices[f] - 1));
+    return choice;
+  }
+  Random random, schedules;
+};
 
 // With sequences of `longest` tokens at most.
 Problem make_problem(const Choice& choice, Random& random, std::int64_t longest) {
@@ -52,7 +58,6 @@ Problem make_problem(const Choice& choice, Random& random, std::int64_t longest)
   if (draw(random, 0, 4) == 0) p.softcap = static_cast<float>(draw(random, 2, 30));
   p.num_chunks = draw(random, 0, 3);
   p.schedule = choice[6] == 0 ? Schedule::ring : Schedule::all_gather;
-  if (draw(random, 0, 1) == 0) p.gather_bytes = std::int64_t{1} << draw(random, 8, 20);
   p.bottom_right = draw(random, 0, 1) == 1;
 
   std::vector<std::int64_t> cuts_q, cuts_kv;
@@ -109,13 +114,16 @@ std::int64_t several_blocks(const Choice&) { return 800; }
 template <class F>
 void sweep(int count, F&& wanted, std::int64_t longest(const Choice&) = one_block) {
   const std::uint64_t seed = test::seed();
-  Random choosing(seed);
+  Choosing choosing(seed);
   std::array<std::unique_ptr<test::Ranks>, world_sizes.size()> ranks;
   for (int n = 0; n < count; ++n) {
-    const Choice choice = draw_choice(choosing);
+    const Choice choice = choosing.draw_choice();
+    const std::int64_t gather_bytes = draw(choosing.schedules, 0, 1) << draw(choosing.schedules, 8, 20);
     if (!wanted(n, choice)) continue;
     Random random(seed * 1'000'003 + static_cast<std::uint64_t>(n));
-    const reference::Oracle oracle(make_problem(choice, random, longest(choice)), random);
+    Problem problem = make_problem(choice, random, longest(choice));
+    if (gather_bytes > 0) problem.gather_bytes = gather_bytes;
+    const reference::Oracle oracle(problem, random);
     auto& group = ranks[static_cast<std::size_t>(choice[0])];
     if (group == nullptr) group = std::make_unique<test::Ranks>(world_sizes[static_cast<std::size_t>(choice[0])]);
     SCOPED_TRACE(::testing::Message() << "case " << n << " on " << group->world_size() << " ranks");
@@ -125,10 +133,10 @@ void sweep(int count, F&& wanted, std::int64_t longest(const Choice&) = one_bloc
 }
 
 TEST(Sweep, CoversEveryPairOfFactors) {
-  Random random(test::seed());
+  Choosing choosing(test::seed());
   std::set<std::array<int, 4>> seen;
   for (int n = 0; n < cases; ++n) {
-    const Choice choice = draw_choice(random);
+    const Choice choice = choosing.draw_choice();
     for (std::size_t f = 0; f < choice.size(); ++f)
       for (std::size_t g = 0; g < f; ++g) seen.insert({static_cast<int>(f), choice[f], static_cast<int>(g), choice[g]});
   }

@@ -17,7 +17,7 @@ struct EngineTiles {
   const Tiles* split = nullptr;     // where numbers may be split into parts; `any` takes the blocks that these do not
 
   // By the problem alone: a pure function.
-  const Tiles& choose(const Problem& problem, Pass pass) const;
+  const Tiles& choose(const Problem& problem) const;
 };
 
 class CpuEngine final : public Engine {

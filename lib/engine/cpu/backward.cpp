@@ -261,7 +261,7 @@ struct Differentiate {
 }  // namespace
 
 std::size_t CpuEngine::scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece, bool) const {
-  const Tiles& tiles = tiles_.choose(problem, pass);
+  const Tiles& tiles = tiles_.choose(problem);
   const std::size_t per_thread = pass == Pass::forward ? thread_bytes<ForwardScratch>(tiles, problem, longest_piece)
                                                        : thread_bytes<BackwardScratch>(tiles, problem);
   Arena shared;
@@ -280,7 +280,7 @@ static std::int64_t choose_stretch(const Tiles& tiles, const Problem& problem, s
 }
 
 void CpuEngine::backward(const Problem& problem, const BackwardStep& step) {
-  const Tiles& tiles = tiles_.choose(problem, Pass::backward);
+  const Tiles& tiles = tiles_.choose(problem);
   const std::vector<Column> columns = find_columns(step, choose_stretch(tiles, problem, step.key_rows));
   std::vector<std::size_t> order(columns.size());  // stretch by stretch, so that neighbours seldom wait for each other
   std::iota(order.begin(), order.end(), std::size_t{0});

@@ -242,7 +242,7 @@ static std::int64_t choose_unit_rows(const Tiles& tiles, const Problem& problem,
 }
 
 void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
-  const Tiles& tiles = tiles_.choose(problem, Pass::forward);
+  const Tiles& tiles = tiles_.choose(problem);
   std::int64_t pieces = 0, longest_piece = 0;
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries) {

@@ -55,12 +55,12 @@ bool has_amx() {
 }  // namespace
 
 // Rounded weights, and gradients of scores, cost a result about as much as its own rounding does, so long as errors average out:
-// not where results are kept in more digits, and not where there are but a few of them. Split numbers lose nothing, but their
-// products are made of whole tiles.
-const cpu::Tiles& cpu::EngineTiles::choose(const Problem& p, Pass pass) const {
+// not where results, or the gradients that the forward pass's results lead to, are kept in more digits, and not where there are but a
+// few of them. Split numbers lose nothing, but their products are made of whole tiles.
+const cpu::Tiles& cpu::EngineTiles::choose(const Problem& p) const {
   constexpr std::int64_t few = 32;
-  const bool all_bfloat16 = p.dtype == DType::bfloat16 && p.out_dtype == DType::bfloat16 &&
-                            (pass == Pass::forward || p.grad_dtype == DType::bfloat16);
+  const bool all_bfloat16 =
+      p.dtype == DType::bfloat16 && p.out_dtype == DType::bfloat16 && p.grad_dtype == DType::bfloat16;
   const bool many = std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
   if (bfloat16 != nullptr && all_bfloat16 && many) return *bfloat16;
   return split != nullptr && p.dtype != DType::float16 && many ? *split : *any;
