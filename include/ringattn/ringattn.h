@@ -205,7 +205,7 @@ typedef struct ra_context_config {
   int32_t num_sms;          /**< CUDA: no kernel that computes takes more room than so many of the device's streaming
                                  multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
                                  then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
-                                 default: all. What kernels compute does not depend on it. Must be 0 on the CPU backend */
+                                 default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend */
   int32_t reserved;         /**< 0 */
 } ra_context_config;
 
@@ -404,7 +404,8 @@ typedef struct ra_memory_requirements {
   double visible_pairs;       /**< (query, key) pairs that this rank's rows see, summed over batch and query heads */
   double forward_flops;       /**< 2 (head_dim + head_dim_v) per visible pair */
   double backward_flops;      /**< 2 (3 head_dim + 2 head_dim_v) per visible pair */
-  int32_t forward_schedule;   /**< ra_schedule of ra_forward: desc.schedule, or what RA_SCHEDULE_AUTO stands for */
+  int32_t forward_schedule;   /**< ra_schedule of ra_forward: desc.schedule, or what RA_SCHEDULE_AUTO stands for; RING if
+                                   world_size is 1 */
   int32_t backward_schedule;  /**< the same for ra_backward */
   int64_t forward_parts;      /**< parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING */
   int64_t backward_parts;     /**< the same for ra_backward */
@@ -547,9 +548,10 @@ RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
  * CPU: returns when `out` and `lse` are complete. CUDA: enqueues, and waits for the other ranks' threads, not for a GPU; over NCCL
  * the first call of a shape waits until all ranks have agreed on it, later ones leave that to the GPU, so that a MISMATCH may be
  * found after the call. What follows in `stream` comes after the call, and so do other calls of this context, whatever their
- * stream. Nothing is allocated after the first call of a shape. The call may be captured in a CUDA graph, once it was made without
- * one; local ranks are captured together, in one graph. Then `stream` orders it with other calls, and of failures only those are
- * noticed that NCCL reports by itself.
+ * stream. Nothing is allocated after the first call of a shape; the engine "cudnn" plans for shapes, strides and whether there is
+ * an lse, and a context makes no more than 256 such plans, after which "portable" computes what is new. The call may be captured in
+ * a CUDA graph, once it was made like that without one; local ranks are captured together, in one graph. Then `stream` orders it
+ * with other calls, and of failures only those are noticed that NCCL reports by itself.
  *
  * Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks wait, and the call may be
  * repeated with better arguments until their time-out, or ra_abort_context lets them go. After OUT_OF_MEMORY, TIMEOUT,
