@@ -2,9 +2,10 @@
 //
 // Tolerance rule: the largest error of a tensor may be at most twice that of a plain computation in the same dtype, both
 // against fp64 on the same rounded inputs. The plain computation is reference::forward<float> with its results rounded to
-// their dtype. On a few numbers its error is a matter of luck, so it is the worst of several orders of summation;
-// and it counts as no less than one fp32 rounding error of each term of an element's sums and one of storing the element in
-// its dtype, below which no computation can promise to stay.
+// their dtype. On a few numbers its error is a matter of luck, so it is the worst of several orders of summation, of gradients
+// behind the plain forward pass and behind one that is exact but for storage, where errors of scores do not cancel those of
+// lse; and it counts as no less than one fp32 rounding error of each term of an element's sums and one of storing the element
+// in its dtype, below which no computation can promise to stay.
 #pragma once
 
 #include <cstddef>
