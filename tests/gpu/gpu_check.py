@@ -48,7 +48,7 @@ class Machine:
         self.is_cuda = options.backend == "cuda"
         for library in options.folder.glob("libtbb.so*"):  # of the folder rather than of the system
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        self.api = ringattn_ctypes.load(str(options.library), str(ROOT / "include/ringattn/ringattn.h"))
+        self.api = ringattn_ctypes.load(str(options.ringattn), str(ROOT / "include/ringattn/ringattn.h"))
         self.capabilities = self.api.make("ra_capabilities")
         self.api.call("ra_get_capabilities", self.capabilities)
         if not self.is_cuda:
@@ -570,7 +570,7 @@ def run_stage(name, options):
 
 
 def as_arguments(options):
-    arguments = ["--backend", options.backend, "--folder", options.folder, "--library", options.library, "--driver", options.driver,
+    arguments = ["--backend", options.backend, "--folder", options.folder, "--library", options.ringattn, "--driver", options.driver,
                  "--tests", options.tests, "--output", options.output]
     return [str(word) for word in arguments] + ["--quick"] * options.quick + ["--stand-in-tests"] * options.stand_in_tests
 
@@ -631,7 +631,7 @@ def main():
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "build/gpu-check", help="what --pack has made")
     parser.add_argument("--quick", action="store_true", help="small problems; nothing is asked of times")
     parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda", help="cpu: what of it can be tried without a GPU")
-    parser.add_argument("--library", type=pathlib.Path, help="libringattn.so (default: that of the folder)")
+    parser.add_argument("--library", dest="ringattn", type=pathlib.Path, help="libringattn.so (default: that of the folder)")
     parser.add_argument("--tests", type=pathlib.Path, help="the program with the tests (default: that of the folder)")
     parser.add_argument("--driver", default="libcuda.so.1", help=argparse.SUPPRESS)
     parser.add_argument("--stand-in-tests", action="store_true", help=argparse.SUPPRESS)  # they need no GPU
@@ -643,15 +643,15 @@ def main():
         if name not in STAGES:
             parser.error(f"no stage {name}; there are: {' '.join(STAGES)}")
     options.folder, options.output = options.folder.resolve(), options.output.resolve()
-    options.library = (options.library or next(iter(options.folder.glob("libringattn.so.*")), options.folder / "libringattn.so")).resolve()
+    options.ringattn = (options.ringattn or next(iter(options.folder.glob("libringattn.so.*")), options.folder / "libringattn.so")).resolve()
     options.tests = (options.tests or options.folder / "gpu_tests").resolve()
     if options.worker is not None:
         return work(options)
     if options.child:
         return run_stage(options.stages[0], options)
 
-    if not options.library.exists():
-        sys.exit(f"gpu_check.py: no {options.library}; ./dev gpu-check --pack makes it")
+    if not options.ringattn.exists():
+        sys.exit(f"gpu_check.py: no {options.ringattn}; ./dev gpu-check --pack makes it")
     options.output.mkdir(parents=True, exist_ok=True)
     commit = options.folder / "commit"
     if commit.exists():
