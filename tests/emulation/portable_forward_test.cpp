@@ -216,6 +216,9 @@ TEST(Portable, ChoosesTheLeastThatHasRoomAndPrecision) {
   EXPECT_EQ(chosen(f32, f32, 4096, 192, 128), (Variant{f32, 256, false}));
   EXPECT_EQ(chosen(f32, bf16, 31, 64, 64), (Variant{f32, 64, true}));
   EXPECT_EQ(chosen(bf16, bf16, 4096, 8, 64), (Variant{bf16, 64, true}));
+  Problem p = simple(bf16, 4096, 64);
+  p.grad_dtype = f32;  // which would show that the forward pass has rounded weights
+  EXPECT_EQ(choose_forward(p), (Variant{bf16, 64, true}));
 }
 
 TEST(Portable, RefusesWithTheNumbers) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/cpu/attention.h"
+#include "engine/precision.h"
 
 #if defined(__x86_64__) && !defined(RA_EMULATE)
 #include <cpuid.h>
@@ -54,16 +55,10 @@ bool has_amx() {
 
 }  // namespace
 
-// Rounded weights, and gradients of scores, cost a result about as much as its own rounding does, so long as errors average out:
-// not where results, or the gradients that the forward pass's results lead to, are kept in more digits, and not where there are but a
-// few of them. Split numbers lose nothing, but their products are made of whole tiles.
+// Split numbers lose nothing, but their products are made of whole tiles.
 const cpu::Tiles& cpu::EngineTiles::choose(const Problem& p) const {
-  constexpr std::int64_t few = 32;
-  const bool all_bfloat16 =
-      p.dtype == DType::bfloat16 && p.out_dtype == DType::bfloat16 && p.grad_dtype == DType::bfloat16;
-  const bool many = std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
-  if (bfloat16 != nullptr && all_bfloat16 && many) return *bfloat16;
-  return split != nullptr && p.dtype != DType::float16 && many ? *split : *any;
+  if (bfloat16 != nullptr && p.dtype == DType::bfloat16 && may_round_weights(p)) return *bfloat16;
+  return split != nullptr && p.dtype != DType::float16 && has_many(p) ? *split : *any;
 }
 
 std::vector<cpu::EngineTiles> cpu::cpu_engines() {

@@ -3,27 +3,11 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "engine/precision.h"
 
 namespace ringattn::cuda {
 namespace {
 
-// Of the significand, with the leading bit.
-int significand_bits(DType dtype) {
-  switch (dtype) {
-    case DType::bfloat16:
-      return 8;
-    case DType::float16:
-      return 11;
-    default:
-      return 24;
-  }
-}
-
-// Whether errors average out.
-bool has_many(const Problem& p) {
-  constexpr std::int64_t few = 32;
-  return std::min({p.seqlen_q, p.seqlen_kv, p.head_dim, p.head_dim_v}) >= few;
-}
 int width_of(const Problem& p) {
   const std::int64_t widest = std::max(p.head_dim, p.head_dim_v);
   return widest <= 64 ? 64 : widest <= 128 ? 128 : 256;
@@ -43,17 +27,12 @@ std::string portable_refusal(const Problem& problem) {
   return "";
 }
 
-// Rounded weights cost a result about as much as its own rounding does, so long as errors average out: not where results are kept in
-// more digits, and not where there are but a few of them.
-Variant choose_forward(const Problem& p) {
-  const bool rounds = significand_bits(p.dtype) >= significand_bits(p.out_dtype) && has_many(p);
-  return {p.dtype, width_of(p), !rounds};
-}
+Variant choose_forward(const Problem& p) { return {p.dtype, width_of(p), !may_round_weights(p)}; }
 
 // All operands of a product are of one type, and parts of exact weights must not be too small for it, as they may be for float16.
 Variant choose_backward(const Problem& p) {
   const bool alike = p.dtype == p.out_dtype;
-  const bool rounds = significand_bits(p.dtype) >= significand_bits(p.grad_dtype) && has_many(p);
+  const bool rounds = may_round_weights(p);
   if (alike && (rounds || p.dtype == DType::bfloat16)) return {p.dtype, width_of(p), !rounds};
   return {DType::float32, width_of(p), !has_many(p)};
 }
