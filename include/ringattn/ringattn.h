@@ -356,8 +356,9 @@ typedef struct ra_attention_desc {
   int64_t gather_bytes;                /**< with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of
                                             their gradients: the problem is computed in parts, some batch entries or some heads
                                             of K and V of one entry, that need no more than this; a single head whose shards are
-                                            longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. One
-                                            row of each rank, in one head, is what a rank holds at least */
+                                            longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
+                                            holds more where one head is more than 1,024 times as much: into more chunks than
+                                            these the library cuts no shard unasked */
 } ra_attention_desc;
 
 /** Fills `desc` with defaults. `struct_size` is sizeof(ra_attention_desc). Accepts NULL. */
@@ -420,7 +421,7 @@ RA_API ra_status ra_get_memory_requirements(const ra_context *context, const ra_
 
 /**
  * The same before any context or device exists: of `config` only rank, world_size, backend, transport, num_threads and
- * engine are read. Errors: as ra_create_context and ra_check_support.
+ * engine are read. Where a context turns out to have no cuDNN, it needs less than this. Errors: as ra_create_context and ra_check_support.
  */
 RA_API ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
                                     ra_memory_requirements *requirements, ra_error *error);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -174,6 +175,22 @@ struct Streams {
   }
   cudaStream_t first, second;
 };
+
+// Both passes, each in a stream of its own. `then` is called on every rank at the end.
+inline void run_both_passes(CudaRanks& ranks, const reference::Oracle& oracle, Results& results,
+                            const std::function<void(ra_context*)>& then = {}) {
+  ranks->run([&](std::int32_t rank, ra_context* context) {
+    const int device = rank % ranks.devices();
+    Streams streams(device);
+    DeviceShards shards(oracle, ranks->world_size(), rank, device);
+    shards.upload(streams.first);
+    Error error;
+    EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
+    EXPECT_EQ(shards.backward(context, streams.second, &error), RA_STATUS_SUCCESS) << error;
+    shards.download(results, streams.second);
+    if (then) then(context);
+  });
+}
 
 inline Results results_for(const reference::Oracle& oracle) {
   return {std::vector<double>(oracle.out.exact.size()), std::vector<double>(oracle.lse.exact.size()),

@@ -302,6 +302,54 @@ TEST_F(BackendCudnn, MemoryIsThatOfTheEstimate) {
   EXPECT_EQ(needs(large, nullptr, 2), needs(large, "portable", 2) + fixed + partial(large, 512));
 }
 
+// For lse where there was none there is no plan yet, and a capture is no time to make one.
+TEST_F(BackendCudnn, MakesNoPlansInACapture) {
+  reference::Random random(seed());
+  const reference::Oracle oracle(simple(64, 32), random);
+  {
+    CudaRanks ranks(1, RA_TRANSPORT_NCCL, 1, by_name("cudnn"));
+    Streams streams(0);
+    DeviceShards shards(oracle, 1, 0, 0);
+    shards.upload(streams.first);
+    Error error;
+    ra_forward_args without_lse = shards.forward_args(streams.first);
+    without_lse.lse = nullptr;
+    EXPECT_EQ(ra_forward((*ranks)[0], &shards.desc(), &without_lse, &error), RA_STATUS_SUCCESS) << error;
+    EXPECT_EQ(fake_cudnn().plans, 1);
+    cudaGraph_t graph = nullptr;
+    ok(cudaStreamBeginCapture(streams.first, cudaStreamCaptureModeGlobal));
+    EXPECT_EQ(shards.forward((*ranks)[0], streams.first, &error), RA_STATUS_SUCCESS) << error;
+    ok(cudaStreamEndCapture(streams.first, &graph));
+    ok(cudaGraphDestroy(graph));
+    EXPECT_EQ(fake_cudnn().plans, 1);
+    ok(cudaStreamSynchronize(streams.first));
+  }
+  expect_no_violations();
+}
+
+// Nothing is kept for a cuDNN that is not there, or that would take all multiprocessors.
+TEST_F(BackendCudnn, TakesNoMemoryWhereItIsMissing) {
+  const Description description(simple(1024, 64));
+  const auto needed = [&](const ConfigTweak& tweak) {
+    CudaRanks ranks(2, RA_TRANSPORT_LOCAL, 1, tweak);
+    ra_memory_requirements requirements;
+    ra_init_memory_requirements(&requirements, sizeof requirements);
+    Error error;
+    EXPECT_EQ(ra_get_memory_requirements((*ranks)[0], &description.desc, &requirements, &error), RA_STATUS_SUCCESS)
+        << error;
+    return requirements.forward_workspace;
+  };
+  const std::size_t portable = needed(by_name("portable"));
+  EXPECT_GT(needed(by_name(nullptr)), portable);
+  EXPECT_EQ(needed([](ra_context_config& config) {
+              config.engine = nullptr;
+              config.num_sms = 3;
+            }),
+            portable);
+  reset_fake_cudnn("libcudnn.so.9 is not here");
+  EXPECT_EQ(needed(by_name(nullptr)), portable);
+}
+
 // A call captured in a graph: the plan is one of before, and what the graph does is right for new inputs.
 TEST_F(BackendCudnn, IsCaptured) {
   reference::Random random(seed());

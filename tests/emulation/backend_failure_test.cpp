@@ -218,14 +218,8 @@ TEST(BackendFailure, ALateRankIsWaitedFor) {
   {
     CudaRanks ranks(size, RA_TRANSPORT_NCCL, size, [](ra_context_config& config) { config.timeout_ms = 20'000; });
     emulation::delay_rank(2, 20);
-    ranks->run([&](std::int32_t rank, ra_context* context) {
-      Streams streams(rank);
-      DeviceShards shards(oracle, size, rank, rank);
-      shards.upload(streams.first);
+    run_both_passes(ranks, oracle, results, [](ra_context* context) {
       Error error;
-      EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
-      EXPECT_EQ(shards.backward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
-      shards.download(results, streams.first);
       EXPECT_EQ(ra_get_async_error(context, &error), RA_STATUS_SUCCESS) << error;
     });
   }

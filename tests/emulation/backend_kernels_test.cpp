@@ -40,16 +40,7 @@ TEST_P(Kernels, AreRightInARing) {
     Results results = results_for(oracle);
     {
       CudaRanks ranks(world_size, transport, machine.devices());
-      ranks->run([&](std::int32_t rank, ra_context* context) {
-        const int device = rank % ranks.devices();
-        Streams streams(device);
-        DeviceShards shards(oracle, ranks->world_size(), rank, device);
-        shards.upload(streams.first);
-        Error error;
-        EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
-        EXPECT_EQ(shards.backward(context, streams.second, &error), RA_STATUS_SUCCESS) << error;
-        shards.download(results, streams.second);
-      });
+      run_both_passes(ranks, oracle, results);
     }
     expect_within(results, oracle);
     machine.expect_clean();

@@ -26,15 +26,7 @@ TEST(NumSms, LimitsEveryLaunchAndChangesNoResult) {
     Results& results = all.emplace_back(results_for(oracle));
     {
       CudaRanks ranks(size, RA_TRANSPORT_LOCAL, size, [&](ra_context_config& config) { config.num_sms = num_sms; });
-      ranks->run([&](std::int32_t rank, ra_context* context) {
-        Streams streams(rank);
-        DeviceShards shards(oracle, size, rank, rank);
-        shards.upload(streams.first);
-        Error error;
-        EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
-        EXPECT_EQ(shards.backward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
-        shards.download(results, streams.first);
-      });
+      run_both_passes(ranks, oracle, results);
     }
     expect_within(results, oracle);
     EXPECT_EQ(launcher.faults(), std::vector<std::string>{});

@@ -48,15 +48,7 @@ TEST_P(Large, IsWithinTheToleranceOfTheOracle) {
       Results results = results_for(oracle);
       {
         CudaRanks ranks(world_size, RA_TRANSPORT_LOCAL, machine.devices());
-        ranks->run([&](std::int32_t rank, ra_context* context) {
-          Streams streams(0);
-          DeviceShards shards(oracle, world_size, rank, 0);
-          shards.upload(streams.first);
-          Error error;
-          EXPECT_EQ(shards.forward(context, streams.first, &error), RA_STATUS_SUCCESS) << error;
-          EXPECT_EQ(shards.backward(context, streams.second, &error), RA_STATUS_SUCCESS) << error;
-          shards.download(results, streams.second);
-        });
+        run_both_passes(ranks, oracle, results);
       }
       expect_within(results, oracle);
       machine.expect_clean();

@@ -113,7 +113,8 @@ std::string cudnn_refusal(const Problem& p, Pass pass) {
   if (pass == Pass::backward) return "its dQ is not deterministic, or rounded before it is complete";
   if (p.dtype == DType::float32) return text("dtype is float32; it takes 16 bits");
   if (choose_forward(p).exact_weights)
-    return "it rounds weights to dtype, which is too coarse for out_dtype, or for so few queries, keys or elements";
+    return "it rounds weights to dtype, which is too coarse for out_dtype or grad_dtype, or for so few queries, keys "
+           "or elements";
   for (const auto& [field, dim] : {std::pair{"head_dim", p.head_dim}, std::pair{"head_dim_v", p.head_dim_v}})
     if (dim % piece != 0) return text(field, " is ", dim, "; must be a multiple of ", piece);
   if (p.softcap != 0) return text("softcap is ", p.softcap);
@@ -214,6 +215,8 @@ std::size_t CudnnEngine::scratch_bytes(const Problem& p, Pass pass, std::int64_t
 const CudnnEngine::Kept& CudnnEngine::plan_for(const CudnnShape& shape) {
   for (const std::unique_ptr<Kept>& kept : plans_)
     if (kept->shape == shape) return *kept;
+  static const Kept& captured = make_immortal<Kept>(Kept{{}, nullptr, "it makes no plans while a call is captured"});
+  if (queue_->captures()) return captured;
   static const Kept& too_many =
       make_immortal<Kept>(Kept{{}, nullptr, text("it has made plans of ", most_plans, " shapes, which is the most")});
   if (plans_.size() == most_plans) return too_many;

@@ -31,7 +31,7 @@ struct CudnnCall {
   bool first, last;                    // ForwardStep, for these rows
   bool direct;                         // the result is the step's
 };
-// The calls of a step, or why there are none. `longest_piece` as Engine::scratch_bytes has it. Pure.
+// The calls of a step, or why there are none. Pure.
 std::string divide(const ForwardStep& step, std::vector<CudnnCall>& calls);
 
 class CudnnEngine {

@@ -85,7 +85,7 @@ class CudnnOrPortable final : public PortableEngine {
                 "; backward: ", taker(refusal_of_cudnn(p, Pass::backward)));
   }
   std::size_t scratch_bytes(const Problem& p, Pass pass, std::int64_t longest_piece, bool only_step) const override {
-    return cudnn_.scratch_bytes(p, pass, longest_piece, only_step);
+    return missing_.empty() ? cudnn_.scratch_bytes(p, pass, longest_piece, only_step) : 0;
   }
 
   void forward(const Problem& p, const ForwardStep& step) override {
