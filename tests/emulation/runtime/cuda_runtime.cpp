@@ -88,7 +88,7 @@ cudaError_t allocate(Machine& m, Memory::Kind kind, void** data, std::size_t byt
 
 cudaError_t free(Machine& m, Memory::Kind kind, void* data) {
   if (const cudaError_t error = m.unsafe_in_capture()) return error;
-  return data == nullptr || m.memory.free(kind, data, m.host) ? cudaSuccess : cudaErrorInvalidValue;
+  return data == nullptr || m.memory.free(kind, data, m.host()) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 // A copy between any two places.

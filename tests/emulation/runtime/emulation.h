@@ -9,8 +9,9 @@
 //     at random. They run on the threads that submit, wait and query; the function of one may run while another's does.
 //   * The *checker* looks at each operation when it is submitted, so that what it says does not depend on the order drawn: every
 //     stream counts its operations, and carries a vector of what it has come after on every other stream (a vector clock). An
-//     access is a violation if it conflicts with an earlier one that it does not come after. The host is one more party: it has
-//     come after what it has synchronised with, or has been told of by a query. The other rules are in the list below.
+//     access is a violation if it conflicts with an earlier one that it does not come after. Every host thread is one more
+//     party: it comes after what it has synchronised with, or has been told of by a query, and after what threads that are over
+//     have, and the one that called reset. The other rules are in the list below.
 //   * Graphs: what is submitted to a capturing stream becomes a node. A launch submits every node afresh, and checks it again.
 //   * NCCL: a group is one operation. When all before it is over it begins, and when all its transfers have met their
 //     counterpart, begun too, it is over: a message is never buffered.
@@ -18,7 +19,8 @@
 // What it cannot show
 //   * Accesses that were not declared, other than by wrong results. (Two at once are seen by ThreadSanitizer.)
 //   * Ordering between ranks that is by messages alone: a receive is not taken to come after what the sender did before it sent.
-//   * A host thread that relies on what another has synchronised with, without any synchronisation between the two.
+//   * That a host thread may rely on what another, which runs on, has synchronised with: that counts as a violation, even where a
+//     mutex makes it right.
 //   * What the host itself does to pinned memory, except through host_read and host_write.
 //   * Time, priorities, and how much fits on a device at once. NCCL's connection set-up, in which its calls may block.
 //   * Wherever CUDA leaves a choice this takes one: cudaFree does not wait, pageable memory is staged or waited for.
@@ -100,8 +102,8 @@ std::vector<std::string> live_objects();
 void fail_call(const char* function, int n, int result);
 int take_back_failures();  // those of calls that have not come; how many
 
-// A wait is a stream and another that it waits for, by whatever event and as often as it does so: "stream 3 of device 0 for stream 1 of
-// device 1", each counted on its device. From now on cudaStreamWaitEvent does nothing for that one.
+// A wait is one call of cudaStreamWaitEvent: "stream 3 of device 0 for stream 1 of device 1, wait 2", where streams are counted on their
+// device, and waits between these two. This one does nothing.
 void leave_out_wait(const std::string& wait);
 std::vector<std::string> waits();  // that there have been since reset
 

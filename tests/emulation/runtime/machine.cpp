@@ -19,6 +19,22 @@ std::unique_ptr<Machine>& instance() {
   return machine;
 }
 
+// What this thread has synchronised with, on which machine. When the thread is over, all others may have waited for it.
+struct Synchronised {
+  std::uint64_t machine = 0;
+  Clock clock;
+
+  Synchronised() = default;
+  Synchronised(const Synchronised&) = delete;
+  Synchronised& operator=(const Synchronised&) = delete;
+  ~Synchronised() {
+    const Lock lock(machine_mutex());
+    if (machine == emulation::machine().number) join(emulation::machine().host_before, clock);
+  }
+};
+
+std::uint64_t machines = 0;
+
 }  // namespace
 
 std::mutex& machine_mutex() {
@@ -30,6 +46,7 @@ void replace_machine(std::unique_ptr<Machine> next) { instance() = std::move(nex
 
 Machine::Machine(const Config& configuration)
     : config(configuration),
+      number(++machines),
       memory(config, [this](Rule rule, const std::string& what) { report(rule, what); }),
       random(config.seed) {
   order_ = config.order ? *config.order : static_cast<Order>(random() % 3);
@@ -70,8 +87,9 @@ std::string Machine::place(const CUstream_st& stream) const {
 
 bool Machine::leaves_out(const CUstream_st& stream, const CUevent_st& event) {
   if (event.recorder == nullptr) return false;
-  const std::string wait = place(stream) + " for " + place(*event.recorder);
-  waits.insert(wait);
+  const std::string streams = place(stream) + " for " + place(*event.recorder);
+  const std::string wait = streams + ", wait " + std::to_string(++waits_between[streams]);
+  waits.push_back(wait);
   return wait == left_out_wait;
 }
 
@@ -151,6 +169,17 @@ cudaError_t Machine::submit(Lock& lock, const std::vector<CUstream_st*>& on, Wor
 
 // ---------------------------------------------------------------- operations
 
+Clock& Machine::host() {
+  if (std::this_thread::get_id() == first_thread) return host_before;
+  thread_local Synchronised synchronised;
+  if (synchronised.machine != number) {
+    synchronised.machine = number;
+    synchronised.clock.clear();
+  }
+  join(synchronised.clock, host_before);
+  return synchronised.clock;
+}
+
 OperationPtr Machine::enqueue(int lane, int stream, Work work, Tail& tail) {
   auto author = std::make_shared<Author>();
   author->name = std::move(work.name);
@@ -160,13 +189,13 @@ OperationPtr Machine::enqueue(int lane, int stream, Work work, Tail& tail) {
   author->stream = stream;
   author->device = work.device;
 
-  join(tail.clock, host);
+  join(tail.clock, host());
   if (tail.clock.size() < counts_.size()) tail.clock.resize(counts_.size(), 0);
   tail.clock[static_cast<std::size_t>(lane)] = author->count;
 
   auto operation = std::make_shared<Operation>();
   operation->author = author;
-  operation->sound = memory.check(author, work.reach, work.accesses, tail.clock, host);
+  operation->sound = memory.check(author, work.reach, work.accesses, tail.clock, host_before);
   if (operation->sound) operation->function = std::move(work.function);
   operation->exchange = std::move(work.exchange);
   for (OperationPtr& before : tail.operations)
@@ -272,7 +301,7 @@ void Machine::wait(Lock& lock, const Tail& tail) {
     else
       changed.wait_until(lock, until);
   }
-  join(host, clock);
+  join(host(), clock);
 }
 
 bool Machine::poll(Lock& lock, const Tail& tail) {
@@ -283,7 +312,7 @@ bool Machine::poll(Lock& lock, const Tail& tail) {
   if (moves && !all_over(targets))
     if (const OperationPtr next = choose(&targets)) run(lock, next);
   if (!all_over(targets)) return false;
-  join(host, clock);
+  join(host(), clock);
   return true;
 }
 
@@ -301,11 +330,11 @@ cudaError_t submit(cudaStream_t stream, const char* name, std::span<const Access
 
 void host_read(const void* data, std::size_t bytes) {
   const Lock lock(machine_mutex());
-  machine().memory.check_host({data, bytes, false}, machine().host);
+  machine().memory.check_host({data, bytes, false}, machine().host());
 }
 void host_write(void* data, std::size_t bytes) {
   const Lock lock(machine_mutex());
-  machine().memory.check_host({data, bytes, true}, machine().host);
+  machine().memory.check_host({data, bytes, true}, machine().host());
 }
 
 void reset(const Config& config) {
@@ -335,7 +364,9 @@ void leave_out_wait(const std::string& wait) {
 }
 std::vector<std::string> waits() {
   const Lock lock(machine_mutex());
-  return {machine().waits.begin(), machine().waits.end()};
+  std::vector<std::string> waits = machine().waits;
+  std::sort(waits.begin(), waits.end());
+  return waits;
 }
 
 std::vector<std::string> live_objects() {

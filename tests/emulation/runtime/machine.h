@@ -114,8 +114,11 @@ class Machine {
   ~Machine();
 
   const Config config;
+  const std::uint64_t number;  // of this machine, from 1
+  const std::thread::id first_thread = std::this_thread::get_id();
   Memory memory;
-  Clock host;  // what the host has synchronised with
+  Clock host_before;  // what the thread that made the machine, and threads that are over, have synchronised with
+  Clock& host();      // that, and what this thread has
   std::mt19937_64 random;
 
   // Objects by handle. Destroyed ones are kept until the machine goes, since their handles must stay different from new ones.
@@ -162,7 +165,8 @@ class Machine {
   std::vector<Failure> failures;
   int injected(const char* function);  // 0, or what this call is to fail with
 
-  std::set<std::string> waits;
+  std::vector<std::string> waits;
+  std::map<std::string, int> waits_between;  // two streams
   std::string left_out_wait;
   bool leaves_out(const CUstream_st& stream, const CUevent_st& event);
   std::string place(const CUstream_st& stream) const;  // "stream 3 of device 0"
