@@ -135,6 +135,7 @@ class Plan {
   std::int64_t gradient_bytes(std::int64_t rows) const;
 
   const std::vector<Moment>& moments() const { return moments_; }
+  bool has_one_moment() const { return moments_.size() == 1; }
   std::span<const Transfer> transfers(const Moment& moment) const {
     return between(transfers_, moment, &Moment::transfers);
   }

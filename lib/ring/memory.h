@@ -12,6 +12,11 @@ inline Slots take_chunk_slots(Arena& arena, const Plan& plan) {
   return Slots::take(arena, plan.chunk_slots(), plan.chunk_bytes(plan.longest_chunk()));
 }
 
+inline std::byte* take_scratch(Arena& arena, const Plan& plan, const Problem& problem, const Engine& engine) {
+  return arena.take<std::byte>(static_cast<std::int64_t>(
+      engine.scratch_bytes(problem, plan.pass(), plan.longest_query_piece(), plan.has_one_moment())));
+}
+
 // `problem`: of any part.
 struct ForwardMemory {
   Slots chunks;
@@ -22,15 +27,13 @@ struct ForwardMemory {
 
   static ForwardMemory take(Arena& arena, const Plan& plan, const Problem& problem, const Engine& engine) {
     const Problem& p = problem;
-    const bool only_step = plan.moments().size() == 1;
-    const std::int64_t rows = only_step ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
+    const std::int64_t rows = plan.has_one_moment() ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
     ForwardMemory memory;
     memory.chunks = take_chunk_slots(arena, plan);
     memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
-    memory.scratch = arena.take<std::byte>(
-        static_cast<std::int64_t>(engine.scratch_bytes(p, Pass::forward, plan.longest_query_piece(), only_step)));
+    memory.scratch = take_scratch(arena, plan, problem, engine);
     return memory;
   }
 };
@@ -50,8 +53,7 @@ struct BackwardMemory {
     memory.delta = arena.take<float>(rows);
     memory.dq = arena.take<float>(p.grad_dtype == DType::float32 ? 0 : rows * p.head_dim);
     memory.gradients = Slots::take(arena, plan.gradient_slots(), plan.gradient_bytes(plan.longest_chunk()));
-    memory.scratch = arena.take<std::byte>(static_cast<std::int64_t>(
-        engine.scratch_bytes(p, Pass::backward, plan.longest_query_piece(), plan.moments().size() == 1)));
+    memory.scratch = take_scratch(arena, plan, problem, engine);
     return memory;
   }
 };

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+
+#include "engine/engine.h"
 
 namespace ringattn::cuda {
 
@@ -10,5 +13,11 @@ struct Access {
   std::size_t bytes = 0;
   bool writes = false;  // else reads; what is updated in place is declared twice
 };
+
+// From a tensor's first element to its last.
+inline Access access_of(const Tensor& t, std::int64_t batch, const Extent& extent, bool writes) {
+  const std::int64_t last = t.offset(batch - 1, extent.rows - 1, extent.heads - 1) + extent.dim;
+  return {t.data, static_cast<std::size_t>(last * size_of(t.dtype)), writes};
+}
 
 }  // namespace ringattn::cuda

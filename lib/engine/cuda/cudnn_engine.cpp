@@ -48,8 +48,6 @@ struct Faster {
 };
 constexpr Faster faster[] = {{90, 99, 64, 512}, {90, 99, 128, 512}, {100, 109, 64, 512}, {100, 109, 128, 512}};
 
-std::string dotted(Capability capability) { return text(capability / 10, '.', capability % 10); }
-
 std::int64_t length_of(std::span<const Piece> pieces) {
   std::int64_t length = 0;
   for (const Piece& piece : pieces) length += piece.length;
@@ -180,10 +178,7 @@ std::string divide(const ForwardStep& step, std::vector<CudnnCall>& calls) {
 
 std::string CudnnEngine::use(Queue& queue) {
   queue_ = &queue;
-  int major = 0, minor = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, queue.device()), "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, queue.device()), "cudaDeviceGetAttribute");
-  capability_ = major * 10 + minor;
+  capability_ = capability_of(queue.device());
   if (queue.num_sms() > 0) return text("num_sms is ", queue.num_sms(), ", and cuDNN would take them all");
   if (taken_ == Taken::where_faster && !cudnn_is_ever_faster(capability_))
     return text("not taken to be faster on compute capability ", dotted(capability_));

@@ -13,8 +13,6 @@
 
 namespace ringattn::cuda {
 
-// Of a GPU: 9.0 is 90.
-using Capability = int;
 constexpr Capability any_capability = 0;
 
 // Why cuDNN cannot run the problem's pass, or empty. Pure.

@@ -222,14 +222,6 @@ Operand operand(const Tensor& t) {
   return {static_cast<std::byte*>(t.data), {t.head_stride * size, t.seq_stride * size, t.batch_stride * size}};
 }
 
-// The range from a tensor's first element to its last.
-Access whole(const Tensor& t, std::int64_t batch, Extent extent, bool writes) {
-  return {t.data,
-          static_cast<std::size_t>((t.offset(batch - 1, extent.rows - 1, extent.heads - 1) + extent.dim) *
-                                   size_of(t.dtype)),
-          writes};
-}
-
 struct Grid {
   Lines lines;
   int blocks;
@@ -288,7 +280,7 @@ int with_dtype(DType dtype, F&& f) {
 
 int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream, int num_sms) {
   if (empty(batch, extent)) return 0;
-  const Access accesses[] = {whole(from, batch, extent, false), whole(to, batch, extent, true)};
+  const Access accesses[] = {access_of(from, batch, extent, false), access_of(to, batch, extent, true)};
   const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
   return with_unit(unit_bytes(line_bytes, {from, to}), [&]<int bytes>() {
     const Grid grid = divide(batch, extent, line_bytes / bytes, copy_kernel<bytes>, num_sms);
@@ -300,8 +292,8 @@ int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent
 int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, bool accumulate, CUstream_st* stream,
           int num_sms) {
   if (empty(batch, extent)) return 0;
-  const Access accesses[] = {whole(from, batch, extent, false), whole(to, batch, extent, true),
-                             whole(to, batch, extent, false)};
+  const Access accesses[] = {access_of(from, batch, extent, false), access_of(to, batch, extent, true),
+                             access_of(to, batch, extent, false)};
   return with_dtype(to.dtype, [&]<class T>() {
     const auto run = [&]<int numbers>() {
       const Grid grid = divide(batch, extent, extent.dim / numbers, round_kernel<T, numbers>, num_sms);
@@ -316,7 +308,7 @@ int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent exten
 
 int clear(std::int64_t batch, const Tensor& to, Extent extent, CUstream_st* stream, int num_sms) {
   if (empty(batch, extent)) return 0;
-  const Access accesses[] = {whole(to, batch, extent, true)};
+  const Access accesses[] = {access_of(to, batch, extent, true)};
   const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
   return with_unit(unit_bytes(line_bytes, {to}), [&]<int bytes>() {
     const Grid grid = divide(batch, extent, line_bytes / bytes, clear_kernel<bytes>, num_sms);

@@ -17,13 +17,11 @@ class PortableEngine : public CudaEngine {
   const char* name() const override { return "portable"; }
 
   void use(Queue& queue) override {
-    constexpr int oldest = 8;
-    int major = 0, minor = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, queue.device()), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, queue.device()), "cudaDeviceGetAttribute");
-    if (major < oldest)
-      fail(RA_STATUS_NOT_SUPPORTED, "device ", queue.device(), " has compute capability ", major, '.', minor,
-           "; the portable engine needs ", oldest, ".0 or newer");
+    constexpr Capability oldest = 80;
+    const Capability capability = capability_of(queue.device());
+    if (capability < oldest)
+      fail(RA_STATUS_NOT_SUPPORTED, "device ", queue.device(), " has compute capability ", dotted(capability),
+           "; the portable engine needs ", dotted(oldest), " or newer");
     queue_ = &queue;
   }
 

@@ -118,12 +118,6 @@ int blocks_for(std::int64_t lines, int of_block) {
   return static_cast<int>(std::min((lines + of_block - 1) / of_block, most_blocks));
 }
 
-// From the first element of some rows to the last.
-Access whole(const Tensor& t, std::int64_t batch, std::int64_t first_row, Extent e, bool writes) {
-  const std::int64_t last = t.offset(batch - 1, e.rows - 1, e.heads - 1) + e.dim;
-  return {t.bytes_at(0, first_row, 0), static_cast<std::size_t>(last * size_of(t.dtype)), writes};
-}
-
 }  // namespace
 
 int merge(const Problem& problem, const ForwardStep& step, const MergedRows& m, const std::int32_t* unless,
@@ -159,13 +153,13 @@ int merge(const Problem& problem, const ForwardStep& step, const MergedRows& m, 
     accesses.push_back({values + m.first_row, static_cast<std::size_t>(last) * sizeof(float), writes});
   };
   const auto add_running = [&](bool writes) {
-    accesses.push_back(whole(step.running, problem.batch, m.first_row, rows, writes));
+    accesses.push_back(access_of(step.running.from_row(m.first_row), problem.batch, rows, writes));
     add_values(step.max, writes);
     add_values(step.sum, writes);
   };
   if (!step.first) add_running(false);
   if (!step.last) add_running(true);
-  if (step.last) accesses.push_back(whole(step.out, problem.batch, m.first_row, rows, true));
+  if (step.last) accesses.push_back(access_of(step.out.from_row(m.first_row), problem.batch, rows, true));
   if (step.last && step.lse != nullptr) add_values(step.lse, true);
   const LaunchConfig config{.name = "merge",
                             .grid = {blocks_for(p.lines, warps * lines_of_warp), 1, 1},
@@ -190,7 +184,7 @@ int find_not_finite(std::int64_t batch, const Tensor& tensor, Extent extent, std
                  .pieces = static_cast<std::int32_t>(extent.dim / 8),
                  .flag = flag};
   if (p.lines == 0) return 0;
-  const Access accesses[] = {whole(tensor, batch, 0, extent, false), {flag, sizeof *flag, true}};
+  const Access accesses[] = {access_of(tensor, batch, extent, false), {flag, sizeof *flag, true}};
   const LaunchConfig config{.name = "find_not_finite",
                             .grid = {blocks_for(p.lines * p.pieces, threads * lines_of_warp), 1, 1},
                             .threads = threads,

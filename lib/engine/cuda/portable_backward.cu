@@ -75,13 +75,10 @@ int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out
                             .dtype = static_cast<std::int32_t>(dout.dtype),
                             .dout_aligned = is_aligned(entry_dout),
                             .out_aligned = is_aligned(entry_out)};
-    const auto whole = [&](const Tensor& t) {
-      const std::int64_t last = t.offset(entries - 1, rows - 1, problem.num_heads_q - 1);
-      return Access{t.data, static_cast<std::size_t>((last + problem.head_dim_v) * size_of(t.dtype)), false};
-    };
+    const Extent extent{rows, problem.num_heads_q, problem.head_dim_v};
     const Access accesses[] = {
-        whole(entry_dout),
-        whole(entry_out),
+        access_of(entry_dout, entries, extent, false),
+        access_of(entry_out, entries, extent, false),
         {p.delta, static_cast<std::size_t>(entries * problem.num_heads_q * rows) * sizeof(float), true}};
     error = launch_in_turns({.name = "delta",
                              .threads = kernel.threads,

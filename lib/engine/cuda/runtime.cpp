@@ -10,6 +10,14 @@ void fail_cuda(cudaError_t error, const char* function) {
   throw failure;
 }
 
+Capability capability_of(int device) {
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  return major * 10 + minor;
+}
+std::string dotted(Capability capability) { return text(capability / 10, '.', capability % 10); }
+
 OnDevice::OnDevice(int device) {
   check(cudaGetDevice(&before_), "cudaGetDevice");
   if (before_ == device) return;

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "core/error.h"
@@ -15,6 +16,11 @@ namespace ringattn::cuda {
 inline void check(cudaError_t error, const char* function) {
   if (error != cudaSuccess) fail_cuda(error, function);
 }
+
+// Compute capability of a GPU: 9.0 is 90.
+using Capability = int;
+Capability capability_of(int device);
+std::string dotted(Capability capability);  // "9.0"
 
 // The calling thread works on a device until the end of the block, and then on its own again.
 class OnDevice {

@@ -94,9 +94,8 @@ bool is_aligned(const Tensor& tensor) {
 
 Access access_of(const Tensor& tensor, const Work& work, Range rows, std::int64_t heads, std::int64_t dim,
                  bool writes) {
-  const std::int64_t last = tensor.offset(work.num_entries - 1, rows.end - rows.begin - 1, heads - 1);
-  return {tensor.bytes_at(work.first_entry, rows.begin, 0),
-          static_cast<std::size_t>((last + dim) * size_of(tensor.dtype)), writes};
+  return access_of(tensor.from(work.first_entry, rows.begin, 0), work.num_entries, {rows.end - rows.begin, heads, dim},
+                   writes);
 }
 
 Access access_of(const float* values, const Work& work, Range rows, std::int64_t heads, std::int64_t stored_rows,
