@@ -34,7 +34,7 @@ inline ra_status report_exception(ra_error *error, int own_rank) noexcept {
       error->cuda_error = e.cuda_error;
       error->nccl_result = e.nccl_result;
     }
-    return report(error, e.status, e.rank, e.message.c_str());
+    return report(error, e.status, culprit_of(e, own_rank), e.message.c_str());
   } catch (const std::bad_alloc &) {
     return report(error, RA_STATUS_OUT_OF_MEMORY, own_rank, "memory could not be allocated");
   } catch (const std::exception &e) {

@@ -85,7 +85,10 @@ void ra_context::break_group() noexcept {
   ra_error why;
   clear(&why);
   const ra_status status = report_exception(&why, rank.rank);
-  transport->fail(status, why.rank, why.message);
+  Failure failure(status, why.rank, why.message);
+  failure.cuda_error = why.cuda_error;
+  failure.nccl_result = why.nccl_result;
+  transport->fail(failure);
 }
 
 extern "C" {
@@ -148,8 +151,7 @@ void ra_destroy_context(ra_context *context) { delete context; }
 ra_status ra_abort_context(ra_context *context, ra_error *error) {
   return guard(error, [&] {
     ra_context &c = checked(context);
-    c.transport->fail(RA_STATUS_ABORTED, c.rank.rank,
-                      text("ra_abort_context was called on rank ", c.rank.rank).c_str());
+    c.transport->fail({RA_STATUS_ABORTED, c.rank.rank, text("ra_abort_context was called on rank ", c.rank.rank)});
   });
 }
 

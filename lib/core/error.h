@@ -23,6 +23,20 @@ struct Error : std::exception {
   int nccl_result = 0;  // ncclResult_t
 };
 
+// Who broke the group, where rank `own` has thrown this in what all ranks do together. An error that names nobody is its own, but for
+// those that are about several ranks, or about one that is not known.
+inline int culprit_of(const Error& error, int own) noexcept {
+  switch (error.status) {
+    case RA_STATUS_OUT_OF_MEMORY:
+    case RA_STATUS_CUDA_ERROR:
+    case RA_STATUS_NCCL_ERROR:
+    case RA_STATUS_INTERNAL_ERROR:
+      return error.rank < 0 ? own : error.rank;
+    default:
+      return error.rank;
+  }
+}
+
 // A stream that all texts are written with: numbers look the same whatever locale the program has set.
 inline std::ostringstream text_stream() {
   std::ostringstream stream;

@@ -68,11 +68,9 @@ struct Group {
   }
 
   // With the lock held.
-  void fail(ra_status status, int culprit, const char* message) noexcept {
+  void fail(const Failure& first) noexcept {
     if (failure.status != RA_STATUS_SUCCESS) return;
-    failure.status = status;
-    failure.rank = culprit;
-    std::snprintf(failure.message, sizeof failure.message, "%s", message);
+    failure = first;
     for (Member& member : members)
       if (member.state == Member::present && member.on_failure) member.on_failure();
     changed.notify_all();
@@ -254,9 +252,9 @@ class LocalTransport final : public Transport {
     clear();
   }
 
-  void fail(ra_status status, int culprit, const char* message) noexcept override {
+  void fail(const Failure& failure) noexcept override {
     const std::lock_guard lock(group_->mutex);
-    group_->fail(status, culprit, message);
+    group_->fail(failure);
   }
 
   Failure failure() const noexcept override {
@@ -292,16 +290,15 @@ class LocalTransport final : public Transport {
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {
-        group_->fail(RA_STATUS_PEER_LOST, blocker,
-                     text("rank ", blocker, " left while rank ", rank_, " waited for it").c_str());
+        group_->fail(
+            {RA_STATUS_PEER_LOST, blocker, text("rank ", blocker, " left while rank ", rank_, " waited for it")});
         continue;
       }
       if (late) {
         const int culprit = first_cause(blocker);
         group_->fail(
-            RA_STATUS_TIMEOUT, culprit,
-            text("rank ", culprit, " did not come within timeout_ms = ", timeout_ms_, " (rank ", rank_, " waited)")
-                .c_str());
+            {RA_STATUS_TIMEOUT, culprit,
+             text("rank ", culprit, " did not come within timeout_ms = ", timeout_ms_, " (rank ", rank_, " waited)")});
         continue;
       }
       late = group_->changed.wait_until(lock, deadline) == std::cv_status::timeout;
@@ -343,9 +340,8 @@ class LocalTransport final : public Transport {
       if (post == posts.end()) continue;
       if (post->size != mine.size) {
         group_->fail(
-            RA_STATUS_MISMATCH, -1,
-            text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size)
-                .c_str());
+            {RA_STATUS_MISMATCH, -1,
+             text("rank ", mine.peer, " sends ", post->size, " bytes where rank ", rank_, " expects ", mine.size)});
         return false;
       }
       sender = mine.peer;
@@ -464,7 +460,7 @@ std::unique_ptr<Transport> join_local(const std::string& id, int world_size, int
     const auto refuse = [&](const std::string& message) {
       const bool forming = std::any_of(group->members.begin(), group->members.end(),
                                        [](const Member& m) { return m.state == Member::absent; });
-      if (forming) group->fail(RA_STATUS_MISMATCH, rank, message.c_str());  // a complete group is not to be disturbed
+      if (forming) group->fail({RA_STATUS_MISMATCH, rank, message});  // a complete group is not to be disturbed
       throw Error(RA_STATUS_MISMATCH, message, rank);
     };
     if (world_size != group->world_size())
@@ -504,7 +500,7 @@ void refuse_local(const std::string& id, int world_size, int rank, ra_status sta
     {
       const std::lock_guard lock(group->mutex);
       if (group->members[static_cast<std::size_t>(rank)].state == Member::present) return;  // another's place
-      group->fail(status, rank, message);
+      group->fail({status, rank, message});
     }
     Rendezvous::instance().leave(id, group, rank);
   } catch (...) {

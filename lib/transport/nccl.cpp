@@ -115,14 +115,10 @@ class Group {
   milliseconds timeout() const { return timeout_; }
   ncclComm_t comm() const { return comm_; }
 
-  void fail(ra_status status, int culprit, const char* message, int cuda_error = 0, int nccl_result = 0) noexcept {
+  void fail(const Failure& failure) noexcept {
     const std::lock_guard lock(mutex_);
     if (failure_.status != RA_STATUS_SUCCESS) return;
-    failure_.status = status;
-    failure_.rank = culprit;
-    failure_.cuda_error = cuda_error;
-    failure_.nccl_result = nccl_result;
-    std::snprintf(failure_.message, sizeof failure_.message, "%s", message);
+    failure_ = failure;
     changed_.notify_all();
   }
   Failure failure() const noexcept {
@@ -305,9 +301,9 @@ class Group {
         return;
       }
     } catch (const Error& error) {
-      fail(error.status, error.rank, error.what(), error.cuda_error, error.nccl_result);
+      fail({error, rank_});
     } catch (const std::exception& error) {
-      fail(RA_STATUS_OUT_OF_MEMORY, rank_, error.what());
+      fail({RA_STATUS_OUT_OF_MEMORY, rank_, error.what()});
     }
   }
 
@@ -387,7 +383,7 @@ class NcclTransport final : public Transport {
       else
         group_->join(group);
     } catch (const Error& error) {
-      group_->fail(error.status, error.rank, error.what(), error.cuda_error, error.nccl_result);
+      group_->fail({error, rank_});
       throw;
     }
   }
@@ -438,7 +434,7 @@ class NcclTransport final : public Transport {
       try {
         end_exchange();
       } catch (const std::exception&) {
-        group_->fail(RA_STATUS_ABORTED, rank_, "a call failed while a transfer was under way");
+        group_->fail({RA_STATUS_ABORTED, rank_, "a call failed while a transfer was under way"});
         group_->await_end();
         if (cudaEventRecord(exchange_->done.get(), queue_.transfers()) == cudaSuccess)
           cudaStreamWaitEvent(queue_.stream(), exchange_->done.get(), cudaEventWaitDefault);
@@ -450,9 +446,7 @@ class NcclTransport final : public Transport {
     posts_.clear();
   }
 
-  void fail(ra_status status, int culprit, const char* message) noexcept override {
-    group_->fail(status, culprit, message);
-  }
+  void fail(const Failure& failure) noexcept override { group_->fail(failure); }
   Failure failure() const noexcept override { return group_->failure(); }
 
  private:

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "core/error.h"
@@ -26,6 +27,15 @@ struct Failure {
   int nccl_result = 0;
   char message[384] = {};
 
+  Failure() = default;
+  Failure(ra_status status_, int rank_, std::string_view message_) noexcept : status(status_), rank(rank_) {
+    message_.copy(message, sizeof message - 1);
+  }
+  // What rank `own` has thrown.
+  Failure(const Error& error, int own) noexcept : Failure(error.status, culprit_of(error, own), error.what()) {
+    cuda_error = error.cuda_error;
+    nccl_result = error.nccl_result;
+  }
   Error to_error() const {
     Error error(status, message, rank);
     error.cuda_error = cuda_error;
@@ -64,7 +74,7 @@ class Transport {
   virtual void abandon() noexcept = 0;
 
   // Breaks the group. Only the first failure counts; all ranks then name its culprit. Never throws; from any thread.
-  virtual void fail(ra_status status, int culprit, const char* message) noexcept = 0;
+  virtual void fail(const Failure& failure) noexcept = 0;
   // What broke the group; status SUCCESS while it is whole. Never throws; from any thread.
   virtual Failure failure() const noexcept = 0;
 };

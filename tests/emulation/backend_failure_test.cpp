@@ -71,9 +71,25 @@ bool fail_one_call(std::int32_t transport, const char* function, int n, int resu
       ok(cudaStreamSynchronize(streams[static_cast<std::size_t>(rank)]->first));
       ok(cudaStreamSynchronize(streams[static_cast<std::size_t>(rank)]->second));
     }
-    for (std::size_t i = 0; i < size; ++i)
-      if (contexts[i] != nullptr && errors[i].status == RA_STATUS_SUCCESS)
-        ra_get_async_error(contexts[i].get(), &errors[i]);
+    for (std::size_t i = 0; i < size; ++i) {
+      if (contexts[i] == nullptr) continue;
+      Error seen;
+      ra_get_async_error(contexts[i].get(), &seen);
+      if (errors[i].status == RA_STATUS_SUCCESS) errors[i] = seen;
+      if (seen.status == RA_STATUS_SUCCESS) continue;  // a call that was refused breaks nothing
+      const bool is_own = seen.cuda_error != 0 || seen.nccl_result != 0 || seen.status == RA_STATUS_OUT_OF_MEMORY;
+      if (is_own && seen.status != RA_STATUS_PEER_LOST) {
+        EXPECT_EQ(seen.rank, static_cast<std::int32_t>(i)) << seen;
+      }
+      if (transport == RA_TRANSPORT_LOCAL) {
+        EXPECT_GE(seen.rank, 0) << seen;
+      }
+      if (errors[i].status == seen.status) {
+        EXPECT_EQ(errors[i].rank, seen.rank) << seen;
+        EXPECT_EQ(errors[i].cuda_error, seen.cuda_error) << seen;
+        EXPECT_EQ(errors[i].nccl_result, seen.nccl_result) << seen;
+      }
+    }
   }
 
   // What may fail without harm: it is asked again, made up for by waiting, or it comes as a context goes.

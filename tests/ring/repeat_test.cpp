@@ -43,9 +43,7 @@ class DelayedTransport final : public Transport {
     transport_.wait();
   }
   void abandon() noexcept override { transport_.abandon(); }
-  void fail(ra_status status, int culprit, const char* message) noexcept override {
-    transport_.fail(status, culprit, message);
-  }
+  void fail(const Failure& failure) noexcept override { transport_.fail(failure); }
   Failure failure() const noexcept override { return transport_.failure(); }
 
  private:

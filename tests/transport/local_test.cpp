@@ -32,7 +32,7 @@ void run_group(int world_size, F&& body) {
         body(rank, *transport);
       } catch (const Error& error) {
         ADD_FAILURE() << "rank " << rank << ": " << error.message;
-        transport->fail(error.status, rank, error.message.c_str());
+        transport->fail({error, rank});
       }
     });
   for (std::thread& thread : threads) thread.join();
@@ -124,7 +124,7 @@ TEST(Local, SeesAFailureThatComesWhileItCopies) {
         transport.send(0, 0, bulk);
       } else {
         std::this_thread::sleep_for(delay);
-        transport.fail(RA_STATUS_OUT_OF_MEMORY, rank, "as planned");
+        transport.fail({RA_STATUS_OUT_OF_MEMORY, rank, "as planned"});
       }
       together.arrive_and_wait();
     });
