@@ -25,8 +25,8 @@ struct options {
   const char *id_file; /* where rank 0 leaves the group's id for the others */
 };
 
-static void usage(const char *program) {
-  fprintf(stderr,
+static void usage(const char *program, FILE *to) {
+  fprintf(to,
           "usage: %s [--backend cuda|cpu] [--transport local|nccl] [--ranks N] [--rank R --id FILE]\n"
           "          [--tokens N] [--heads N] [--heads-kv N] [--head-dim N] [--chunks N] [--repeats N]\n",
           program);
@@ -78,8 +78,12 @@ static struct options parse(int argc, char **argv) {
       size_t n = 0;
       const size_t count = sizeof numbers / sizeof numbers[0];
       for (; n < count && (value = value_of(numbers[n].name, argc, argv, &i)) == NULL; ++n) continue;
+      if (strcmp(argv[i], "--help") == 0) {
+        usage(argv[0], stdout);
+        exit(0);
+      }
       if (n == count) {
-        usage(argv[0]);
+        usage(argv[0], stderr);
         fail("unknown: %s", argv[i]);
       }
       *numbers[n].value = to_number(numbers[n].name, value, numbers[n].least);

@@ -115,6 +115,7 @@ struct figures run_rank(const struct problem *problem, const struct group *group
   if (context == NULL) fail("rank %d: %s: %s", rank, ra_get_status_name(error.status), error.message);
 
   const int64_t n = ra_get_shard_length(&desc, group->world_size, rank, RA_SIDE_QUERY, &error);
+  if (n < 0) fail("rank %d: %s: %s", rank, ra_get_status_name(error.status), error.message);
   int64_t *const positions = (int64_t *)malloc((size_t)n * sizeof(int64_t));
   uint16_t *const host = (uint16_t *)malloc((size_t)n * width(problem, 0) * sizeof(uint16_t));
   if (positions == NULL || host == NULL) fail("no memory for %lld tokens", (long long)n);
