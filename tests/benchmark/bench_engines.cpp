@@ -6,13 +6,16 @@
 //              and what their flops take at the peak
 //   chosen     by the library, where no engine is asked for
 //   ratio      of two rates: the case's and its base's, median over alternating pairs
+#include <fmt/format.h>
 #include <oneapi/tbb/global_control.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <memory>
 #include <numeric>
 #include <sstream>
+#include <stdexcept>
 #include <thread>
 
 #include "benchmark/peaks.h"
@@ -338,11 +341,8 @@ int main(int argc, char** argv) {
   ringattn::benchmark::Options options;
   return ringattn::benchmark::run_benchmark(
       argc, argv, "engines", "Speed of the engines of this processor, and what keeps it",
-      [&](CLI::App& app) {
-        app.add_option("--engine", options.engine, "one of them; default: all");
-        app.add_option("--pairs", options.pairs, "pairs that count (default 7, with --quick 3)");
-        app.add_option("--only", options.only,
-                       "one table: choice, peaks, kept (masks and heads), short (calls), few (queries)");
-      },
+      {{"--engine", &options.engine, "one of them; default: all"},
+       {"--pairs", &options.pairs, "pairs that count (default 7, with --quick 3)"},
+       {"--only", &options.only, "one table: choice, peaks, kept (masks and heads), short (calls), few (queries)"}},
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });
 }

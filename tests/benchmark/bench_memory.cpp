@@ -8,16 +8,21 @@
 // process stops twice and is looked at from outside: before its contexts and tensors exist, and when its ranks are done and
 // everything is still there. Before the first stop it computes a tiny problem and forgets it, so that pages of code count
 // for neither. One thread per rank, fp32. The last table has no such process: planning needs no tensors.
+#include <fmt/format.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <cstdio>
+#include <fstream>
 #include <memory>
+#include <stdexcept>
 
 #include "benchmark/allocations.h"
 #include "benchmark/report.h"

@@ -11,8 +11,10 @@
 //
 // oneTBB starts no more threads than the machine has processors unless told otherwise; the ranks of a ring bring their own.
 // So that one rank really has P threads, this program raises that limit.
+#include <fmt/format.h>
 #include <oneapi/tbb/global_control.h>
 
+#include <algorithm>
 #include <barrier>
 #include <chrono>
 #include <ctime>
@@ -274,13 +276,11 @@ int main(int argc, char** argv) {
   ringattn::benchmark::Options options;
   return ringattn::benchmark::run_benchmark(
       argc, argv, "ring", "Speed of P ranks against one rank with as many threads",
-      [&](CLI::App& app) {
-        app.add_option("--tokens", options.tokens, "length of the sequence (default 16384, with --quick 4096)");
-        app.add_option("--heads", options.heads, "heads of 64")->capture_default_str();
-        app.add_option("--pairs", options.pairs, "quiet pairs of a row (default 7, with --quick 3)");
-        app.add_option("--seconds", options.most_seconds, "that a row may wait for them (default 40, with --quick 4)");
-        app.add_flag("--schedules", options.schedules, "all_gather against the ring, instead");
-        app.add_option("--only", options.only, "rows whose name contains this, such as '2 ranks, full'");
-      },
+      {{"--tokens", &options.tokens, "length of the sequence (default 16384, with --quick 4096)"},
+       {"--heads", &options.heads, "heads of 64 (default 1)"},
+       {"--pairs", &options.pairs, "quiet pairs of a row (default 7, with --quick 3)"},
+       {"--seconds", &options.most_seconds, "that a row may wait for them (default 40, with --quick 4)"},
+       {"--schedules", &options.schedules, "all_gather against the ring, instead"},
+       {"--only", &options.only, "rows whose name contains this, such as '2 ranks, full'"}},
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });
 }

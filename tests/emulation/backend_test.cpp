@@ -140,9 +140,11 @@ TEST_P(BackendWaits, AreAllNeeded) {
     std::string example;
   };
   std::map<std::string, Kind> kinds;
+  const bool all = slowness == 1 || full();  // or the first of each kind
   for (const std::string& wait : waits) {
-    EXPECT_EQ(run(wait, first), waits);
     Kind& kind = kinds[wait.substr(0, wait.rfind(','))];
+    if (!all && kind.noticed + kind.implied > 0) continue;
+    EXPECT_EQ(run(wait, first), waits);
     const std::vector<emulation::Violation> found = emulation::violations();
     if (!found.empty()) {
       kind.example = found[0].what;
@@ -150,7 +152,7 @@ TEST_P(BackendWaits, AreAllNeeded) {
       continue;
     }
     ++kind.implied;
-    for (std::uint64_t order = 0; order < 6; ++order) {
+    for (std::uint64_t order = 0; order < (all ? 6 : 2); ++order) {
       SCOPED_TRACE(::testing::Message() << "without " << wait << ", in order " << order);
       run(wait, first + order);
       expect_no_violations();
@@ -160,7 +162,9 @@ TEST_P(BackendWaits, AreAllNeeded) {
   for (const auto& [streams, kind] : kinds) {
     std::cout << "of the waits of " << streams << " " << kind.noticed << " noticed, " << kind.implied
               << " implied by others\n    " << kind.example << '\n';
-    EXPECT_GE(kind.noticed, 1) << "no wait of " << streams << " is needed";
+    if (all) {
+      EXPECT_GE(kind.noticed, 1) << "no wait of " << streams << " is needed";
+    }
   }
 }
 

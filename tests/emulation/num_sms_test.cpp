@@ -11,16 +11,18 @@ constexpr reference::ProblemLimits small{.batch = 2, .seqlen = 72, .num_heads_kv
 // Kernels that are to leave multiprocessors free do so, and results are the same to the last bit.
 TEST(NumSms, LimitsEveryLaunchAndChangesNoResult) {
   constexpr int size = 2;
+  constexpr std::int64_t seqlen = slowness == 1 ? 600 : 160;  // more blocks than multiprocessors
   reference::Random random(seed());
   Problem p = reference::draw_problem(random, small);
-  p.seqlen_q = p.seqlen_kv = 600;
-  p.documents = {{0, 600, 0, 600}};
+  p.seqlen_q = p.seqlen_kv = seqlen;
+  p.documents = {{0, seqlen, 0, seqlen}};
   p.kv_lengths.clear();
   p.num_heads_q = 4;
   p.num_heads_kv = 2;
   const reference::Oracle oracle(p, random);
   std::vector<Results> all;
-  for (const int num_sms : {0, 1, 3, 7}) {
+  for (const int num_sms : {0, 3, 1, 7}) {
+    if (slowness > 1 && all.size() == 2) break;
     const KernelLauncher launcher;
     emulation::reset({.devices = size});
     Results& results = all.emplace_back(results_for(oracle));

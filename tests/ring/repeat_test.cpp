@@ -158,7 +158,7 @@ TEST(Repeat, BitsDoNotDependOnThreadsOrTiming) {
     inputs.q[static_cast<std::size_t>(c.problem.seqlen_q / 2 * c.problem.num_heads_q * c.problem.head_dim)] = c.odd;
     for (const int world_size : {1, 4}) {
       const std::vector<std::byte> first = run_delayed(inputs, world_size, 1, seed);
-      for (int n = 1; n < std::max(test::sample(c.repeats), 4); ++n)
+      for (int n = 1; n < std::max(test::sample(c.repeats), test::brief() ? 2 : 4); ++n)
         ASSERT_EQ(run_delayed(inputs, world_size, 1 + n % 4, seed + static_cast<std::uint64_t>(100 * n)), first)
             << "repeat " << n << " with " << 1 + n % 4 << " threads on " << world_size << " ranks";
     }

@@ -30,10 +30,11 @@ inline std::uint64_t number_of(const char* name, std::uint64_t otherwise) {
 }
 
 inline bool full() { return number_of("RINGATTN_TEST_FULL", 0) != 0; }
+inline bool brief() { return number_of("RINGATTN_TEST_BRIEF", 0) != 0; }
 
 // Repetitions of a random test: all of them in an ordinary build, a sample where it is slow.
 inline int sample(int all) {
-  const int share = slowness * (number_of("RINGATTN_TEST_BRIEF", 0) != 0 ? 4 : 1);
+  const int share = slowness * (brief() ? 4 : 1);
   return full() ? all : (all + share - 1) / share;
 }
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -48,15 +49,25 @@ constexpr std::size_t page_bytes = 64 * 1024, stack_bytes = 256 * 1024;
 constexpr std::size_t stagger_bytes = 33 * 64, most_stagger_bytes = 64 * 1024;
 thread_local Fibre *leaving, *arriving;
 
-// Mappings, each a guard page and a stack, that no fibre of this host thread uses at present.
+// Mappings, each a guard page and a stack, that no fibre uses at present: those of a host thread that has ended are the next one's, since
+// every launch begins threads, and the system takes longer to map stacks than a block to run. They stay until the program ends.
+struct Spare {
+  std::mutex mutex;
+  std::vector<std::byte*> mappings;
+} constinit spare;
 struct Mappings {
   std::vector<std::byte*> unused;
   ~Mappings() {
-    for (std::byte* const mapping : unused) munmap(mapping, page_bytes + stack_bytes);
+    const std::lock_guard lock(spare.mutex);
+    spare.mappings.insert(spare.mappings.end(), unused.begin(), unused.end());
   }
 } thread_local mappings;
 
 std::byte* take_mapping() {
+  if (mappings.unused.empty()) {
+    const std::lock_guard lock(spare.mutex);
+    mappings.unused.swap(spare.mappings);
+  }
   if (!mappings.unused.empty()) {
     std::byte* const mapping = mappings.unused.back();
     mappings.unused.pop_back();

@@ -1,0 +1,1 @@
+// Has nothing: what is compiled beside it are the headers that tests/CMakeLists.txt names.
