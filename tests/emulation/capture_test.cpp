@@ -121,6 +121,25 @@ TEST_F(Capture, AFollowerThatDoesNotWaitForALaunchIsCaught) {
   EXPECT_EQ(found[0].rule, Rule::unordered);
 }
 
+TEST_F(Capture, EveryLaunchIsChecked) {
+  begin();
+  ok(cudaEventRecord(e, a));
+  ok(cudaStreamWaitEvent(b, e));
+  fill(a, "overwrite", x, 2);
+  add_one(b, "consume", x, y);  // while that goes on
+  order(b, a, f);
+  ok(end(a));
+  cudaGraphExec_t exec = nullptr;
+  ok(cudaGraphInstantiate(&exec, graph));
+  expect_no_violations("captured, not launched");
+  for (std::size_t launches = 1; launches <= 2; ++launches) {
+    ok(cudaGraphLaunch(exec, c));
+    ok(cudaStreamSynchronize(c));
+    ASSERT_EQ(emulation::violations().size(), launches);
+    EXPECT_EQ(emulation::violations().back().rule, Rule::unordered);
+  }
+}
+
 TEST_F(Capture, UnjoinedWorkIsAnError) {
   begin();
   order(a, b, e);

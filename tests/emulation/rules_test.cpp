@@ -136,11 +136,11 @@ const Program programs[] = {
      }},
     {"a copy that the consumer does not wait for",
      Rule::unordered,
-     {"cudaMemcpyPeerAsync", "consume"},
+     {"cudaMemcpyAsync", "consume"},
      [](World& w, bool right) {
        const Buffer far = make_buffer(1);
        fill(w.a, "produce", w.x, 1);
-       ok(cudaMemcpyPeerAsync(far, 1, w.x, 0, bytes, w.a));
+       ok(cudaMemcpyAsync(far, w.x, bytes, cudaMemcpyDeviceToDevice, w.a));
        if (right) order(w.a, w.stream[1][0], w.e);
        const Buffer result = make_buffer(1);
        add_one(w.stream[1][0], "consume", far, result);
@@ -245,15 +245,6 @@ const Program programs[] = {
        const Buffer memory = right ? make_pinned() : pageable.data();
        fill(w.a, "stray", memory, 1);
        return w.result(memory, 1);
-     }},
-    {"a copy that is told the wrong device",
-     Rule::wrong_device,
-     {"device 0", "device 1"},
-     [](World& w, bool right) {
-       const Buffer far = make_buffer(1);
-       fill(w.a, "produce", w.x, 1);
-       ok(cudaMemcpyPeerAsync(far, right ? 1 : 0, w.x, 0, bytes, w.a));
-       return w.result(far, 1);
      }},
 };
 

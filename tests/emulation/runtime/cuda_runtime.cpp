@@ -380,24 +380,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, enum cudaM
   });
 }
 
-cudaError_t cudaMemcpyPeerAsync(void* to, int to_device, const void* from, int from_device, size_t bytes,
-                                cudaStream_t handle) {
-  return call("cudaMemcpyPeerAsync", [&](Lock& lock, Machine& m) {
-    CUstream_st* const stream = m.stream_of(handle);
-    if (stream == nullptr) return cudaErrorInvalidResourceHandle;
-    if (!is_device(m, to_device) || !is_device(m, from_device)) return cudaErrorInvalidDevice;
-    for (const auto& [data, device] : {std::pair<const void*, int>{to, to_device}, {from, from_device}}) {
-      const Memory::Found* const found = m.memory.find(data);
-      if (found == nullptr || found->kind != Memory::Kind::device)
-        m.report(Rule::wrong_device, "cudaMemcpyPeerAsync is given memory that is no device's");
-      else if (found->device != device)
-        m.report(Rule::wrong_device, "cudaMemcpyPeerAsync is told device " + std::to_string(device) +
-                                         " for memory of device " + std::to_string(found->device));
-    }
-    return copy(lock, m, "cudaMemcpyPeerAsync", to, from, bytes, *stream);
-  });
-}
-
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t handle) {
   return call("cudaMemsetAsync", [&](Lock& lock, Machine& m) {
     CUstream_st* const stream = m.stream_of(handle);

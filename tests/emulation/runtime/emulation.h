@@ -80,7 +80,6 @@ enum class Rule {
   freed,           // uses what has been freed, or frees it again
   freed_in_use,    // frees what an operation that the host has not synchronised with uses
   no_peer_access,  // a kernel touches another device's memory without cudaDeviceEnablePeerAccess
-  wrong_device,    // cudaMemcpyPeerAsync is told another device than the memory's
   size_mismatch    // an NCCL send and its receive
 };
 const char* name(Rule rule);

@@ -411,8 +411,6 @@ const char* name(Rule rule) {
       return "freed_in_use";
     case Rule::no_peer_access:
       return "no_peer_access";
-    case Rule::wrong_device:
-      return "wrong_device";
     case Rule::size_mismatch:
       return "size_mismatch";
   }
