@@ -3,7 +3,7 @@
 #
 #   newcomer.sh [demo | test]        default: both
 #
-# As root; needs debootstrap, git and about 4 GB in TMPDIR. Not part of CTest.
+# As root; needs debootstrap, git and about 6 GB in TMPDIR. Not part of CTest.
 #
 #   RINGATTN_MIRROR   Debian mirror; default: debootstrap's own
 #   RINGATTN_KEEP=1   keeps the tree and says where it is
