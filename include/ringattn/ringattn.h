@@ -421,7 +421,8 @@ RA_API ra_status ra_get_memory_requirements(const ra_context *context, const ra_
 
 /**
  * The same before any context or device exists: of `config` only rank, world_size, backend, transport, num_threads and
- * engine are read. Where a context turns out to have no cuDNN, it needs less than this. Errors: as ra_create_context and ra_check_support.
+ * engine are read. Where a context turns out to have no cuDNN, it needs less than this. Errors: as ra_create_context and
+ * ra_check_support.
  */
 RA_API ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
                                     ra_memory_requirements *requirements, ra_error *error);

@@ -22,8 +22,8 @@
 // Registers are what is short: of 32 rows and 64 keys, at head_dim 128, O and S alone are 192 of 255. nvcc 13 spills 144 bytes of a
 // thread there (sm_90a), up to 100 at 256, next to none at 64; what seldom changes is in shared memory for that reason.
 //
-// 0 times infinity is not 0, and infinity has no parts: where a tile is hidden from some rows, or numbers are split, and V is not finite, those numbers are taken out of shared memory
-// and added to the rows that see them, one by one.
+// 0 times infinity is not 0, and infinity has no parts: where a tile is hidden from some rows, or numbers are split, and V is not
+// finite, those numbers are taken out of shared memory and added to the rows that see them, one by one.
 #pragma once
 
 #include "engine/cuda/forward.h"
@@ -47,9 +47,9 @@ struct ForwardShape {
   using Q = SharedTile<T, 0, rows, Dim>;
   using K = SharedTile<T, Q::end, keys, Dim>;
   using V = SharedTile<T, K::end, keys, Dim>;
-  using Seen = Shared<Words<4>, V::end, rows>;          // Range of each row's keys, as they are counted in the block
+  using Seen = Shared<Words<4>, V::end, rows>;         // Range of each row's keys, as they are counted in the block
   using Spoilt = Shared<std::uint32_t, Seen::end, 4>;  // whether V is, as each warp knows it
-  using Own = Shared<Words<4>, Spoilt::end, warps>;     // Walk::Tiles of each warp, which has no registers to spare
+  using Own = Shared<Words<4>, Spoilt::end, warps>;    // Walk::Tiles of each warp, which has no registers to spare
   static constexpr int shared_bytes = Own::end;
 };
 
@@ -88,8 +88,8 @@ __device__ __forceinline__ Words<4> words_of(const Walk::Tiles& tiles) {
            static_cast<std::uint32_t>(tiles.full_begin), static_cast<std::uint32_t>(tiles.full_end)}};
 }
 __device__ __forceinline__ Walk::Tiles tiles_of(const Words<4>& words) {
-  return {static_cast<std::int32_t>(words[0]), static_cast<std::int32_t>(words[1]),
-          static_cast<std::int32_t>(words[2]), static_cast<std::int32_t>(words[3])};
+  return {static_cast<std::int32_t>(words[0]), static_cast<std::int32_t>(words[1]), static_cast<std::int32_t>(words[2]),
+          static_cast<std::int32_t>(words[3])};
 }
 
 // Two neighbours in a row, of which the first is element `column`.
@@ -219,8 +219,7 @@ struct Forward {
     for (int k = 0; k < Dim; k += P::depth) {
       typename P::Left left[row_tiles];
 #pragma unroll
-      for (int m = 0; m < row_tiles; ++m)
-        left[m] = P::template load_left<Q>((warp_index() * row_tiles + m) * 16, k);
+      for (int m = 0; m < row_tiles; ++m) left[m] = P::template load_left<Q>((warp_index() * row_tiles + m) * 16, k);
 #pragma unroll
       for (int n = 0; n < key_blocks; n += 2) {
         const typename P::Right right = P::template load_columns<K>(n * 8, k);
@@ -407,7 +406,8 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
       const int first = warp_index() * Shape::warp_rows;
       Walk::Tiles own{0, 0, 0, 0};
       if (first < rows)
-        own = walk_keys(item, first_row + first, least(rows - first, Shape::warp_rows), kv_length).in_tiles(keys, origin);
+        own =
+            walk_keys(item, first_row + first, least(rows - first, Shape::warp_rows), kv_length).in_tiles(keys, origin);
       Shape::Own::store(warp_index(), words_of(own));
     }
   }
@@ -419,7 +419,8 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     cp_async_wait<0>();
     barrier();
     const Walk::Tiles own = tiles_of(Shape::Own::load(warp_index()));
-    const bool is_seen = own.has(tile), is_hidden = !own.is_full(tile);  // by some of this warp's rows, from some of them
+    const bool is_seen = own.has(tile);         // by some of this warp's rows
+    const bool is_hidden = !own.is_full(tile);  // from some of them
     copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
     if (is_seen) warp.multiply_keys();
     cp_async_wait<0>();
@@ -454,8 +455,8 @@ template <class T, int dim, Weights weights>
 ForwardKernel forward_kernel() {
   using Shape = ForwardShape<T, dim, weights>;
   constexpr const char* name = std::is_same_v<T, float>      ? "forward_f32"
-                                     : std::is_same_v<T, BFloat16> ? "forward_bf16"
-                                                                   : "forward_f16";
+                               : std::is_same_v<T, BFloat16> ? "forward_bf16"
+                                                             : "forward_f16";
   return {name, forward<T, dim, weights>, Shape::rows, Shape::threads, Shape::shared_bytes};
 }
 
