@@ -78,12 +78,10 @@ static struct options parse(int argc, char **argv) {
       size_t n = 0;
       const size_t count = sizeof numbers / sizeof numbers[0];
       for (; n < count && (value = value_of(numbers[n].name, argc, argv, &i)) == NULL; ++n) continue;
-      if (strcmp(argv[i], "--help") == 0) {
-        usage(argv[0], stdout);
-        exit(0);
-      }
       if (n == count) {
-        usage(argv[0], stderr);
+        const int asked = strcmp(argv[i], "--help") == 0;
+        usage(argv[0], asked ? stdout : stderr);
+        if (asked) exit(0);
         fail("unknown: %s", argv[i]);
       }
       *numbers[n].value = to_number(numbers[n].name, value, numbers[n].least);
