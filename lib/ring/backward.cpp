@@ -39,7 +39,7 @@ class Backward {
 
   void run(const BackwardMemory& memory) const {
     const Extent queries{plan_.query_rows(), p_.num_heads_q, p_.head_dim};
-    const bool direct = p_.grad_dtype == DType::float32;
+    const bool in_place = p_.grad_dtype == DType::float32;  // dq is summed in the caller's
     BackwardStep step;
     step.q = call_.q;
     step.dout = call_.dout;
@@ -47,10 +47,10 @@ class Backward {
     step.lse = call_.lse;
     step.delta = memory.delta;
     step.dq =
-        direct ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
+        in_place ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
     step.scratch = memory.scratch;
     on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
-    if (!direct || !call_.accumulate) on_.engine.clear(p_, step.dq, queries);
+    if (!in_place || !call_.accumulate) on_.engine.clear(p_, step.dq, queries);
 
     for (const Moment& m : plan_.moments()) {
       journey_.begin_transfers(m);
@@ -69,7 +69,7 @@ class Backward {
       journey_.end_transfers(m);
       if (m.finishes_chunk) finish_chunk(m);
     }
-    if (!direct) on_.engine.round(p_, step.dq, call_.dq, queries, call_.accumulate);
+    if (!in_place) on_.engine.round(p_, step.dq, call_.dq, queries, call_.accumulate);
   }
 
  private:
