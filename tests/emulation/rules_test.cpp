@@ -1,7 +1,9 @@
 // Every rule of the checker, by a program that breaks it and must be caught whatever order is drawn, and by one that differs as
 // little as possible, breaks none, and computes what it should.
 #include <cstring>
+#include <latch>
 #include <memory>
+#include <thread>
 
 #include "program.h"
 
@@ -308,6 +310,30 @@ TEST(Runtime, RunsNothingThatNobodyWaitsForInLateOrder) {
   EXPECT_EQ(x[0], 1U);
   EXPECT_EQ(y[0], 0xffffffffU) << "poison";
   EXPECT_EQ(cudaStreamQuery(a), cudaSuccess);
+}
+
+// What another host thread has synchronised with is known when that thread is over, and not because it happened to be earlier.
+TEST(Runtime, TakesEveryHostThreadForAParty) {
+  for (const bool over : {false, true}) {
+    emulation::reset({.devices = 1, .seed = seed()});
+    const cudaStream_t a = make_stream(0), b = make_stream(0);
+    const Buffer x = make_buffer(0), y = make_buffer(0);
+    fill(a, "produce", x, 1);
+    std::latch synchronised(1), submitted(1);
+    std::thread other([&] {
+      ok(cudaStreamSynchronize(a));
+      synchronised.count_down();
+      if (!over) submitted.wait();
+    });
+    synchronised.wait();
+    if (over) other.join();
+    add_one(b, "consume", x, y);
+    submitted.count_down();
+    if (!over) other.join();
+    ok(cudaStreamSynchronize(b));
+    EXPECT_EQ(emulation::violations().size(), over ? 0U : 1U);
+    EXPECT_TRUE(holds(y, 2));
+  }
 }
 
 TEST(Runtime, StagesCopiesFromPageableMemoryAndWaitsForThoseToIt) {
