@@ -347,7 +347,8 @@ typedef struct ra_attention_desc {
   int64_t num_documents;               /**< packed documents, 0 .. 2^31; default 0: the sequence is not packed */
   const int64_t *document_offsets_q;   /**< host, num_documents + 1 entries: 0, ascending, seqlen_q. Document d is the tokens
                                             offsets[d] .. offsets[d + 1] - 1 (the cu_seqlens convention); may be empty */
-  const int64_t *document_offsets_kv;  /**< the same for keys; NULL: document_offsets_q, and then seqlen_kv = seqlen_q */
+  const int64_t *document_offsets_kv;  /**< host, num_documents + 1 entries: the same for keys; NULL: document_offsets_q, and then
+                                            seqlen_kv = seqlen_q */
   const int64_t *kv_lengths;           /**< host, batch entries of 0 .. seqlen_kv: keys before right padding; NULL: none */
   int32_t schedule;                    /**< ra_schedule; default RA_SCHEDULE_AUTO */
   int32_t reserved;                    /**< 0 */
@@ -407,7 +408,7 @@ typedef struct ra_memory_requirements {
   double backward_flops;      /**< 2 (3 head_dim + 2 head_dim_v) per visible pair */
   int32_t forward_schedule;   /**< ra_schedule of ra_forward: desc.schedule, or what RA_SCHEDULE_AUTO stands for; RING if
                                    world_size is 1 */
-  int32_t backward_schedule;  /**< the same for ra_backward */
+  int32_t backward_schedule;  /**< ra_schedule of ra_backward, in the same way */
   int64_t forward_parts;      /**< parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING */
   int64_t backward_parts;     /**< the same for ra_backward */
 } ra_memory_requirements;
@@ -488,10 +489,11 @@ typedef enum ra_stride {
  * seq_stride. Else the call is refused as an overlap.
  */
 typedef struct ra_tensor {
-  void *data;
-  int64_t batch_stride;
-  int64_t seq_stride;
-  int64_t head_stride;
+  void *data;           /**< the first element; may be NULL if there is none */
+  int64_t batch_stride; /**< from one entry to the next */
+  int64_t seq_stride;   /**< from one token to the next */
+  int64_t head_stride;  /**< from one head to the next */
+  size_t size;          /**< bytes that may be read or written from data on; a tensor that takes more is refused. 0: not checked */
 } ra_tensor;
 
 /** Which tensor ra_split_sequence and ra_join_sequence copy. */
@@ -531,6 +533,7 @@ typedef struct ra_forward_args {
   ra_tensor v;           /**< [batch, n_kv, num_heads_kv, head_dim_v], desc.dtype */
   ra_tensor out;         /**< [batch, n_q, num_heads_q, head_dim_v], desc.out_dtype; written */
   float *lse;            /**< [batch, num_heads_q, n_q] packed; written; NULL if not wanted (ra_backward needs it) */
+  size_t lse_size;       /**< bytes that may be written from lse on; fewer than it takes are refused. 0: not checked */
   void *workspace;       /**< forward_workspace bytes aligned to 64, or NULL: the context keeps one of its
                               own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
@@ -574,6 +577,7 @@ typedef struct ra_backward_args {
   ra_tensor v;           /**< as given to ra_forward */
   ra_tensor out;         /**< as ra_forward wrote it */
   const float *lse;      /**< as ra_forward wrote it */
+  size_t lse_size;       /**< as in ra_forward_args */
   ra_tensor dq;          /**< shape of q, desc.grad_dtype; written */
   ra_tensor dk;          /**< shape of k, desc.grad_dtype; written */
   ra_tensor dv;          /**< shape of v, desc.grad_dtype; written */
@@ -613,6 +617,7 @@ typedef struct ra_merge_args {
   const float *lse_a; /**< [batch, num_heads, seqlen] packed */
   const float *lse_b; /**< the same shape */
   float *lse;         /**< the same shape; written; may be lse_a or lse_b itself */
+  size_t lse_size;    /**< bytes that may be read or written from each of the three on; 0: not checked */
 } ra_merge_args;
 
 /** Fills `args` with defaults. `struct_size` is sizeof(ra_merge_args). Accepts NULL. */

@@ -69,6 +69,12 @@ std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seql
   return documents;
 }
 
+// What a caller says that it has is enough; 0: it does not say.
+void require_size(const char *name, const char *field, std::size_t size, std::int64_t bytes) {
+  require(size == 0 || size >= static_cast<std::size_t>(bytes), name, field, " is ", size, "; must be at least ", bytes,
+          " bytes");
+}
+
 }  // namespace
 
 void require_range(const char *field, std::int64_t value, std::int64_t low, std::int64_t high) {
@@ -221,13 +227,15 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
       }
     }
   }
+  const std::int64_t bytes = (last + 1) * size_of(dtype);
+  require_size(name, ".size", t.size, bytes);
   const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
   const auto axis = [&](std::int64_t stride, std::int64_t extent) {
     return Axis{extent > 1 ? stride * size_of(dtype) : 0, extent};
   };
   ranges_.push_back({name,
                      begin,
-                     begin + static_cast<std::uintptr_t>((last + 1) * size_of(dtype)),
+                     begin + static_cast<std::uintptr_t>(bytes),
                      written,
                      shape.dim * size_of(dtype),
                      {axis(tensor.batch_stride, shape.batch), axis(tensor.seq_stride, shape.rows),
@@ -235,17 +243,20 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
   return tensor;
 }
 
-void Ranges::input(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional) {
-  add(name, data, bytes, alignment, optional, false);
+void Ranges::input(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
+                   bool optional) {
+  add(name, data, size, bytes, alignment, optional, false);
 }
-void Ranges::output(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional) {
-  add(name, data, bytes, alignment, optional, true);
+void Ranges::output(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
+                    bool optional) {
+  add(name, data, size, bytes, alignment, optional, true);
 }
 
-void Ranges::add(const char *name, const void *data, std::int64_t bytes, std::int64_t alignment, bool optional,
-                 bool written) {
+void Ranges::add(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
+                 bool optional, bool written) {
   if (bytes == 0 || (optional && data == nullptr)) return;
   require(data != nullptr, name, " is NULL; must point to ", bytes, " bytes");
+  require_size(name, "_size", size, bytes);
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment,
           " bytes");

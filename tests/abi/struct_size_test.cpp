@@ -70,7 +70,7 @@ class World {
   std::unique_ptr<ra_context, Destroy> context;
 };
 
-ra_tensor packed(World::Floats& data) { return {data.data(), 0, 0, 0}; }
+ra_tensor packed(World::Floats& data) { return {data.data(), 0, 0, 0, 0}; }
 
 // How one struct is made and used.
 struct Row {

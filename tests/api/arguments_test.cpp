@@ -179,8 +179,10 @@ TEST(Arguments, InputsMayBeBroadcast) {
     Error error;
     EXPECT_EQ(repeated.forward(context, &error), RA_STATUS_SUCCESS) << error;
     ra_forward_args args = broadcast.forward_args();
-    args.k = {broadcast.k.bytes.get(), RA_STRIDE_REPEAT, broadcast.k.seq_stride, broadcast.k.head_stride};
-    args.v = {broadcast.v.bytes.get(), RA_STRIDE_REPEAT, broadcast.v.seq_stride, broadcast.v.head_stride};
+    args.k = {broadcast.k.bytes.get(), RA_STRIDE_REPEAT, broadcast.k.seq_stride, broadcast.k.head_stride,
+              broadcast.k.size};
+    args.v = {broadcast.v.bytes.get(), RA_STRIDE_REPEAT, broadcast.v.seq_stride, broadcast.v.head_stride,
+              broadcast.v.size};
     EXPECT_EQ(ra_forward(context, &broadcast.desc, &args, &error), RA_STATUS_SUCCESS) << error;
     EXPECT_TRUE(same_bits(broadcast.out, repeated.out));
   });
@@ -244,28 +246,28 @@ TEST(Arguments, OutputsMayBeInterleaved) {
   const Fused layouts[] = {
       {"[batch, seq, heads, dim]", [](auto first, auto, auto) { return first * dim; },
        [](auto heads, auto rows) {
-         return ra_tensor{nullptr, rows * heads * dim, heads * dim, dim};
+         return ra_tensor{nullptr, rows * heads * dim, heads * dim, dim, 0};
        }},
       {"[batch, heads, seq, dim]", [](auto first, auto, auto rows) { return first * rows * dim; },
        [](auto heads, auto rows) {
-         return ra_tensor{nullptr, heads * rows * dim, dim, rows * dim};
+         return ra_tensor{nullptr, heads * rows * dim, dim, rows * dim, 0};
        }},
       {"[seq, batch, heads, dim]", [](auto first, auto, auto) { return first * dim; },
        [](auto heads, auto) {
-         return ra_tensor{nullptr, heads * dim, batch * heads * dim, dim};
+         return ra_tensor{nullptr, heads * dim, batch * heads * dim, dim, 0};
        }},
       {"[batch, room for more tokens, heads, dim]", [](auto first, auto, auto) { return first * dim; },
        [](auto heads, auto rows) {
-         return ra_tensor{nullptr, (rows + 3) * heads * dim, heads * dim, dim};
+         return ra_tensor{nullptr, (rows + 3) * heads * dim, heads * dim, dim, 0};
        }},
       {"[heads, batch, seq, dim]", [](auto first, auto, auto rows) { return first * batch * rows * dim; },
        [](auto, auto rows) {
-         return ra_tensor{nullptr, rows * dim, dim, batch * rows * dim};
+         return ra_tensor{nullptr, rows * dim, dim, batch * rows * dim, 0};
        }},
       // The heads of all tensors in turn: only where all have the same number, which is 4 here.
       {"[batch, seq, head, tensor, dim]", [](auto first, auto, auto) { return first / 4 * dim; },
        [](auto heads, auto rows) {
-         return ra_tensor{nullptr, rows * heads * dim, heads * dim, heads / 4 * dim};
+         return ra_tensor{nullptr, rows * heads * dim, heads * dim, heads / 4 * dim, 0};
        }},
   };
   for (const Fused& layout : layouts) {

@@ -87,7 +87,7 @@ struct Call {
     desc.num_heads_kv = kHeadsKv;
 
     const auto tensor = [&](std::size_t region, std::int64_t heads) {
-      return ra_tensor{arena.region(region), kSeqlen * heads * kDim, heads * kDim, kDim};
+      return ra_tensor{arena.region(region), kSeqlen * heads * kDim, heads * kDim, kDim, 0};
     };
     static_assert(kDim == kDimV && kBatch * kSeqlen * kHeadsQ * kDim * 4 <= static_cast<std::int64_t>(kRegion));
 
@@ -822,12 +822,12 @@ void overlaps(Table& t) {
   // dq, dk and dv in one buffer [batch, seq, 3, heads, dim], with 2 heads each; then one of them is moved into another.
   const auto fuse = [](Call& c, std::int64_t first_of_dk, std::int64_t first_of_dv, std::int64_t seq_stride_of_dv) {
     c.desc.num_heads_q = 2;
-    for (ra_tensor* t : {&c.backward.q, &c.backward.out, &c.backward.dout}) *t = {t->data, 0, 0, 0};
+    for (ra_tensor* t : {&c.backward.q, &c.backward.out, &c.backward.dout}) *t = {t->data, 0, 0, 0, 0};
     const std::int64_t all = 3 * 2 * kDim;
     float* const buffer = reinterpret_cast<float*>(c.arena.region(6));
-    c.backward.dq = {buffer, kSeqlen * all, all, kDim};
-    c.backward.dk = {buffer + first_of_dk, kSeqlen * all, all, kDim};
-    c.backward.dv = {buffer + first_of_dv, kSeqlen * seq_stride_of_dv, seq_stride_of_dv, kDim};
+    c.backward.dq = {buffer, kSeqlen * all, all, kDim, 0};
+    c.backward.dk = {buffer + first_of_dk, kSeqlen * all, all, kDim, 0};
+    c.backward.dv = {buffer + first_of_dv, kSeqlen * seq_stride_of_dv, seq_stride_of_dv, kDim, 0};
   };
   static_assert(kBatch * kSeqlen * 3 * 2 * kDim * 4 < static_cast<std::int64_t>(2 * kRegion));
   t.push_back({"interleaved dk begins on the last element of dq's row",
@@ -874,6 +874,40 @@ void arguments(Table& t) {
                  },
                  {"workspace_size", digits(size)}});
   }
+  struct Sized {
+    Functions functions;
+    const char* name;
+    ra_tensor& (*tensor)(Call&);
+    std::int64_t heads;
+  };
+  const Sized sized[] = {
+      {{&kForward}, "q", [](Call& c) -> ra_tensor& { return c.forward.q; }, kHeadsQ},
+      {{&kForward}, "k", [](Call& c) -> ra_tensor& { return c.forward.k; }, kHeadsKv},
+      {{&kForward}, "v", [](Call& c) -> ra_tensor& { return c.forward.v; }, kHeadsKv},
+      {{&kForward}, "out", [](Call& c) -> ra_tensor& { return c.forward.out; }, kHeadsQ},
+      {{&kBackward}, "dout", [](Call& c) -> ra_tensor& { return c.backward.dout; }, kHeadsQ},
+      {{&kBackward}, "dq", [](Call& c) -> ra_tensor& { return c.backward.dq; }, kHeadsQ},
+      {{&kBackward}, "dk", [](Call& c) -> ra_tensor& { return c.backward.dk; }, kHeadsKv},
+      {{&kBackward}, "dv", [](Call& c) -> ra_tensor& { return c.backward.dv; }, kHeadsKv},
+      {{&kMergeAttention}, "out_a", [](Call& c) -> ra_tensor& { return c.merge.out_a; }, kHeadsQ},
+  };
+  for (const Sized& s : sized) {
+    const auto entry = static_cast<std::size_t>(kSeqlen * s.heads * kDim) * sizeof(float);  // of kBatch
+    for (const std::size_t size : {std::size_t{1}, entry})
+      t.push_back({std::string(s.name) + ".size is " + digits(size),
+                   s.functions,
+                   [=](Call& c) { s.tensor(c).size = size; },
+                   {std::string(s.name) + ".size", digits(size)}});
+  }
+  t.push_back({"lse_size is 1",
+               {&kForward, &kBackward, &kMergeAttention},
+               [](Call& c) { c.forward.lse_size = c.backward.lse_size = c.merge.lse_size = 1; },
+               {"lse_size|lse_a_size", "1"}});
+  const std::size_t merged = kBatch * kSeqlen * kHeadsQ * sizeof(float);
+  t.push_back({"lse_size is 1 less than needed",
+               {&kMergeAttention},
+               [=](Call& c) { c.merge.lse_size = merged - 1; },
+               {"lse_a_size", digits(merged - 1), digits(merged)}});
   t.push_back({"workspace_size is 1 less than needed",
                kCompute,
                [](Call& c) {

@@ -175,16 +175,16 @@ TEST(Merge, InPlaceWithOtherStridesIsRefused) {
   ra_init_merge_args(&args, sizeof args);
   args.seqlen = args.num_heads = 2;
   args.head_dim_v = 1;
-  args.out_a = {a, 4, 2, 1};
-  args.out_b = {b, 0, 0, 0};
-  args.out = {a, 4, 1, 2};
+  args.out_a = {a, 4, 2, 1, sizeof a};
+  args.out_b = {b, 0, 0, 0, sizeof b};
+  args.out = {a, 4, 1, 2, sizeof a};
   args.lse_a = lse_a;
   args.lse_b = lse_b;
   args.lse = lse;
   Error error;
   EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_INVALID_ARGUMENT) << error;
   EXPECT_NE(error.text().find("out overlaps out_a"), std::string::npos) << error;
-  args.out = {lse_a, 4, 2, 1};
+  args.out = {lse_a, 4, 2, 1, sizeof lse_a};
   EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_INVALID_ARGUMENT) << error;
   EXPECT_EQ(a[1], 2);
 }
@@ -217,7 +217,7 @@ TEST(Merge, IsRefusedWhereverAnElementIsShared) {
       std::int64_t strides[3] = {outer, middle, unit};
       if (draw(0, 4) == 0) std::swap(strides[1], strides[2]);
       if (draw(0, 4) == 0) strides[draw(0, 2)] = draw(1, 40);
-      return ra_tensor{buffer.data() + draw(0, draw(0, 1) == 0 ? 20 : 200), strides[0], strides[1], strides[2]};
+      return ra_tensor{buffer.data() + draw(0, draw(0, 1) == 0 ? 20 : 200), strides[0], strides[1], strides[2], 0};
     };
     args.out_a = draw_tensor();
     args.out_b = draw_tensor();

@@ -247,7 +247,7 @@ TEST(Shards, SplitReadsABroadcastSequence) {
   ra_init_sequence_args(&args, sizeof args);
   args.num_heads = 2;
   args.dim = 4;
-  args.whole = {whole.bytes.get(), RA_STRIDE_REPEAT, whole.seq_stride, whole.head_stride};
+  args.whole = {whole.bytes.get(), RA_STRIDE_REPEAT, whole.seq_stride, whole.head_stride, whole.size};
   args.shard = shard.view();
   Error error;
   ASSERT_EQ(ra_split_sequence(&desc, 2, 1, &args, &error), RA_STATUS_SUCCESS) << error;

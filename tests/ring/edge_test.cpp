@@ -225,10 +225,10 @@ TEST(Edge, PositionsBeyondTwoToTheThirtyOne) {
   for (float& x : q) x = 1.0F;
   ra_forward_args args;
   ra_init_forward_args(&args, sizeof args);
-  args.q = {q, 0, 0, 0};
-  args.k = {k, 2, RA_STRIDE_REPEAT, 2};
-  args.v = {v, 2, RA_STRIDE_REPEAT, 2};
-  args.out = {out, 0, 0, 0};
+  args.q = {q, 0, 0, 0, sizeof q};
+  args.k = {k, 2, RA_STRIDE_REPEAT, 2, sizeof k};
+  args.v = {v, 2, RA_STRIDE_REPEAT, 2, sizeof v};
+  args.out = {out, 0, 0, 0, sizeof out};
   args.lse = lse;
   test::Error error;
   ASSERT_EQ(ra_forward(ranks[0], &desc, &args, &error), RA_STATUS_SUCCESS) << error;

@@ -93,7 +93,7 @@ struct ShardBuffer {
   void join(std::vector<double>& whole) {
     for_each([&](std::size_t at, std::byte* element) { whole[at] = reference::decode(element, dtype); });
   }
-  ra_tensor tensor() { return {bytes.data(), 0, 0, 0}; }
+  ra_tensor tensor() { return {bytes.data(), 0, 0, 0, bytes.size()}; }
 
   const Problem& problem;
   Side side;

@@ -155,8 +155,8 @@ class Tensor {
   }
 
   ra_tensor view() const {
-    if (layout == Layout::packed) return {bytes.get(), 0, 0, 0};
-    return {bytes.get(), batch_stride, seq_stride, head_stride};
+    if (layout == Layout::packed) return {bytes.get(), 0, 0, 0, size};
+    return {bytes.get(), batch_stride, seq_stride, head_stride, size};
   }
 
   std::int32_t dtype = RA_DTYPE_FLOAT32;
