@@ -8,8 +8,8 @@
 #   RINGATTN_MIRROR   Debian mirror; default: debootstrap's own
 #   RINGATTN_KEEP=1   keeps the tree and says where it is
 #
-# How this machine reaches the network (apt's sources and options, proxies, certificates, pip's configuration) is copied into the
-# tree where it differs from the default; nothing else is.
+# How this machine reaches the network (apt's sources and options, proxies, certificates) is copied into the
+# tree where it differs from the default, with that of pip, cargo, Maven and Go; nothing else is.
 set -euo pipefail
 
 commands=("${@:-demo}")
@@ -73,9 +73,9 @@ for file in /etc/apt/apt.conf.d/* /etc/apt/auth.conf.d/*; do
   if grep -qs -e '^Acquire::[hC]' -e '^machine' "$file"; then copy "$file"; fi
 done
 copy /etc/resolv.conf /etc/hosts /etc/ssl/certs/ca-certificates.crt /usr/local/share/ca-certificates/*.crt
-copy /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf"
+copy /etc/pip.conf "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf" "$HOME/.cargo/config.toml" "$HOME/.m2/settings.xml" "$HOME/.config/go/env"
 environment=(HOME=/root LANG=C.UTF-8 TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
-for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do
+for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE PIP_CERT PIP_INDEX_URL PIP_EXTRA_INDEX_URL CARGO_HTTP_CAINFO GOPROXY GOSUMDB MAVEN_OPTS; do
   if [[ -n ${!name-} ]]; then environment+=("$name=${!name}"); fi
 done
 

@@ -4,6 +4,8 @@
 #   readme_program.sh build_tree     against the library where it was built
 #   readme_program.sh cmake          against the installed library, by find_package(ringattn)
 #   readme_program.sh pkg_config     against the installed library, by pkg-config
+#   readme_program.sh TGZ            against the archive that CPack makes, unpacked, by pkg-config
+#   readme_program.sh DEB            against the Debian package that CPack makes, unpacked, by pkg-config
 #
 # In the environment: BUILD (folder of the CMake build), CMAKE and CC. Exit status 77: pkg-config is not installed.
 set -eu
@@ -14,15 +16,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 flags='-std=c11 -Wall -Wextra -pedantic -Werror -pthread'
 
-# The fenced block of a language; there must be exactly one.
-block() {
-  awk -v open="\`\`\`$1" '$0 == "```" { inside = 0 } inside { print } $0 == open { inside = 1; ++n } END { exit n != 1 }' "$readme" || {
-    echo "$readme: needs exactly one block $1" >&2
-    exit 1
-  }
-}
-block c >"$work/program.c"
-block text >"$work/expected"
+. "$here/readme_block.sh"
+block c 1 >"$work/program.c"
+block text 1 >"$work/expected"
 
 case $1 in
   build_tree)
@@ -37,9 +33,22 @@ case $1 in
     "$CMAKE" --build "$work/build"
     cp "$work/build/program" "$work/program"
     ;;
-  pkg_config)
+  pkg_config | TGZ | DEB)
     command -v pkg-config >/dev/null || exit 77
-    "$CMAKE" --install "$BUILD" --prefix "$work/prefix"
+    case $1 in
+      pkg_config) "$CMAKE" --install "$BUILD" --prefix "$work/prefix" ;;
+      TGZ)
+        "$(dirname "$CMAKE")/cpack" -G TGZ --config "$BUILD/CPackConfig.cmake" -B "$work"
+        mkdir "$work/prefix"
+        tar -xzf "$work"/libringattn-*.tar.gz -C "$work/prefix"
+        ;;
+      DEB)
+        command -v dpkg-deb >/dev/null || exit 77
+        "$(dirname "$CMAKE")/cpack" -G DEB --config "$BUILD/CPackConfig.cmake" -B "$work"
+        dpkg-deb --info "$work"/libringattn-*.deb
+        dpkg-deb --extract "$work"/libringattn-*.deb "$work/prefix"
+        ;;
+    esac
     PKG_CONFIG_PATH=$(dirname "$(find "$work/prefix" -name ringattn.pc)")
     export PKG_CONFIG_PATH
     # shellcheck disable=SC2046,SC2086

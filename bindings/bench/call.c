@@ -1,0 +1,70 @@
+/* What a call costs in C: the measure for other languages' calls of the same (./dev bench bindings).
+ *
+ *     call [--rounds N]     median over rounds of 2,000 calls of ra_forward: one rank and thread, one head of 64 tokens and 64 dimensions */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "ringattn/ringattn.h"
+
+enum { TOKENS = 64, DIM = 64, CALLS = 2000, MOST_ROUNDS = 1000 };
+
+static float q[TOKENS * DIM], k[TOKENS * DIM], v[TOKENS * DIM], out[TOKENS * DIM], lse[TOKENS];
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static int compare(const void *a, const void *b) {
+  const double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+int main(int argc, char **argv) {
+  const int rounds = argc == 3 && strcmp(argv[1], "--rounds") == 0 ? atoi(argv[2]) : 21;
+  if (rounds < 1 || rounds > MOST_ROUNDS) {
+    fprintf(stderr, "call: --rounds must be 1 .. %d\n", MOST_ROUNDS);
+    return 1;
+  }
+  for (int i = 0; i < TOKENS * DIM; ++i) {
+    q[i] = (float)(i % 7) / 7;
+    k[i] = (float)(i % 5) / 5;
+    v[i] = (float)(i % 3) / 3;
+  }
+  ra_error error;
+  ra_context_config config;
+  ra_init_context_config(&config, sizeof config);
+  config.num_threads = 1;
+  ra_context *const context = ra_create_context(&config, &error);
+  ra_attention_desc desc;
+  ra_init_attention_desc(&desc, sizeof desc);
+  desc.seqlen_q = TOKENS;
+  desc.head_dim = DIM;
+  double times[MOST_ROUNDS];
+  for (int round = -1; round < rounds; ++round) { /* the first warms up */
+    const double begin = now();
+    for (int call = 0; call < CALLS; ++call) {
+      ra_forward_args args;
+      ra_init_forward_args(&args, sizeof args);
+      args.q.data = q;
+      args.k.data = k;
+      args.v.data = v;
+      args.out.data = out;
+      args.q.size = args.k.size = args.v.size = args.out.size = sizeof q;
+      args.lse = lse;
+      args.lse_size = sizeof lse;
+      if (context == NULL || ra_forward(context, &desc, &args, &error) != RA_STATUS_SUCCESS) {
+        fprintf(stderr, "call: %s\n", error.message);
+        return 1;
+      }
+    }
+    if (round >= 0) times[round] = (now() - begin) / CALLS;
+  }
+  qsort(times, (size_t)rounds, sizeof times[0], compare);
+  printf("{\"language\": \"c\", \"ns_per_call\": %.1f}\n", times[rounds / 2]);
+  ra_destroy_context(context);
+  return 0;
+}

@@ -1,0 +1,148 @@
+// Computes what is expected of the results in cases.json with the fp64 reference, and writes the file again:
+//
+//   fill_cases CASES [--check]      --check writes nothing, and fails where anything would change
+//
+// Expected are 12 elements of each tensor, drawn from the case's seed. The tolerance is far wider than the library's own rule, which
+// tests/ring holds it to: a binding that passes wrong numbers is wrong by much more.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <sstream>
+
+#include "api/validate.h"
+#include "cases.h"
+#include "engine/reference/reference.h"
+
+namespace ringattn::conformance {
+namespace {
+
+using reference::Gradients;
+using reference::Result;
+
+std::vector<double> inputs(std::uint64_t seed, Tensor t, std::int64_t count) {
+  std::vector<double> values(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = input(seed, t, i);
+  return values;
+}
+
+// A number as the file has it, in seven digits.
+double shortened(double x, int digits = 7) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.*g", digits, x);
+  return std::strtod(text, nullptr);
+}
+
+Json expected(const std::vector<double> &values, DType dtype, std::mt19937_64 &random) {
+  double largest = 0;
+  for (const double x : values)
+    if (std::isfinite(x)) largest = std::max(largest, std::abs(x));
+  const double relative = dtype == DType::float32 ? 2e-5 : dtype == DType::float16 ? 4e-3 : 3e-2;
+  Json at = Json::array(), some = Json::array();
+  for (int n = 0; n < 12 && !values.empty(); ++n) {
+    const std::size_t i = random() % values.size();
+    at.push_back(i);
+    some.push_back(std::isinf(values[i]) ? Json("-inf") : Json(shortened(values[i])));
+  }
+  return {{"tolerance", shortened(relative * (1 + largest), 2)}, {"at", at}, {"values", some}};
+}
+
+void fill(Json &c) {
+  Kept kept;
+  ra_attention_desc desc;
+  ra_init_attention_desc(&desc, sizeof desc);
+  set_all(desc, c, "desc", kept);
+  const Problem p = api::to_problem(desc);
+  const auto seed = c.at("seed").get<std::uint64_t>();
+  const std::int64_t rows_q = p.batch * p.seqlen_q * p.num_heads_q, rows_kv = p.batch * p.seqlen_kv * p.num_heads_kv;
+  const auto q_ = inputs(seed, q, rows_q * p.head_dim), k_ = inputs(seed, k, rows_kv * p.head_dim),
+             v_ = inputs(seed, v, rows_kv * p.head_dim_v), dout_ = inputs(seed, dout, rows_q * p.head_dim_v);
+  const Result<double> forward = reference::forward(p, q_, k_, v_);
+  Gradients<double> backward = reference::backward(p, q_, k_, v_, forward, dout_);
+  if (c.value("accumulate", false)) {
+    const auto add = [&](std::vector<double> &to, Tensor t) {
+      for (std::size_t i = 0; i < to.size(); ++i) to[i] += input(seed, t, i);
+    };
+    add(backward.dq, dq);
+    add(backward.dk, dk);
+    add(backward.dv, dv);
+  }
+  std::mt19937_64 random(seed);
+  Json e;
+  e["out"] = expected(forward.out, p.out_dtype, random);
+  e["lse"] = expected(forward.lse, DType::float32, random);
+  e["dq"] = expected(backward.dq, p.grad_dtype, random);
+  e["dk"] = expected(backward.dk, p.grad_dtype, random);
+  e["dv"] = expected(backward.dv, p.grad_dtype, random);
+  // Where what is stored is rounded to 16 bits, so are out and lse that gradients come from.
+  if (p.out_dtype != DType::float32)
+    for (const char *name : {"dq", "dk", "dv"})
+      e[name]["tolerance"] = std::max(e[name]["tolerance"].get<double>(), e["out"]["tolerance"].get<double>());
+  c["expected"] = e;
+}
+
+// One case a line and expected tensor: short enough to read, long enough to search.
+std::string written(const Json &cases) {
+  std::ostringstream text;
+  const auto lines = [&](const Json &list) {
+    const char *comma = "";
+    for (const Json &c : list) {
+      text << comma << "\n  {";
+      const char *between = "";
+      for (const auto &[key, value] : c.items()) {
+        if (key == "expected") {
+          text << ",\n   \"expected\": {";
+          const char *inner = "";
+          for (const auto &[name, e] : value.items()) {
+            text << inner << "\n    \"" << name << "\": " << e.dump();
+            inner = ",";
+          }
+          text << "}";
+        } else {
+          text << between << '"' << key << "\": " << value.dump();
+        }
+        between = ", ";
+      }
+      text << "}";
+      comma = ",";
+    }
+  };
+  text << "{\n \"results\": [";
+  lines(cases.at("results"));
+  text << "\n ],\n \"errors\": [";
+  lines(cases.at("errors"));
+  text << "\n ]\n}\n";
+  return text.str();
+}
+
+int run(const std::string &path, bool check) {
+  Json cases = read_json(path);
+  for (Json &c : cases.at("results")) fill(c);
+  const std::string text = written(cases);
+  std::ostringstream old;
+  old << std::ifstream(path).rdbuf();
+  if (old.str() == text) return EXIT_SUCCESS;
+  if (check) {
+    std::fprintf(stderr, "%s is not as fill_cases writes it: run ./dev bindings\n", path.c_str());
+    return EXIT_FAILURE;
+  }
+  std::ofstream(path) << text;
+  return EXIT_SUCCESS;
+}
+
+}  // namespace
+}  // namespace ringattn::conformance
+
+int main(int argc, char **argv) {
+  const bool check = argc == 3 && std::string(argv[2]) == "--check";
+  if (argc != 2 && !check) {
+    std::fprintf(stderr, "usage: fill_cases CASES [--check]\n");
+    return EXIT_FAILURE;
+  }
+  try {
+    return ringattn::conformance::run(argv[1], check);
+  } catch (const std::exception &e) {
+    std::fprintf(stderr, "fill_cases: %s\n", e.what());
+    return EXIT_FAILURE;
+  }
+}

@@ -1,0 +1,47 @@
+"""C++ for the conformance suite: fields of the records by name, so that a case sets whatever the header has."""
+
+import header as c
+
+FOLDERS = ("bindings/conformance/generated",)
+
+
+def generate(header: c.Header) -> dict[str, str]:
+    lines = [
+        f"// Generated from ringattn.h by ./dev bindings (Doxygen {header.doxygen}). Not edited by hand.",
+        "#pragma once",
+        "",
+        "#include <json.h>",
+        "",
+        "namespace ringattn::conformance {",
+        "",
+    ]
+    for enum in header.enums:
+        lines.append(f"constexpr Constant {enum.name.removeprefix('ra_')}_constants[] = {{")
+        lines += [f'    {{"{enum.short(k)}", {k.name}}},' for k in enum.constants]
+        lines.append("};")
+    for record in (s for s in header.records if s.is_input):
+        lines += ["", f"inline void set({record.name} &record, const std::string &field, const Json &value, Kept &kept) {{"]
+        counted: dict[str, str] = {}  # a count that follows from a list, and the list
+        for f in record.fields:
+            if f.count and f.count.endswith(" + 1"):
+                counted.setdefault(f.count.removesuffix(" + 1"), f.name)
+        lines.append("  const auto is = [&](const char *name) { return field == name; };")
+        for f in record.values:
+            if f.type == "void *":
+                continue
+            if f.enum:
+                value = f"constant({f.enum.name.removeprefix('ra_')}_constants, value)"
+            elif f.type == "const char *":
+                value = "kept.text(value)"
+            elif f.count:
+                value = "kept.list(value)"
+            else:
+                value = f"number<{f.type}>(value)"
+            lines.append(f'  if (is("{f.name}")) return void(record.{f.name} = {value});')
+            for count, name in counted.items():
+                if name == f.name:
+                    set_count = f"record.{count} = number_of(value) - 1, record.{f.name} = {value}"
+                    lines[-1] = f'  if (is("{f.name}")) return void(({set_count}));'
+        lines += [f'  unknown("{record.name}", field);', "}"]
+    lines += ["", "}  // namespace ringattn::conformance", ""]
+    return {"bindings/conformance/generated/fields.h": "\n".join(lines)}

@@ -1,0 +1,367 @@
+package ringattn_test
+
+import (
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"ringattn.dev/go/ringattn"
+)
+
+// Executes bindings/conformance/cases.json, as the README there says.
+
+type fields map[string]json.RawMessage
+
+type resultCase struct {
+	Name       string
+	WorldSize  int32 `json:"world_size"`
+	Seed       uint64
+	Accumulate bool
+	Config     fields
+	Desc       fields
+	Expected   map[string]struct {
+		Tolerance float64
+		At        []int64
+		Values    []any
+	}
+}
+
+type errorCase struct {
+	Name      string
+	Call      string
+	Config    fields
+	Desc      fields
+	Arguments fields
+	Tensors   map[string]struct {
+		Elements    *int64
+		BatchStride int64 `json:"batch_stride"`
+		SeqStride   int64 `json:"seq_stride"`
+		HeadStride  int64 `json:"head_stride"`
+	}
+	Status ringattn.Status
+	Words  []string
+}
+
+// readJSON reads what an environment variable names. Without it the case is that of a user who runs the tests alone.
+func readJSON(t *testing.T, variable string, to any) {
+	path, found := os.LookupEnv(variable)
+	if !found {
+		t.Skipf("%s is not set; see bindings/README.md", variable)
+	}
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, to)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// set gives a record the fields that a case has, by their names in C.
+func (f fields) set(record any) error {
+	for name, text := range f {
+		field := fieldOf(reflect.ValueOf(record).Elem(), name)
+		if !field.IsValid() {
+			return fmt.Errorf("%T has no field %s", record, name)
+		}
+		if err := setField(field, text); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func setField(field reflect.Value, text json.RawMessage) error {
+	var word string
+	isWord := json.Unmarshal(text, &word) == nil
+	switch to := field.Addr().Interface().(type) {
+	case encoding.TextUnmarshaler:
+		return to.UnmarshalText([]byte(word))
+	case *time.Duration:
+		var milliseconds int64
+		err := json.Unmarshal(text, &milliseconds)
+		*to = time.Duration(milliseconds) * time.Millisecond
+		return err
+	case *float32:
+		if isWord { // what JSON has no numbers for
+			_, err := fmt.Sscan(word, to)
+			return err
+		}
+	}
+	return json.Unmarshal(text, field.Addr().Interface())
+}
+
+func TestConformance(t *testing.T) {
+	var cases struct {
+		Results []resultCase
+		Errors  []errorCase
+	}
+	readJSON(t, "RINGATTN_CONFORMANCE", &cases)
+	var hashes map[string]map[string]string
+	if _, found := os.LookupEnv("RINGATTN_CONFORMANCE_RESULTS"); found {
+		readJSON(t, "RINGATTN_CONFORMANCE_RESULTS", &hashes)
+	}
+	if len(cases.Results) < 60 || len(cases.Errors) < 25 {
+		t.Fatalf("%d results and %d errors; must be 60 and 25 at least", len(cases.Results), len(cases.Errors))
+	}
+	for _, c := range cases.Results {
+		t.Run(c.Name, func(t *testing.T) {
+			whole, err := c.run()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.compare(t, whole)
+			for name, hash := range hashes[c.Name] {
+				if got := whole[name].hash(); got != hash {
+					t.Errorf("%s hashes to %s; in C to %s", name, got, hash)
+				}
+			}
+			if hashes != nil && len(hashes[c.Name]) == 0 {
+				t.Errorf("C has no results")
+			}
+		})
+	}
+	for _, c := range cases.Errors {
+		t.Run(c.Name, func(t *testing.T) {
+			err := c.run()
+			var failure *ringattn.Error
+			if !errors.As(err, &failure) {
+				t.Fatalf("error is %v; must be %v", err, c.Status)
+			}
+			if failure.Status != c.Status {
+				t.Errorf("%v; must be %v", err, c.Status)
+			}
+			for _, word := range c.Words {
+				if !strings.Contains(failure.Message, word) {
+					t.Errorf("no %q in: %s", word, failure.Message)
+				}
+			}
+		})
+	}
+}
+
+// ---------------------------------------------------------------- results
+
+// run executes the case and gives all whole tensors.
+func (c *resultCase) run() (map[string]*array, error) {
+	desc := ringattn.NewAttentionDesc()
+	if err := c.Desc.set(&desc); err != nil {
+		return nil, err
+	}
+	id, err := ringattn.NewUniqueID(ringattn.TransportLocal, "")
+	if err != nil {
+		return nil, err
+	}
+	whole := map[string]*array{}
+	for _, name := range []string{"q", "k", "v", "dout", "out", "lse", "dq", "dk", "dv"} {
+		if whole[name], err = newShard(desc, name, 1, 0); err != nil {
+			return nil, err
+		}
+		number := slices.Index([]string{"q", "k", "v", "dout", "dq", "dk", "dv"}, name)
+		if number >= 4 && !c.Accumulate {
+			continue
+		}
+		if number >= 0 {
+			whole[name].fill(c.Seed, uint64(number))
+		}
+	}
+	return whole, onEveryRank(c.WorldSize, func(rank int32) error { return c.runRank(desc, id, rank, whole) })
+}
+
+func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32, whole map[string]*array) error {
+	config := ringattn.NewContextConfig()
+	if err := c.Config.set(&config); err != nil {
+		return err
+	}
+	config.Rank, config.WorldSize, config.UniqueID = rank, c.WorldSize, id
+	ranks, err := ringattn.NewContext(config)
+	if err != nil {
+		return err
+	}
+	defer ranks.Close()
+
+	p := problem{desc, map[string]*array{}}
+	for name := range whole {
+		if p.of[name], err = newShard(desc, name, c.WorldSize, rank); err != nil {
+			return err
+		}
+		if err := c.copy(ringattn.AttentionDesc.SplitSequence, desc, rank, name, whole[name], p.of[name]); err != nil {
+			return err
+		}
+	}
+	if err := ranks.Forward(background, desc, p.forward()); err != nil {
+		return err
+	}
+	args := p.backward()
+	args.Accumulate = c.Accumulate
+	if err := ranks.Backward(background, desc, args); err != nil {
+		return err
+	}
+	for _, name := range []string{"out", "lse", "dq", "dk", "dv"} { // ranks write to places apart
+		if err := c.copy(ringattn.AttentionDesc.JoinSequence, desc, rank, name, whole[name], p.of[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copy moves tokens between a whole tensor and a shard.
+func (c *resultCase) copy(function func(ringattn.AttentionDesc, int32, int32, ringattn.SequenceArgs) error,
+	desc ringattn.AttentionDesc, rank int32, name string, whole, shard *array) error {
+	s := shapeOf(desc, name)
+	args := ringattn.NewSequenceArgs()
+	args.Side, args.DType, args.NumHeads, args.Dim = s.side, s.dtype, s.heads, s.dim
+	args.Whole, args.Shard = whole.packed(), shard.packed()
+	if name == "lse" {
+		args.Whole, args.Shard = rowsOfHeads(whole, desc.Batch, s.heads), rowsOfHeads(shard, desc.Batch, s.heads)
+	}
+	return function(desc, c.WorldSize, rank, args)
+}
+
+// rowsOfHeads is an lse [batch, heads, n] as a tensor [batch, n, heads, 1].
+func rowsOfHeads(a *array, batch, heads int64) ringattn.Tensor {
+	n := a.count / (batch * heads)
+	return a.tensor(ringattn.Strides{Batch: heads * n, Seq: 1, Head: n})
+}
+
+func (c *resultCase) compare(t *testing.T, whole map[string]*array) {
+	for name, expected := range c.Expected {
+		for n, at := range expected.At {
+			got := float64(whole[name].get(at))
+			value, isNumber := expected.Values[n].(float64)
+			isRight := math.Abs(got-value) <= expected.Tolerance
+			if !isNumber {
+				isRight = expected.Values[n] == "-inf" && math.IsInf(got, -1)
+			}
+			if !isRight {
+				t.Errorf("%s[%d] is %v, not %v", name, at, got, expected.Values[n])
+			}
+		}
+	}
+	if len(c.Expected) == 0 {
+		t.Error("nothing is expected")
+	}
+}
+
+// ---------------------------------------------------------------- errors
+
+// argument is 0 or "" where the case does not say it, or `other`.
+func argument[T any](c *errorCase, name string, other T) T {
+	if text, found := c.Arguments[name]; found {
+		if err := setField(reflect.ValueOf(&other).Elem(), text); err != nil {
+			panic(err)
+		}
+	}
+	return other
+}
+
+// zeros is a packed tensor, except as the case says.
+func (c *errorCase) zeros(name string, dtype ringattn.DType, count int64) ringattn.Tensor {
+	change := c.Tensors[name]
+	if change.Elements != nil {
+		count = *change.Elements
+	}
+	return newArray(dtype, count).tensor(ringattn.Strides{Batch: change.BatchStride, Seq: change.SeqStride, Head: change.HeadStride})
+}
+
+// run gives the error of the call.
+func (c *errorCase) run() error {
+	config, desc := ringattn.NewContextConfig(), ringattn.NewAttentionDesc()
+	if err := errors.Join(c.Config.set(&config), c.Desc.set(&desc)); err != nil {
+		return err
+	}
+	worldSize, rank := argument(c, "world_size", int32(1)), argument(c, "rank", int32(0))
+	side := argument(c, "side", ringattn.SideQuery)
+	switch c.Call {
+	case "create_unique_id":
+		_, err := ringattn.NewUniqueID(argument(c, "transport", ringattn.TransportLocal), argument(c, "bind_address", ""))
+		return err
+	case "estimate_memory":
+		_, err := ringattn.EstimateMemory(config, desc)
+		return err
+	case "get_shard_length":
+		_, err := desc.ShardLength(worldSize, rank, side)
+		return err
+	case "get_shard_position":
+		_, err := desc.ShardPosition(worldSize, rank, side, argument(c, "index", int64(0)))
+		return err
+	case "get_shard_positions":
+		positions := make([]int64, argument(c, "count", int64(1)))
+		return desc.ShardPositions(worldSize, rank, side, argument(c, "first", int64(0)), positions)
+	case "split_sequence", "join_sequence":
+		return c.runCopy(desc, worldSize, rank, side)
+	case "merge_attention":
+		return c.runMerge()
+	}
+
+	ranks, err := ringattn.NewContext(config)
+	if err != nil || c.Call == "create_context" {
+		return err
+	}
+	defer ranks.Close()
+	switch c.Call {
+	case "check_support":
+		_, err := ranks.CheckSupport(desc)
+		return err
+	case "get_memory_requirements":
+		_, err := ranks.MemoryRequirements(desc)
+		return err
+	case "run_self_test":
+		return ranks.RunSelfTest(background, argument(c, "num_problems", int64(1)), argument(c, "seed", int64(1)))
+	case "forward_after_abort":
+		if err := ranks.Abort(); err != nil {
+			return err
+		}
+	}
+
+	tensor := func(name string) ringattn.Tensor {
+		a, err := newShard(desc, name, 1, 0)
+		if err != nil {
+			return c.zeros(name, ringattn.DTypeFloat32, 1)
+		}
+		return c.zeros(name, a.dtype, a.count)
+	}
+	forward := ringattn.ForwardArgs{Q: tensor("q"), K: tensor("k"), V: tensor("v"), Out: tensor("out"), LSE: tensor("lse")}
+	if c.Call != "backward" {
+		return ranks.Forward(background, desc, forward)
+	}
+	return ranks.Backward(background, desc, ringattn.BackwardArgs{DOut: tensor("dout"),
+		Q: forward.Q, K: forward.K, V: forward.V, Out: forward.Out, LSE: forward.LSE,
+		DQ: tensor("dq"), DK: tensor("dk"), DV: tensor("dv"), Accumulate: argument(c, "accumulate", 0) != 0})
+}
+
+func (c *errorCase) runCopy(desc ringattn.AttentionDesc, worldSize, rank int32, side ringattn.Side) error {
+	args := ringattn.NewSequenceArgs()
+	args.Side = side
+	args.NumHeads, args.Dim = argument(c, "num_heads", int64(1)), argument(c, "dim", int64(1))
+	row := max(desc.Batch*args.NumHeads*args.Dim, 1)
+	whole, _ := desc.ShardLength(1, 0, side)
+	shard, _ := desc.ShardLength(worldSize, rank, side)
+	args.Whole = c.zeros("whole", ringattn.DTypeFloat32, max(whole, 1)*row)
+	args.Shard = c.zeros("shard", ringattn.DTypeFloat32, max(shard, 1)*row)
+	if c.Call == "split_sequence" {
+		return desc.SplitSequence(worldSize, rank, args)
+	}
+	return desc.JoinSequence(worldSize, rank, args)
+}
+
+func (c *errorCase) runMerge() error {
+	args := ringattn.NewMergeArgs()
+	args.Batch, args.Seqlen = argument(c, "batch", args.Batch), argument(c, "seqlen", args.Seqlen)
+	args.NumHeads, args.HeadDimV = argument(c, "num_heads", args.NumHeads), argument(c, "head_dim_v", args.HeadDimV)
+	rows := max(args.Batch*args.Seqlen*args.NumHeads, 1)
+	tensor := func(name string, count int64) ringattn.Tensor {
+		return c.zeros(name, ringattn.DTypeFloat32, max(count, 1))
+	}
+	args.OutA, args.OutB, args.Out = tensor("out_a", rows*args.HeadDimV), tensor("out_b", rows*args.HeadDimV), tensor("out", rows*args.HeadDimV)
+	args.LSEA, args.LSEB, args.LSE = tensor("lse_a", rows), tensor("lse_b", rows), tensor("lse", rows)
+	return ringattn.MergeAttention(args)
+}

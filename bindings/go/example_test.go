@@ -1,0 +1,84 @@
+package ringattn_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"sync"
+
+	"ringattn.dev/go/ringattn"
+)
+
+// One rank, which needs no group: four tokens that see themselves and those before.
+func Example() {
+	ranks, err := ringattn.NewContext(ringattn.NewContextConfig())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ranks.Close()
+
+	desc := ringattn.NewAttentionDesc()
+	desc.SeqlenQ, desc.HeadDim, desc.Mask = 4, 2, ringattn.MaskCausal
+	q, k := make([]float32, 4*2), make([]float32, 4*2) // all scores are 0: each token takes the mean of what it sees
+	v := []float32{0, 0, 2, 4, 4, 8, 6, 12}
+	out := make([]float32, 4*2)
+	err = ranks.Forward(context.Background(), desc, ringattn.ForwardArgs{
+		Q: ringattn.Packed(q), K: ringattn.Packed(k), V: ringattn.Packed(v), Out: ringattn.Packed(out),
+	})
+	fmt.Println(out, err)
+	// Output: [0 0 1 2 2 4 3 6] <nil>
+}
+
+// Four ranks of one process, each in a goroutine of its own, share a sequence.
+func Example_ranks() {
+	const worldSize = 4
+	id, err := ringattn.NewUniqueID(ringattn.TransportLocal, "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	desc := ringattn.NewAttentionDesc()
+	desc.SeqlenQ, desc.HeadDim = 1000, 64
+
+	var group sync.WaitGroup
+	for rank := range int32(worldSize) {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			config := ringattn.NewContextConfig()
+			config.Rank, config.WorldSize, config.UniqueID = rank, worldSize, id
+			ranks, err := ringattn.NewContext(config)
+			if err != nil {
+				log.Fatal(err)
+			}
+			defer ranks.Close()
+
+			tokens, err := desc.ShardLength(worldSize, rank, ringattn.SideQuery)
+			if err != nil {
+				log.Fatal(err)
+			}
+			shard := func() ringattn.Tensor { return ringattn.Packed(make([]float32, tokens*desc.HeadDim)) }
+			args := ringattn.ForwardArgs{Q: shard(), K: shard(), V: shard(), Out: shard()}
+			if err := ranks.Forward(context.Background(), desc, args); err != nil {
+				log.Fatal(err)
+			}
+		}()
+	}
+	group.Wait()
+	fmt.Println("done")
+	// Output: done
+}
+
+// Errors have a status and say which field was wrong, its value and the limit.
+func ExampleError() {
+	ranks, err := ringattn.NewContext(ringattn.NewContextConfig())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ranks.Close()
+	desc := ringattn.NewAttentionDesc()
+	desc.SeqlenQ, desc.HeadDim = 4, 320
+	_, err = ranks.CheckSupport(desc)
+	fmt.Println(errors.Is(err, ringattn.ErrInvalidArgument), err)
+	// Output: true ringattn: INVALID_ARGUMENT: head_dim is 320; must be 1 .. 256
+}

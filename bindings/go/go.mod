@@ -1,0 +1,3 @@
+module ringattn.dev/go/ringattn
+
+go 1.24

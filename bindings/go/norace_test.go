@@ -1,0 +1,5 @@
+//go:build !race
+
+package ringattn_test
+
+const underRace = false

@@ -1,0 +1,161 @@
+// Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
+package dev.ringattn;
+
+import dev.ringattn.internal.RaForwardArgs;
+import dev.ringattn.internal.RingAttn;
+import dev.ringattn.internal.RingAttnConstants;
+import java.nio.ByteBuffer;
+
+/**
+ * One rank's tensors of Context.forward. n_q, n_kv: this rank's shard lengths
+ * (RingAttention.shardLength).
+ *
+ * <p>Several threads may give it to calls at the same time; only one may change it, and meanwhile
+ * no other use it.
+ */
+public final class ForwardArgs {
+  private Tensor q;
+  private Tensor k;
+  private Tensor v;
+  private Tensor out;
+  private Tensor lse;
+  private Tensor workspace;
+  private long stream;
+
+  /** As C reads it: made of the fields above when first asked for, and null after a change. */
+  private volatile Struct<RaForwardArgs> made;
+
+  /** With the library's defaults. */
+  public ForwardArgs() {
+    Struct<RaForwardArgs> struct = struct();
+    RaForwardArgs c = struct.c;
+    stream = c.getStream();
+    struct.keepAlive();
+  }
+
+  /** With what the other one has now. */
+  public ForwardArgs(ForwardArgs other) {
+    q = other.q;
+    k = other.k;
+    v = other.v;
+    out = other.out;
+    lse = other.lse;
+    workspace = other.workspace;
+    stream = other.stream;
+    made = other.made;
+  }
+
+  /** [batch, n_q, numHeadsQ, headDim], desc.dtype. */
+  public ForwardArgs q(Tensor q) {
+    this.q = q;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #q(Tensor)} set, or the default. */
+  public Tensor q() {
+    return q;
+  }
+
+  /** [batch, n_kv, numHeadsKv, headDim], desc.dtype. */
+  public ForwardArgs k(Tensor k) {
+    this.k = k;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #k(Tensor)} set, or the default. */
+  public Tensor k() {
+    return k;
+  }
+
+  /** [batch, n_kv, numHeadsKv, headDimV], desc.dtype. */
+  public ForwardArgs v(Tensor v) {
+    this.v = v;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #v(Tensor)} set, or the default. */
+  public Tensor v() {
+    return v;
+  }
+
+  /** [batch, n_q, numHeadsQ, headDimV], desc.outDtype; written. */
+  public ForwardArgs out(Tensor out) {
+    this.out = Tensor.writable("out", out);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #out(Tensor)} set, or the default. */
+  public Tensor out() {
+    return out;
+  }
+
+  /** [batch, numHeadsQ, n_q] packed; written; null if not wanted (Context.backward needs it). */
+  public ForwardArgs lse(Tensor lse) {
+    this.lse = Tensor.packedFloats("lse", lse, true);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #lse(Tensor)} set, or the default. */
+  public Tensor lse() {
+    return lse;
+  }
+
+  /**
+   * forwardWorkspace bytes aligned to 64, or 0: the context keeps one of its own, as large as its
+   * largest call needed, until it is destroyed.
+   */
+  public ForwardArgs workspace(ByteBuffer workspace) {
+    this.workspace = Tensor.bytes("workspace", workspace);
+    made = null;
+    return this;
+  }
+
+  /** The same, of memory that is no buffer. */
+  public ForwardArgs workspace(long address, long size) {
+    this.workspace = Tensor.at(address, size, null);
+    made = null;
+    return this;
+  }
+
+  /** A stream of the context's device; must be 0 on the CPU. */
+  public ForwardArgs stream(long stream) {
+    this.stream = stream;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #stream(long)} set, or the default. */
+  public long stream() {
+    return stream;
+  }
+
+  private static Struct<RaForwardArgs> struct() {
+    return new Struct<>(
+        RingAttnConstants.FORWARD_ARGS_SIZE, RaForwardArgs::new, RingAttn::raInitForwardArgs);
+  }
+
+  Struct<RaForwardArgs> made() {
+    Struct<RaForwardArgs> known = made;
+    return known != null ? known : (made = make());
+  }
+
+  private Struct<RaForwardArgs> make() {
+    Struct<RaForwardArgs> struct = struct();
+    RaForwardArgs c = struct.c;
+    Tensor.write(q, c.getQ(), struct);
+    Tensor.write(k, c.getK(), struct);
+    Tensor.write(v, c.getV(), struct);
+    Tensor.write(out, c.getOut(), struct);
+    c.setLse(Tensor.address(lse, struct));
+    c.setLseSize(Tensor.shortest(lse));
+    c.setWorkspace(Tensor.address(workspace, struct));
+    c.setWorkspaceSize(workspace == null ? 0 : workspace.size());
+    c.setStream(stream);
+    return struct;
+  }
+}

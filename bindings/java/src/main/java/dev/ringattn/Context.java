@@ -1,0 +1,251 @@
+package dev.ringattn;
+
+import dev.ringattn.internal.RaCallStatistics;
+import dev.ringattn.internal.RaAttentionDesc;
+import dev.ringattn.internal.RaBackwardArgs;
+import dev.ringattn.internal.RaContextConfig;
+import dev.ringattn.internal.RaContextInfo;
+import dev.ringattn.internal.RaForwardArgs;
+import dev.ringattn.internal.RaMemoryRequirements;
+import dev.ringattn.internal.RingAttn;
+import java.lang.ref.Cleaner;
+import java.lang.ref.Reference;
+import java.nio.charset.StandardCharsets;
+import java.util.Optional;
+import java.util.function.LongFunction;
+
+/**
+ * One rank's membership in a group of ranks, with its threads, its engine and its memory.
+ *
+ * <p>Threads: {@link #forward}, {@link #backward} and {@link #runSelfTest} are for one thread at a
+ * time; a second one gets INVALID_STATE. All else may be called from any thread, meanwhile too.
+ *
+ * <p>Collective means: every rank makes the same calls in the same order. Such a call blocks its
+ * thread, so each rank of the local transport needs a thread of its own.
+ *
+ * <p>What nobody closed, the garbage collector closes; until then it holds memory and, for the other
+ * ranks, is a rank that does not come.
+ */
+public final class Context implements AutoCloseable {
+  private static final Cleaner CLEANER = Cleaner.create();
+
+  private final Handle handle;
+  private final Cleaner.Cleanable cleanable;
+
+  /**
+   * Joins this rank to its group. Collective and blocking: returns when all ranks have joined, at the
+   * latest after timeoutMs; with a worldSize of 1 at once.
+   *
+   * <p>Errors: INVALID_ARGUMENT, NOT_SUPPORTED (the message says what is missing), OUT_OF_MEMORY,
+   * CUDA_ERROR, NCCL_ERROR, TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the
+   * worldSize, or one came twice), PEER_LOST. They use up the id: all ranks begin again with a new
+   * one.
+   */
+  public Context(ContextConfig config) {
+    Struct<RaContextConfig> c = config.made();
+    handle = new Handle(RingAttn.raCreateContext(c.c));
+    c.keepAlive();
+    cleanable = CLEANER.register(this, handle);
+  }
+
+  /**
+   * Attends this rank's queries to the keys and values of all ranks. Collective.
+   *
+   * <p>On the CPU it returns when out and lse are complete. On CUDA it enqueues its work on the stream
+   * of `args` and returns; the tensors belong to the call until that is over.
+   *
+   * <p>Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks
+   * wait, and the call may be repeated with better arguments. INVALID_STATE. After OUT_OF_MEMORY,
+   * TIMEOUT, PEER_LOST, MISMATCH, ABORTED, CUDA_ERROR, NCCL_ERROR and INTERNAL_ERROR the context is of
+   * no more use and says INVALID_STATE.
+   */
+  public void forward(AttentionDesc desc, ForwardArgs args) {
+    DType out = orSame(desc.outDtype(), desc.dtype());
+    Tensor.requireType("q", args.q(), desc.dtype(), "dtype");
+    Tensor.requireType("k", args.k(), desc.dtype(), "dtype");
+    Tensor.requireType("v", args.v(), desc.dtype(), "dtype");
+    Tensor.requireType("out", args.out(), out, "out_dtype");
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaForwardArgs> a = args.made();
+    run(context -> RingAttn.raForward(context, d.c, a.c));
+    d.keepAlive();
+    a.keepAlive();
+  }
+
+  /**
+   * Gradients of {@link #forward} with respect to this rank's q, k and v, given the gradient of out.
+   * Collective; blocking and errors as forward.
+   */
+  public void backward(AttentionDesc desc, BackwardArgs args) {
+    DType out = orSame(desc.outDtype(), desc.dtype());
+    DType grad = orSame(desc.gradDtype(), desc.dtype());
+    Tensor.requireType("dout", args.dout(), out, "out_dtype");
+    Tensor.requireType("q", args.q(), desc.dtype(), "dtype");
+    Tensor.requireType("k", args.k(), desc.dtype(), "dtype");
+    Tensor.requireType("v", args.v(), desc.dtype(), "dtype");
+    Tensor.requireType("out", args.out(), out, "out_dtype");
+    Tensor.requireType("dq", args.dq(), grad, "grad_dtype");
+    Tensor.requireType("dk", args.dk(), grad, "grad_dtype");
+    Tensor.requireType("dv", args.dv(), grad, "grad_dtype");
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaBackwardArgs> a = args.made();
+    run(context -> RingAttn.raBackward(context, d.c, a.c));
+    d.keepAlive();
+    a.keepAlive();
+  }
+
+  /**
+   * Says which engine runs `desc` forward and backward, and on CUDA why another does not. Local.
+   * Errors: NOT_SUPPORTED with the reason, INVALID_ARGUMENT with the field, its value and the limit.
+   */
+  public String checkSupport(AttentionDesc desc) {
+    Struct<RaAttentionDesc> d = desc.made();
+    byte[] engine = call(context -> RingAttn.raCheckSupport(context, d.c));
+    d.keepAlive();
+    return new String(engine, StandardCharsets.UTF_8);
+  }
+
+  /** What this rank needs for `desc`, and what its calls will do. Local. Errors: as checkSupport. */
+  public MemoryRequirements memoryRequirements(AttentionDesc desc) {
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaMemoryRequirements> requirements = MemoryRequirements.struct();
+    run(context -> RingAttn.raGetMemoryRequirements(context, d.c, requirements.c));
+    d.keepAlive();
+    return MemoryRequirements.of(requirements);
+  }
+
+  /** What the last completed {@link #forward} or {@link #backward} did; all 0 before the first. */
+  public CallStatistics statistics() {
+    Struct<RaCallStatistics> statistics = CallStatistics.struct();
+    run(context -> RingAttn.raGetCallStatistics(context, statistics.c));
+    return CallStatistics.of(statistics);
+  }
+
+  /** What this context is, with everything that its config left to the library. */
+  public ContextInfo info() {
+    Struct<RaContextInfo> info = ContextInfo.struct();
+    run(context -> RingAttn.raGetContextInfo(context, info.c));
+    return ContextInfo.of(info);
+  }
+
+  /**
+   * What has broken the group, if anything is known to have; asks nobody and never blocks. That a
+   * rank has closed its context, or does not come, is known only when another has waited for it.
+   */
+  public Optional<RingAttentionException> asyncError() {
+    return call(
+        context -> {
+          try {
+            RingAttn.raGetAsyncError(context);
+            return Optional.empty();
+          } catch (RingAttentionException failure) {
+            return Optional.of(failure);
+          }
+        });
+  }
+
+  /**
+   * Ends the call in progress, on this rank with ABORTED and on all others with ABORTED naming this
+   * rank, and returns without waiting for that. From then on the contexts of all ranks say
+   * INVALID_STATE until closed.
+   */
+  public void abort() {
+    run(RingAttn::raAbortContext);
+  }
+
+  /**
+   * Runs `numProblems` (1 .. 1000000) small random problems, drawn from `seed`, and checks each
+   * against fp64 and its gradients against finite differences. Collective, with equal arguments.
+   * Errors: INTERNAL_ERROR with the first problem that is wrong, or any of {@link #forward}.
+   */
+  public void runSelfTest(long numProblems, long seed) {
+    run(context -> RingAttn.raRunSelfTest(context, numProblems, seed));
+  }
+
+  /**
+   * Leaves the group and frees everything; once, after which it does nothing. Does not wait for other
+   * ranks, which get PEER_LOST if they were waiting for this one. From any thread: a call in progress
+   * is aborted, and waited for.
+   */
+  @Override
+  public void close() {
+    cleanable.clean();
+    handle.run(); // another thread may have begun to close, but not be done
+  }
+
+  private static DType orSame(DType dtype, DType same) {
+    return dtype == DType.SAME ? same : dtype;
+  }
+
+  private <R> R call(LongFunction<R> function) {
+    long context = handle.enter();
+    try {
+      return function.apply(context);
+    } finally {
+      handle.leave();
+      Reference.reachabilityFence(this); // else the cleaner may close it during the call
+    }
+  }
+
+  private interface Procedure {
+    void run(long context);
+  }
+
+  private void run(Procedure procedure) {
+    call(
+        context -> {
+          procedure.run(context);
+          return null;
+        });
+  }
+
+  /** The C context, of which it is known how many threads are in it, so that none is when it goes. */
+  private static final class Handle implements Runnable {
+    private final long context;
+    private int calls;
+    private boolean isClosing;
+    private boolean isClosed;
+
+    Handle(long context) {
+      this.context = context;
+    }
+
+    synchronized long enter() {
+      if (isClosing) {
+        throw new RingAttentionException(Status.INVALID_STATE, "the context is closed");
+      }
+      ++calls;
+      return context;
+    }
+
+    synchronized void leave() {
+      if (--calls == 0 && isClosing) {
+        notifyAll();
+      }
+    }
+
+    /** Closes. Several threads may do so at once; all return when it is done. */
+    @Override
+    public synchronized void run() {
+      isClosing = true;
+      if (calls > 0) {
+        RingAttn.raAbortContext(context);
+      }
+      boolean isInterrupted = false;
+      while (calls > 0) {
+        try {
+          wait();
+        } catch (InterruptedException e) {
+          isInterrupted = true;
+        }
+      }
+      if (!isClosed) {
+        isClosed = true;
+        RingAttn.raDestroyContext(context);
+      }
+      if (isInterrupted) {
+        Thread.currentThread().interrupt();
+      }
+    }
+  }
+}

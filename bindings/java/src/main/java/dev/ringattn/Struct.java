@@ -1,0 +1,76 @@
+package dev.ringattn;
+
+import dev.ringattn.internal.RingAttn;
+import java.lang.ref.Reference;
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.function.Consumer;
+import java.util.function.LongFunction;
+
+/**
+ * A C struct with all that it points to, in memory that lives as long as this is reachable. C gets
+ * addresses, which the garbage collector does not see: whoever has passed `c` to C calls {@link
+ * #keepAlive} after it.
+ */
+final class Struct<T> {
+  /** Its getters and setters. */
+  final T c;
+
+  private final List<Object> kept = new ArrayList<>(1);
+
+  Struct(long size, LongFunction<T> at, Consumer<T> init) {
+    c = at.apply(RingAttn.addressOf(allocate(size)));
+    init.accept(c);
+  }
+
+  /** Entries of the first of `lists` that is there; 1 if none is. */
+  static long length(long[]... lists) {
+    for (long[] list : lists) {
+      if (list != null) {
+        return list.length;
+      }
+    }
+    return 1;
+  }
+
+  /** The address of a copy of `entries`, of which the field `count` says that there are `length`. */
+  long list(String name, long[] entries, String count, long length) {
+    if (entries == null) {
+      return 0;
+    }
+    RingAttentionException.require(
+        entries.length == length,
+        () -> name + " has " + entries.length + " entries; must have " + length + ", " + count);
+    ByteBuffer copy = allocate(Long.BYTES * (long) entries.length);
+    copy.asLongBuffer().put(entries);
+    return RingAttn.addressOf(copy);
+  }
+
+  /** The address of a copy of `text`. */
+  long text(String text) {
+    if (text == null) {
+      return 0;
+    }
+    byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
+    return RingAttn.addressOf(allocate(bytes.length + 1L).put(bytes));
+  }
+
+  void keep(Object object) {
+    kept.add(object);
+  }
+
+  void keepAlive() {
+    Reference.reachabilityFence(this);
+  }
+
+  private ByteBuffer allocate(long size) {
+    RingAttentionException.require(
+        size <= Integer.MAX_VALUE, () -> size + " bytes of a list; must be at most 2^31 - 1");
+    ByteBuffer memory = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
+    kept.add(memory);
+    return memory;
+  }
+}

@@ -1,0 +1,423 @@
+package dev.ringattn;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.File;
+import java.io.IOException;
+import java.lang.reflect.Method;
+import java.util.ArrayList;
+import java.util.Iterator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.LongStream;
+import java.util.stream.Stream;
+import java.util.stream.StreamSupport;
+import org.junit.jupiter.api.DynamicTest;
+import org.junit.jupiter.api.TestFactory;
+
+/** bindings/conformance/cases.json, by the rules of the README beside it. */
+class ConformanceTest {
+  private static final List<String> TENSORS = List.of("q", "k", "v", "dout", "dq", "dk", "dv");
+
+  private static JsonNode read(String variable) throws IOException {
+    String path = System.getenv(variable);
+    assumeTrue(path != null, variable + " is not set");
+    return new ObjectMapper().readTree(new File(path));
+  }
+
+  @TestFactory
+  Stream<DynamicTest> results() throws IOException {
+    JsonNode cases = read("RINGATTN_CONFORMANCE").get("results");
+    JsonNode results = read("RINGATTN_CONFORMANCE_RESULTS");
+    return tests(cases, c -> checkResult(c, results.get(c.get("name").asText())));
+  }
+
+  @TestFactory
+  Stream<DynamicTest> errors() throws IOException {
+    return tests(read("RINGATTN_CONFORMANCE").get("errors"), ConformanceTest::checkError);
+  }
+
+  private interface Check {
+    void run(JsonNode c) throws Exception;
+  }
+
+  private static Stream<DynamicTest> tests(JsonNode cases, Check check) {
+    return StreamSupport.stream(cases.spliterator(), false)
+        .map(c -> DynamicTest.dynamicTest(c.get("name").asText(), () -> runNamed(check, c)));
+  }
+
+  /** Surefire does not print a dynamic test's name. */
+  private static void runNamed(Check check, JsonNode c) {
+    try {
+      check.run(c);
+    } catch (Exception | AssertionError e) {
+      throw new AssertionError(c.get("name").asText() + ": " + e.getMessage(), e);
+    }
+  }
+
+  // ---------------------------------------------------------------- fields, by their C names
+
+  private static <T> T filled(T record, JsonNode fields) {
+    if (fields != null) {
+      for (Map.Entry<String, JsonNode> field : fields.properties()) {
+        set(record, field.getKey(), field.getValue());
+      }
+    }
+    return record;
+  }
+
+  private static void set(Object record, String field, JsonNode value) {
+    for (Method setter : record.getClass().getMethods()) {
+      if (setter.getName().equals(camel(field)) && setter.getParameterCount() == 1) {
+        try {
+          setter.invoke(record, as(setter.getParameterTypes()[0], value));
+          return;
+        } catch (ReflectiveOperationException e) {
+          throw new AssertionError(field, e);
+        }
+      }
+    }
+    throw new AssertionError(record.getClass() + " has no " + field);
+  }
+
+  private static String camel(String name) {
+    StringBuilder camel = new StringBuilder();
+    for (String word : name.split("_")) {
+      camel.append(camel.isEmpty() ? word.substring(0, 1) : word.substring(0, 1).toUpperCase());
+      camel.append(word.substring(1));
+    }
+    return camel.toString();
+  }
+
+  private static Object as(Class<?> type, JsonNode value) {
+    if (type == long.class) {
+      return value.asLong();
+    } else if (type == int.class) {
+      return value.asInt();
+    } else if (type == float.class) {
+      return real(value);
+    } else if (type == boolean.class) {
+      return value.asBoolean();
+    } else if (type == long[].class) {
+      return longs(value);
+    } else if (type == UniqueId.class) {
+      return new UniqueId(value.asText());
+    } else if (type.isEnum()) {
+      return Stream.of(type.getEnumConstants())
+          .filter(constant -> constant.toString().equals(value.asText()))
+          .findAny()
+          .orElseThrow();
+    }
+    return value.asText();
+  }
+
+  private static long[] longs(JsonNode list) {
+    return StreamSupport.stream(list.spliterator(), false).mapToLong(JsonNode::asLong).toArray();
+  }
+
+  private static float real(JsonNode value) {
+    return switch (value.asText()) {
+      case "inf" -> Float.POSITIVE_INFINITY;
+      case "-inf" -> Float.NEGATIVE_INFINITY;
+      case "nan" -> Float.NaN;
+      default -> (float) value.asDouble();
+    };
+  }
+
+  // ---------------------------------------------------------------- problems
+
+  /** Shapes and types of a desc's tensors. */
+  private record Problem(AttentionDesc desc) {
+    DType type(String name) {
+      DType type =
+          switch (name) {
+            case "lse" -> DType.FLOAT32;
+            case "out", "dout" -> desc.outDtype();
+            case "dq", "dk", "dv" -> desc.gradDtype();
+            default -> desc.dtype();
+          };
+      return type != DType.SAME ? type : desc.dtype();
+    }
+
+    Side side(String name) {
+      boolean isOfKeys = List.of("k", "v", "dk", "dv").contains(name);
+      return isOfKeys ? Side.KEY_VALUE : Side.QUERY;
+    }
+
+    long seqlen(Side side) {
+      boolean isOfKeys = side == Side.KEY_VALUE && desc.seqlenKv() != -1;
+      return isOfKeys ? desc.seqlenKv() : desc.seqlenQ();
+    }
+
+    long heads(String name) {
+      boolean isOfKeys = side(name) == Side.KEY_VALUE && desc.numHeadsKv() != 0;
+      return isOfKeys ? desc.numHeadsKv() : desc.numHeadsQ();
+    }
+
+    long dim(String name) {
+      boolean isOfValues = List.of("v", "dv", "out", "dout").contains(name);
+      return name.equals("lse") ? 1 : isOfValues && desc.headDimV() != 0 ? desc.headDimV() : desc.headDim();
+    }
+
+    Array array(String name, long rows) {
+      return new Array(type(name), desc.batch() * rows * heads(name) * dim(name));
+    }
+
+    Array whole(String name) {
+      return array(name, seqlen(side(name)));
+    }
+
+    Array shard(String name, int worldSize, int rank) {
+      return array(name, RingAttention.shardLength(desc, worldSize, rank, side(name)));
+    }
+
+    SequenceArgs sequence(String name, Array whole, Array shard, int worldSize, int rank) {
+      Side side = side(name);
+      SequenceArgs args =
+          new SequenceArgs().side(side).dtype(type(name)).numHeads(heads(name)).dim(dim(name));
+      if (!name.equals("lse")) {
+        return args.whole(whole.tensor()).shard(shard.tensor());
+      }
+      long n = seqlen(side);
+      long local = RingAttention.shardLength(desc, worldSize, rank, side);
+      return args.whole(whole.tensor().strides(heads(name) * n, 1, n))
+          .shard(shard.tensor().strides(heads(name) * local, 1, local));
+    }
+  }
+
+  // ---------------------------------------------------------------- results
+
+  private static void checkResult(JsonNode c, JsonNode hashes) throws Exception {
+    Problem problem = new Problem(filled(new AttentionDesc(), c.get("desc")));
+    int worldSize = c.get("world_size").asInt();
+    long seed = c.get("seed").asLong();
+    boolean accumulates = c.path("accumulate").asBoolean();
+    Map<String, Array> wholes = new LinkedHashMap<>();
+    for (String name : TENSORS) {
+      Array array = problem.whole(name);
+      wholes.put(name, array);
+      if (accumulates || !List.of("dq", "dk", "dv").contains(name)) {
+        array.fill(seed, TENSORS.indexOf(name));
+      }
+    }
+    wholes.put("out", problem.whole("out"));
+    wholes.put("lse", problem.whole("lse"));
+
+    UniqueId id = UniqueId.create(Transport.LOCAL);
+    Ranks.run(
+        worldSize,
+        rank -> {
+          ContextConfig config =
+              filled(new ContextConfig(), c.get("config"))
+                  .rank(rank)
+                  .worldSize(worldSize)
+                  .uniqueId(id);
+          Map<String, Array> shards = new LinkedHashMap<>();
+          for (String name : wholes.keySet()) {
+            Array shard = problem.shard(name, worldSize, rank);
+            shards.put(name, shard);
+            SequenceArgs args =
+                problem.sequence(name, wholes.get(name), shard, worldSize, rank);
+            RingAttention.splitSequence(problem.desc, worldSize, rank, args);
+          }
+          try (Context context = new Context(config)) {
+            context.forward(problem.desc, forward(shards));
+            context.backward(problem.desc, backward(shards).accumulate(accumulates));
+          }
+          for (String name : List.of("out", "lse", "dq", "dk", "dv")) {
+            SequenceArgs args =
+                problem.sequence(name, wholes.get(name), shards.get(name), worldSize, rank);
+            RingAttention.joinSequence(problem.desc, worldSize, rank, args);
+          }
+        });
+
+    List<String> wrong = new ArrayList<>();
+    for (Map.Entry<String, JsonNode> expected : c.get("expected").properties()) {
+      String name = expected.getKey();
+      Array whole = wholes.get(name);
+      Iterator<JsonNode> values = expected.getValue().get("values").iterator();
+      double tolerance = expected.getValue().get("tolerance").asDouble();
+      for (long at : longs(expected.getValue().get("at"))) {
+        JsonNode value = values.next();
+        double truth = value.isTextual() ? real(value) : value.asDouble();
+        float ours = whole.get(at);
+        if (ours != truth && !(Math.abs(ours - truth) <= tolerance)) {
+          wrong.add(name + "[" + at + "] is " + ours + "; must be " + truth + " +- " + tolerance);
+        }
+      }
+      if (!whole.hash().equals(hashes.get(name).asText())) {
+        wrong.add(name + " is not what C got");
+      }
+    }
+    assertEquals(List.of(), wrong);
+  }
+
+  private static ForwardArgs forward(Map<String, Array> tensors) {
+    return new ForwardArgs()
+        .q(tensors.get("q").tensor())
+        .k(tensors.get("k").tensor())
+        .v(tensors.get("v").tensor())
+        .out(tensors.get("out").tensor())
+        .lse(tensors.get("lse").tensor());
+  }
+
+  private static BackwardArgs backward(Map<String, Array> tensors) {
+    return new BackwardArgs()
+        .dout(tensors.get("dout").tensor())
+        .q(tensors.get("q").tensor())
+        .k(tensors.get("k").tensor())
+        .v(tensors.get("v").tensor())
+        .out(tensors.get("out").tensor())
+        .lse(tensors.get("lse").tensor())
+        .dq(tensors.get("dq").tensor())
+        .dk(tensors.get("dk").tensor())
+        .dv(tensors.get("dv").tensor());
+  }
+
+  // ---------------------------------------------------------------- errors
+
+  private static void checkError(JsonNode c) {
+    RingAttentionException failure =
+        assertThrows(RingAttentionException.class, () -> new Call(c).run());
+    assertEquals(c.get("status").asText(), failure.status().name(), failure.getMessage());
+    for (JsonNode word : c.get("words")) {
+      assertTrue(
+          failure.getMessage().contains(word.asText()),
+          () -> "no '" + word.asText() + "' in: " + failure.getMessage());
+    }
+  }
+
+  private record Call(JsonNode c) {
+    int number(String name, int otherwise) {
+      return c.path("arguments").path(name).asInt(otherwise);
+    }
+
+    Side side() {
+      return Side.valueOf(c.path("arguments").path("side").asText("QUERY"));
+    }
+
+    /** Zeros, as many as `elements` says, or the case. */
+    Tensor tensor(String name, DType dtype, long elements) {
+      JsonNode given = c.path("tensors").path(name);
+      Tensor packed = new Array(dtype, given.path("elements").asLong(elements)).tensor();
+      long[] strides =
+          Stream.of("batch_stride", "seq_stride", "head_stride")
+              .mapToLong(stride -> given.path(stride).asLong(0))
+              .toArray();
+      boolean isPacked = LongStream.of(strides).allMatch(stride -> stride == 0);
+      return isPacked ? packed : packed.strides(strides[0], strides[1], strides[2]);
+    }
+
+    void run() {
+      AttentionDesc desc = filled(new AttentionDesc(), c.get("desc"));
+      ContextConfig config = filled(new ContextConfig(), c.get("config"));
+      String call = c.get("call").asText();
+      int worldSize = number("world_size", 1);
+      int rank = number("rank", 0);
+      switch (call) {
+        case "create_unique_id" -> {
+          JsonNode arguments = c.get("arguments");
+          Transport transport = Transport.valueOf(arguments.get("transport").asText());
+          UniqueId.create(transport, arguments.path("bind_address").asText(null));
+        }
+        case "estimate_memory" -> RingAttention.estimateMemory(config, desc);
+        case "get_shard_length" -> RingAttention.shardLength(desc, worldSize, rank, side());
+        case "get_shard_position" -> RingAttention.shardPosition(
+            desc, worldSize, rank, side(), number("index", 0));
+        case "get_shard_positions" -> RingAttention.shardPositions(
+            desc, worldSize, rank, side(), number("first", 0), number("count", 0));
+        case "split_sequence" -> RingAttention.splitSequence(
+            desc, worldSize, rank, sequence(desc, worldSize, rank));
+        case "join_sequence" -> RingAttention.joinSequence(
+            desc, worldSize, rank, sequence(desc, worldSize, rank));
+        case "merge_attention" -> merge();
+        default -> onContext(call, config, desc);
+      }
+    }
+
+    SequenceArgs sequence(AttentionDesc desc, int worldSize, int rank) {
+      SequenceArgs args =
+          new SequenceArgs()
+              .side(side())
+              .dtype(DType.FLOAT32)
+              .numHeads(number("num_heads", 1))
+              .dim(number("dim", 1));
+      long row = desc.batch() * args.numHeads() * args.dim();
+      long whole = row * new Problem(desc).seqlen(side());
+      long shard = row * RingAttention.shardLength(desc, worldSize, rank, side());
+      return args.whole(tensor("whole", DType.FLOAT32, whole))
+          .shard(tensor("shard", DType.FLOAT32, shard));
+    }
+
+    void merge() {
+      MergeArgs args = filled(new MergeArgs(), c.get("arguments"));
+      long rows = args.batch() * args.seqlen() * args.numHeads();
+      long elements = rows * args.headDimV();
+      RingAttention.mergeAttention(
+          args.outA(tensor("out_a", DType.FLOAT32, elements))
+              .outB(tensor("out_b", DType.FLOAT32, elements))
+              .out(tensor("out", DType.FLOAT32, elements))
+              .lseA(tensor("lse_a", DType.FLOAT32, rows))
+              .lseB(tensor("lse_b", DType.FLOAT32, rows))
+              .lse(tensor("lse", DType.FLOAT32, rows)));
+    }
+
+    void onContext(String call, ContextConfig config, AttentionDesc desc) {
+      try (Context context = new Context(config)) {
+        switch (call) {
+          case "create_context" -> {}
+          case "check_support" -> context.checkSupport(desc);
+          case "get_memory_requirements" -> context.memoryRequirements(desc);
+          case "run_self_test" -> context.runSelfTest(number("num_problems", 1), number("seed", 1));
+          case "forward" -> context.forward(desc, forwardArgs(desc));
+          case "forward_after_abort" -> {
+            context.abort();
+            context.forward(desc, forwardArgs(desc));
+          }
+          case "backward" -> context.backward(desc, backwardArgs(desc));
+          default -> throw new AssertionError("no call " + call);
+        }
+      }
+    }
+
+    Tensor of(AttentionDesc desc, String name) {
+      Problem problem = new Problem(desc);
+      long elements = 1;
+      try {
+        elements = problem.shard(name, 1, 0).count();
+      } catch (RingAttentionException e) {
+        // the desc is wrong: no shapes follow from it
+      }
+      return tensor(name, problem.type(name), elements);
+    }
+
+    ForwardArgs forwardArgs(AttentionDesc desc) {
+      return new ForwardArgs()
+          .q(of(desc, "q"))
+          .k(of(desc, "k"))
+          .v(of(desc, "v"))
+          .out(of(desc, "out"))
+          .lse(of(desc, "lse"));
+    }
+
+    BackwardArgs backwardArgs(AttentionDesc desc) {
+      return new BackwardArgs()
+          .dout(of(desc, "dout"))
+          .q(of(desc, "q"))
+          .k(of(desc, "k"))
+          .v(of(desc, "v"))
+          .out(of(desc, "out"))
+          .lse(of(desc, "lse"))
+          .dq(of(desc, "dq"))
+          .dk(of(desc, "dk"))
+          .dv(of(desc, "dv"))
+          .accumulate(number("accumulate", 0) != 0);
+    }
+  }
+}

@@ -1,0 +1,82 @@
+#!/usr/bin/env sh
+# check.sh WHAT: one of the checks below. RINGATTN_LIB_DIR or pkg-config must know the library, and the loader must find it.
+set -eu
+cd "$(dirname "$0")"
+cargo=${CARGO:-cargo}
+example=../../examples/01_long_context/rust
+export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0
+
+test() { $cargo test --quiet --workspace --features ringattn/half; }
+
+clippy() {
+  $cargo clippy --quiet --workspace --all-targets --features ringattn/half -- --deny warnings
+  $cargo clippy --quiet --manifest-path $example/Cargo.toml -- --deny warnings
+}
+
+format() {
+  $cargo fmt --all --check
+  $cargo fmt --check --manifest-path $example/Cargo.toml
+}
+
+# Without the library, as where documentation is published.
+docs() {
+  unset RINGATTN_LIB_DIR
+  DOCS_RS=1 PKG_CONFIG_LIBDIR=/nowhere RUSTDOCFLAGS='--deny warnings' $cargo doc --quiet --workspace --no-deps \
+    --features ringattn/half --target-dir "${CARGO_TARGET_DIR:-target}/docs"
+}
+
+# The packages build by themselves, each from its own files.
+package() {
+  $cargo package --quiet --workspace --allow-dirty
+  $cargo package --list --package ringattn-sys --allow-dirty | grep -x -e include/ringattn.h -e LICENSE -e README.md | wc -l | grep -qx 3
+}
+
+# The library is found by either way, and else it is said which places were looked at, and what was found there.
+find_library() {
+  look() {
+    env "$@" $cargo check --quiet --package ringattn-sys --target-dir "${CARGO_TARGET_DIR:-target}/find_library" >"$output" 2>&1
+  }
+  fails_with() { # each line of the input is in the output
+    if look "$@"; then return 1; fi
+    while read -r line; do
+      if ! grep -qF "$line" "$output"; then
+        echo "no '$line' in:"
+        cat "$output"
+        return 1
+      fi
+    done
+  }
+  look -u RINGATTN_LIB_DIR
+  look -u PKG_CONFIG_PATH PKG_CONFIG_LIBDIR=/nowhere
+  fails_with -u RINGATTN_LIB_DIR -u PKG_CONFIG_PATH PKG_CONFIG_LIBDIR=/nowhere <<END
+RINGATTN_LIB_DIR: not set
+PKG_CONFIG_LIBDIR=/nowhere
+END
+  fails_with RINGATTN_LIB_DIR=/nowhere <<END
+RINGATTN_LIB_DIR: /nowhere, which has no libringattn.so
+pkg-config: not asked
+END
+  printf 'Name: ringattn\nDescription: of later\nVersion: 99.0.0\n' >"$(dirname "$output")/ringattn.pc"
+  fails_with -u RINGATTN_LIB_DIR PKG_CONFIG_PATH="$(dirname "$output")" <<END
+'99.0.0'
+END
+}
+
+# The example prints the table that the one in C prints (EXAMPLE_IN_C), but for the times.
+example() {
+  $cargo build --quiet --release --manifest-path $example/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-$example/target}"
+  cat ../../README.md ../../CONTRIBUTING.md >"$output"
+  table() {
+    "$@" "$output" --length 20000 --ranks 3 --sharding striped --output "$output.json" 2>"$output.notes" |
+      awk 'NF == 12 { $5 = $6 = "time" } { print }'
+  }
+  table "$EXAMPLE_IN_C" >"$output.c"
+  table "${CARGO_TARGET_DIR:-$example/target}/release/example_01_long_context" >"$output.rust"
+  grep -c time "$output.c" | grep -qx 3
+  diff "$output.c" "$output.rust"
+  python3 -c 'import json, sys; assert len(json.load(open(sys.argv[1]))["rows"]) == 3' "$output.json/context.json"
+}
+
+output=$(mktemp -d)/output
+trap 'rm -rf "$(dirname "$output")"' EXIT
+"$1"

@@ -1,0 +1,1 @@
+../../../../include/ringattn/ringattn.h

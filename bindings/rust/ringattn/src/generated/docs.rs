@@ -1,0 +1,151 @@
+// Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
+
+/// What the header says of a function or field.
+macro_rules! c_doc {
+    (ra_abort_context) => {
+        r#"Ends the call in progress on this context, on this rank with
+[`Status::Aborted`](crate::Status::Aborted) and on all others with
+[`Status::Aborted`](crate::Status::Aborted) naming this rank, and returns without waiting
+for that. From then on the contexts of all ranks say
+[`Status::InvalidState`](crate::Status::InvalidState) until destroyed. May be called from
+any thread. Over NCCL the other ranks get [`Status::PeerLost`](crate::Status::PeerLost) when
+their time-out is over, and what is enqueued on this one ends with undefined results.
+Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
+    };
+    (ra_backward) => {
+        r#"Gradients of [`Context::forward`](crate::Context::forward) with respect to this rank's q, k
+and v, given the gradient of out.
+
+Collective, blocking, overlap and errors as [`Context::forward`](crate::Context::forward).
+Recomputes the scores from lse; gradients travel and accumulate in fp32 and are rounded
+once. Deterministic. Rows whose lse is -infinity have gradients 0. Method: Dao et al. 2022,
+"FlashAttention", Algorithm 4, with delta = rowsum(dout \* out)."#
+    };
+    (ra_backward_args::dk) => {
+        r#"Shape of k, `desc.grad_dtype`; written"#
+    };
+    (ra_backward_args::dout) => {
+        r#"Shape of out, `desc.out_dtype`"#
+    };
+    (ra_backward_args::dq) => {
+        r#"Shape of q, `desc.grad_dtype`; written"#
+    };
+    (ra_backward_args::dv) => {
+        r#"Shape of v, `desc.grad_dtype`; written"#
+    };
+    (ra_backward_args::k) => {
+        r#"As given to [`Context::forward`](crate::Context::forward)"#
+    };
+    (ra_backward_args::lse) => {
+        r#"As [`Context::forward`](crate::Context::forward) wrote it"#
+    };
+    (ra_backward_args::out) => {
+        r#"As [`Context::forward`](crate::Context::forward) wrote it"#
+    };
+    (ra_backward_args::q) => {
+        r#"As given to [`Context::forward`](crate::Context::forward)"#
+    };
+    (ra_backward_args::v) => {
+        r#"As given to [`Context::forward`](crate::Context::forward)"#
+    };
+    (ra_backward_args::workspace) => {
+        r#"`backward_workspace` bytes aligned to 64, or `None`: the context keeps one of its own, as
+large as its largest call needed, until it is destroyed"#
+    };
+    (ra_error::cuda_error) => {
+        r#"cudaError_t, 0 if none"#
+    };
+    (ra_error::nccl_result) => {
+        r#"ncclResult_t, 0 if none"#
+    };
+    (ra_estimate_memory) => {
+        r#"The same before any context or device exists: of config only rank, `world_size`, backend,
+transport, `num_threads` and engine are read. Where a context turns out to have no cuDNN, it
+needs less than this. Errors: as [`Context::new`](crate::Context::new) and
+[`Context::check_support`](crate::Context::check_support)."#
+    };
+    (ra_forward) => {
+        r#"Attends this rank's queries to the keys and values of all ranks.
+
+Collective: every rank of context calls it with an equal desc, in the same order. A tensor
+without elements may have `None` data. out and lse may not overlap each other, the inputs or
+the workspace ([`Tensor`](crate::Tensor) says what an overlap is). Results are bitwise equal
+from run to run, for any number of threads and any timing.
+
+CPU: returns when out and lse are complete. CUDA: enqueues, and waits for the other ranks'
+threads, not for a GPU; over NCCL the first call of a shape waits until all ranks have
+agreed on it, later ones leave that to the GPU, so that a
+[`Status::Mismatch`](crate::Status::Mismatch) may be found after the call. What follows in
+stream comes after the call, and so do other calls of this context, whatever their stream.
+Nothing is allocated after the first call of a shape; the engine "cudnn" plans for shapes,
+strides and whether there is an lse, and a context makes no more than 256 such plans, after
+which "portable" computes what is new. The call may be captured in a CUDA graph, once it was
+made like that without one; local ranks are captured together, in one graph. Then stream
+orders it with other calls, and of failures only those are noticed that NCCL reports by
+itself.
+
+Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument) and
+[`Status::NotSupported`](crate::Status::NotSupported), found before anything is sent: the
+other ranks wait, and the call may be repeated with better arguments until their time-out,
+or [`AbortHandle::abort`](crate::AbortHandle::abort) lets them go. After
+[`Status::OutOfMemory`](crate::Status::OutOfMemory),
+[`Status::Timeout`](crate::Status::Timeout), [`Status::PeerLost`](crate::Status::PeerLost),
+[`Status::Mismatch`](crate::Status::Mismatch), [`Status::Aborted`](crate::Status::Aborted),
+[`Status::CudaError`](crate::Status::CudaError),
+[`Status::NcclError`](crate::Status::NcclError) and
+[`Status::InternalError`](crate::Status::InternalError) the context is of no more use and
+says [`Status::InvalidState`](crate::Status::InvalidState). Outputs are untouched unless the
+call got as far as computing. Method: Liu et al. 2023, "Ring Attention with Blockwise
+Transformers"; online softmax as in Dao et al. 2022, "FlashAttention", Algorithm 1."#
+    };
+    (ra_forward_args::k) => {
+        r#"\[batch, n_kv, `num_heads_kv`, `head_dim`\], desc.dtype"#
+    };
+    (ra_forward_args::lse) => {
+        r#"\[batch, `num_heads_q`, n_q\] packed; written; `None` if not wanted
+([`Context::backward`](crate::Context::backward) needs it)"#
+    };
+    (ra_forward_args::out) => {
+        r#"\[batch, n_q, `num_heads_q`, `head_dim_v`\], `desc.out_dtype`; written"#
+    };
+    (ra_forward_args::q) => {
+        r#"\[batch, n_q, `num_heads_q`, `head_dim`\], desc.dtype"#
+    };
+    (ra_forward_args::v) => {
+        r#"\[batch, n_kv, `num_heads_kv`, `head_dim_v`\], desc.dtype"#
+    };
+    (ra_forward_args::workspace) => {
+        r#"`forward_workspace` bytes aligned to 64, or `None`: the context keeps one of its own, as
+large as its largest call needed, until it is destroyed"#
+    };
+    (ra_get_async_error) => {
+        r#"`Ok` until something has broken the group, else what did, with the
+[`Error::rank`](crate::Error::rank) that every rank names. Looks at what is known and asks
+nobody: the group is broken by [`AbortHandle::abort`](crate::AbortHandle::abort), or by a
+collective call that failed on any rank (not by one that was refused or found a wrong
+result), and all ranks know at once, also between calls. That a rank destroyed its context,
+or does not come, is known only when another has waited for it in a call; until then this
+says `Ok`. Over NCCL each rank finds out for itself, within its time-out:
+[`Status::PeerLost`](crate::Status::PeerLost), with rank -1 where more than one was waited
+for, or [`Status::NcclError`](crate::Status::NcclError). From any thread; never blocks.
+Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of
+[`Context::forward`](crate::Context::forward)."#
+    };
+    (ra_merge_attention) => {
+        r#"Combines attention over two disjoint sets of keys into attention over their union: lse =
+log(exp(`lse_a`) + exp(`lse_b`)), out = exp(`lse_a` - lse) `out_a` + exp(`lse_b` - lse)
+`out_b`. Local, host memory, on the calling thread. Errors:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
+    };
+    (ra_run_self_test) => {
+        r#"Runs num_problems small random problems, drawn from seed over every mask, sharding and
+dtype, on the caller's own context, and checks each against fp64 and its gradients against
+finite differences.
+
+Collective: all ranks give the same num_problems (1 .. 1000000) and seed. Returns `Ok`, or
+[`Status::InternalError`](crate::Status::InternalError) with the first problem whose error
+exceeds twice that of a plain computation in fp32 stored in the same dtypes, or any error of
+[`Context::forward`](crate::Context::forward)."#
+    };
+}
+pub(crate) use c_doc;

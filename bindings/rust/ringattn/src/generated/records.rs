@@ -1,0 +1,717 @@
+// Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
+
+use std::ffi::c_void;
+use std::mem::size_of;
+
+use crate::error::call;
+use crate::record::*;
+use crate::*;
+
+/// What [`Context::new`] needs to know.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ContextConfig {
+    /// 0 <= rank < `world_size`; default 0.
+    pub rank: i32,
+    /// 1 .. 4096; default 1.
+    pub world_size: i32,
+    /// [`Backend`]; default [`Backend::Cpu`].
+    pub backend: Backend,
+    /// [`Transport`]; default [`Transport::Local`].
+    pub transport: Transport,
+    /// CUDA device ordinal, whatever device the calling threads work on, which stays theirs; must
+    /// be 0 on the CPU backend.
+    pub device: i32,
+    /// CPU threads of this rank, the calling one included, at most 1024; no more are used than
+    /// oneTBB allows the process. 0: the share of a rank in the machine.
+    pub num_threads: i32,
+    /// Longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes). What
+    /// the other rank does meanwhile counts, be it healthy or not: its way to the call, and in the
+    /// call what it computes before its next message, which is its longest block computation (its
+    /// queries against one chunk of keys), or several where chunks need not travel, as all of a
+    /// part with [`Schedule::AllGather`]. So choose it with regard to the length of the shards and
+    /// to shardings that give some ranks more work than others; more `num_chunks` make the blocks
+    /// shorter. With [`Transport::Nccl`] also the longest that a transfer may take from when this
+    /// rank's GPU is ready for it.
+    pub timeout_ms: i64,
+    /// [`UniqueId`], the same on every rank; may be `None` where `world_size` is 1.
+    pub unique_id: Option<UniqueId>,
+    /// Address that this rank listens on; `None`: loopback. Must be `None` with
+    /// [`Transport::Local`] and [`Transport::Nccl`].
+    pub bind_address: Option<String>,
+    /// Forces an engine by its name in [`Capabilities::engines`], or on CUDA "portable", or "cudnn"
+    /// where cuDNN 9.18 or newer is found: all that it can compute exactly; `None`: the fastest, on
+    /// CUDA for each block.
+    pub engine: Option<String>,
+    nccl_comm: Pointer,
+    /// CUDA: no kernel that computes takes more room than so many of the device's streaming
+    /// multiprocessors have, which leaves that of the others to communication; 1 .. their number.
+    /// Each is then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not
+    /// used. 0, the default: all. What a kernel computes does not depend on it. Must be 0 on the
+    /// CPU backend.
+    pub num_sms: i32,
+}
+
+impl ContextConfig {
+    /// The library's defaults.
+    pub fn new() -> Self {
+        let raw = defaults(sys::ra_init_context_config);
+        Self {
+            rank: raw.rank,
+            world_size: raw.world_size,
+            backend: Backend::from_raw(raw.backend),
+            transport: Transport::from_raw(raw.transport),
+            device: raw.device,
+            num_threads: raw.num_threads,
+            timeout_ms: raw.timeout_ms,
+            unique_id: None,
+            bind_address: None,
+            engine: None,
+            nccl_comm: Pointer(raw.nccl_comm),
+            num_sms: raw.num_sms,
+        }
+    }
+
+    /// Sets [`rank`](#structfield.rank).
+    pub fn rank(mut self, rank: i32) -> Self {
+        self.rank = rank;
+        self
+    }
+
+    /// Sets [`world_size`](#structfield.world_size).
+    pub fn world_size(mut self, world_size: i32) -> Self {
+        self.world_size = world_size;
+        self
+    }
+
+    /// Sets [`backend`](#structfield.backend).
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Sets [`transport`](#structfield.transport).
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// Sets [`device`](#structfield.device).
+    pub fn device(mut self, device: i32) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Sets [`num_threads`](#structfield.num_threads).
+    pub fn num_threads(mut self, num_threads: i32) -> Self {
+        self.num_threads = num_threads;
+        self
+    }
+
+    /// Sets [`timeout_ms`](#structfield.timeout_ms).
+    pub fn timeout_ms(mut self, timeout_ms: i64) -> Self {
+        self.timeout_ms = timeout_ms;
+        self
+    }
+
+    /// Sets [`unique_id`](#structfield.unique_id).
+    pub fn unique_id(mut self, unique_id: impl Into<UniqueId>) -> Self {
+        self.unique_id = Some(unique_id.into());
+        self
+    }
+
+    /// Sets [`bind_address`](#structfield.bind_address).
+    pub fn bind_address(mut self, bind_address: impl Into<String>) -> Self {
+        self.bind_address = Some(bind_address.into());
+        self
+    }
+
+    /// Sets [`engine`](#structfield.engine).
+    pub fn engine(mut self, engine: impl Into<String>) -> Self {
+        self.engine = Some(engine.into());
+        self
+    }
+
+    /// Sets `nccl_comm`.
+    ///
+    /// # Safety
+    ///
+    /// It is null, or the object of C that is described here, and what is said of it here holds:
+    ///
+    /// > ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not
+    /// > used by anybody else; `unique_id` is then `None`, and nobody is waited for. The library
+    /// > never aborts it: after [`Status::PeerLost`] or [`Status::NcclError`] the caller does, then
+    /// > destroys the context. `None`: the library makes one.
+    pub unsafe fn nccl_comm(mut self, nccl_comm: *mut c_void) -> Self {
+        self.nccl_comm = Pointer(nccl_comm);
+        self
+    }
+
+    /// Sets [`num_sms`](#structfield.num_sms).
+    pub fn num_sms(mut self, num_sms: i32) -> Self {
+        self.num_sms = num_sms;
+        self
+    }
+
+    /// Calls `call` with the record as C has it, which lives as long as the call.
+    pub(crate) fn with_raw<R>(
+        &self,
+        call: impl FnOnce(&sys::ra_context_config) -> Result<R>,
+    ) -> Result<R> {
+        let unique_id = c_string("unique_id", &self.unique_id)?;
+        let bind_address = c_string("bind_address", &self.bind_address)?;
+        let engine = c_string("engine", &self.engine)?;
+        let raw = sys::ra_context_config {
+            struct_size: size_of::<sys::ra_context_config>(),
+            rank: self.rank,
+            world_size: self.world_size,
+            backend: self.backend as i32,
+            transport: self.transport as i32,
+            device: self.device,
+            num_threads: self.num_threads,
+            timeout_ms: self.timeout_ms,
+            unique_id: characters(&unique_id),
+            bind_address: characters(&bind_address),
+            engine: characters(&engine),
+            nccl_comm: self.nccl_comm.0,
+            num_sms: self.num_sms,
+            reserved: 0,
+        };
+        call(&raw)
+    }
+}
+
+impl Default for ContextConfig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a context is, with everything that its config left to the library.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ContextInfo {
+    /// As [`ContextConfig::rank`].
+    pub rank: i32,
+    /// As [`ContextConfig::world_size`].
+    pub world_size: i32,
+    /// [`Backend`].
+    pub backend: Backend,
+    /// [`Transport`].
+    pub transport: Transport,
+    /// CUDA device ordinal; 0 on the CPU backend.
+    pub device: i32,
+    /// CPU threads that calls of this rank may use, the calling one included.
+    pub num_threads: i32,
+    /// Longest wait for another rank.
+    pub timeout_ms: i64,
+    /// Its name, as in [`Capabilities::engines`]. Types and sizes that the engine has no
+    /// instructions for are computed with those of the engines behind it in that list. On CUDA
+    /// "cudnn" if that may run, with "portable" behind it.
+    pub engine: String,
+}
+
+impl ContextInfo {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_context_info, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_context_info);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            rank: raw.rank,
+            world_size: raw.world_size,
+            backend: Backend::from_raw(raw.backend),
+            transport: Transport::from_raw(raw.transport),
+            device: raw.device,
+            num_threads: raw.num_threads,
+            timeout_ms: raw.timeout_ms,
+            engine: text(&raw.engine),
+        })
+    }
+}
+
+/// What this build can do on this machine.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// [`version`]().
+    pub version: i32,
+    /// Whether [`Backend::Cuda`] can be used here.
+    pub has_cuda: bool,
+    /// Whether [`Transport::Zeromq`] can be used here.
+    pub has_zeromq: bool,
+    /// Whether [`Transport::Nccl`] can be used here.
+    pub has_nccl: bool,
+    /// Logical processors that the process may use.
+    pub hardware_threads: i32,
+    /// CUDA devices.
+    pub num_devices: i32,
+    /// Largest `head_dim` and `head_dim_v`.
+    pub max_head_dim: i64,
+    /// Engine names that [`ContextConfig::engine`] takes here on CPUs, fastest first,
+    /// comma-separated.
+    pub engines: String,
+}
+
+impl Capabilities {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_capabilities, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_capabilities);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            version: raw.version,
+            has_cuda: raw.has_cuda != 0,
+            has_zeromq: raw.has_zeromq != 0,
+            has_nccl: raw.has_nccl != 0,
+            hardware_threads: raw.hardware_threads,
+            num_devices: raw.num_devices,
+            max_head_dim: raw.max_head_dim,
+            engines: text(&raw.engines),
+        })
+    }
+}
+
+/// One attention problem, equal on every rank.
+///
+/// Query i of one batch entry sees key j of the same entry iff all of these hold:
+///
+/// ```text
+/// mask           Mask::Full: always. Mask::Causal: j <= i + shift
+/// window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
+/// documents      i and j lie in documents of the same number
+/// kv_lengths     j < kv_lengths[batch entry]
+/// ```
+///
+/// where shift is 0 (top-left) or the number of keys minus the number of queries
+/// (bottom-right). With documents, i, j and shift count inside the document, but `kv_lengths`
+/// counts from the start of the sequence and never moves the diagonal.
+///
+/// score(i, j) = softcap(`softmax_scale` \* dot(q_i, k_j)), with softcap(s) = c \* tanh(s / c)
+/// where c = desc.softcap > 0 (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural
+/// logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees no key has out = 0, lse =
+/// -infinity and gradients 0.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AttentionDesc {
+    /// Entries, >= 1; default 1.
+    pub batch: i64,
+    /// Queries of the whole sequence, >= 0; no default.
+    pub seqlen_q: i64,
+    /// Keys of the whole sequence, >= 0; default -1: `seqlen_q`.
+    pub seqlen_kv: i64,
+    /// \>= 1, a multiple of `num_heads_kv`; default 1.
+    pub num_heads_q: i64,
+    /// \>= 1; default 0: `num_heads_q`. Query head h uses head h / (`num_heads_q` /
+    /// `num_heads_kv`).
+    pub num_heads_kv: i64,
+    /// 1 .. 256, of q and k; no default.
+    pub head_dim: i64,
+    /// 1 .. 256, of v and out; default 0: `head_dim`.
+    pub head_dim_v: i64,
+    /// [`DType`] of q, k, v; default [`DType::Float32`].
+    pub dtype: DType,
+    /// [`DType`] of out and dout; default [`DType::Same`].
+    pub out_dtype: DType,
+    /// [`DType`] of dq, dk, dv; default [`DType::Same`].
+    pub grad_dtype: DType,
+    /// [`Sharding`], of both sequences; default [`Sharding::Contiguous`].
+    pub sharding: Sharding,
+    /// Tokens of a stripe, >= 1; read for [`Sharding::Striped`] only; default 1.
+    pub stripe: i64,
+    /// [`Mask`]; default [`Mask::Full`].
+    pub mask: Mask,
+    /// [`MaskAlignment`]; default [`MaskAlignment::BottomRight`].
+    pub mask_alignment: MaskAlignment,
+    /// Keys visible before the diagonal, >= -1; default -1: all.
+    pub window_left: i64,
+    /// Keys visible after the diagonal, >= -1; default -1: all.
+    pub window_right: i64,
+    /// Finite; default 0: 1 / sqrt(`head_dim`).
+    pub softmax_scale: f32,
+    /// \>= 0 and finite; default 0: none.
+    pub softcap: f32,
+    /// Host, `num_documents` + 1 entries: 0, ascending, `seqlen_q`. Document d is the tokens
+    /// offsets\[d\] .. offsets\[d + 1\] - 1 (the cu_seqlens convention); may be empty.
+    /// `num_documents`, that is one entry less: packed documents, 0 .. 2^31; default 0: the
+    /// sequence is not packed.
+    pub document_offsets_q: Option<Vec<i64>>,
+    /// Host, `num_documents` + 1 entries: the same for keys; `None`: `document_offsets_q`, and then
+    /// `seqlen_kv` = `seqlen_q`.
+    pub document_offsets_kv: Option<Vec<i64>>,
+    /// Host, batch entries of 0 .. `seqlen_kv`: keys before right padding; `None`: none.
+    pub kv_lengths: Option<Vec<i64>>,
+    /// [`Schedule`]; default [`Schedule::Auto`].
+    pub schedule: Schedule,
+    /// Chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0: the
+    /// library chooses.
+    pub num_chunks: i64,
+    /// With [`Schedule::AllGather`], most bytes that a rank holds of K and V of all ranks, and of
+    /// their gradients: the problem is computed in parts, some batch entries or some heads of K and
+    /// V of one entry, that need no more than this; a single head whose shards are longer is cut
+    /// into chunks, unless `num_chunks` is set. 0 .. 2^58; default 0: 2^28. It holds more where one
+    /// head is more than 1,024 times as much: into more chunks than these the library cuts no shard
+    /// unasked.
+    pub gather_bytes: i64,
+}
+
+impl AttentionDesc {
+    /// The library's defaults.
+    pub fn new() -> Self {
+        let raw = defaults(sys::ra_init_attention_desc);
+        Self {
+            batch: raw.batch,
+            seqlen_q: raw.seqlen_q,
+            seqlen_kv: raw.seqlen_kv,
+            num_heads_q: raw.num_heads_q,
+            num_heads_kv: raw.num_heads_kv,
+            head_dim: raw.head_dim,
+            head_dim_v: raw.head_dim_v,
+            dtype: DType::from_raw(raw.dtype),
+            out_dtype: DType::from_raw(raw.out_dtype),
+            grad_dtype: DType::from_raw(raw.grad_dtype),
+            sharding: Sharding::from_raw(raw.sharding),
+            stripe: raw.stripe,
+            mask: Mask::from_raw(raw.mask),
+            mask_alignment: MaskAlignment::from_raw(raw.mask_alignment),
+            window_left: raw.window_left,
+            window_right: raw.window_right,
+            softmax_scale: raw.softmax_scale,
+            softcap: raw.softcap,
+            document_offsets_q: None,
+            document_offsets_kv: None,
+            kv_lengths: None,
+            schedule: Schedule::from_raw(raw.schedule),
+            num_chunks: raw.num_chunks,
+            gather_bytes: raw.gather_bytes,
+        }
+    }
+
+    /// Sets [`batch`](#structfield.batch).
+    pub fn batch(mut self, batch: i64) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Sets [`seqlen_q`](#structfield.seqlen_q).
+    pub fn seqlen_q(mut self, seqlen_q: i64) -> Self {
+        self.seqlen_q = seqlen_q;
+        self
+    }
+
+    /// Sets [`seqlen_kv`](#structfield.seqlen_kv).
+    pub fn seqlen_kv(mut self, seqlen_kv: i64) -> Self {
+        self.seqlen_kv = seqlen_kv;
+        self
+    }
+
+    /// Sets [`num_heads_q`](#structfield.num_heads_q).
+    pub fn num_heads_q(mut self, num_heads_q: i64) -> Self {
+        self.num_heads_q = num_heads_q;
+        self
+    }
+
+    /// Sets [`num_heads_kv`](#structfield.num_heads_kv).
+    pub fn num_heads_kv(mut self, num_heads_kv: i64) -> Self {
+        self.num_heads_kv = num_heads_kv;
+        self
+    }
+
+    /// Sets [`head_dim`](#structfield.head_dim).
+    pub fn head_dim(mut self, head_dim: i64) -> Self {
+        self.head_dim = head_dim;
+        self
+    }
+
+    /// Sets [`head_dim_v`](#structfield.head_dim_v).
+    pub fn head_dim_v(mut self, head_dim_v: i64) -> Self {
+        self.head_dim_v = head_dim_v;
+        self
+    }
+
+    /// Sets [`dtype`](#structfield.dtype).
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Sets [`out_dtype`](#structfield.out_dtype).
+    pub fn out_dtype(mut self, out_dtype: DType) -> Self {
+        self.out_dtype = out_dtype;
+        self
+    }
+
+    /// Sets [`grad_dtype`](#structfield.grad_dtype).
+    pub fn grad_dtype(mut self, grad_dtype: DType) -> Self {
+        self.grad_dtype = grad_dtype;
+        self
+    }
+
+    /// Sets [`sharding`](#structfield.sharding).
+    pub fn sharding(mut self, sharding: Sharding) -> Self {
+        self.sharding = sharding;
+        self
+    }
+
+    /// Sets [`stripe`](#structfield.stripe).
+    pub fn stripe(mut self, stripe: i64) -> Self {
+        self.stripe = stripe;
+        self
+    }
+
+    /// Sets [`mask`](#structfield.mask).
+    pub fn mask(mut self, mask: Mask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// Sets [`mask_alignment`](#structfield.mask_alignment).
+    pub fn mask_alignment(mut self, mask_alignment: MaskAlignment) -> Self {
+        self.mask_alignment = mask_alignment;
+        self
+    }
+
+    /// Sets [`window_left`](#structfield.window_left).
+    pub fn window_left(mut self, window_left: i64) -> Self {
+        self.window_left = window_left;
+        self
+    }
+
+    /// Sets [`window_right`](#structfield.window_right).
+    pub fn window_right(mut self, window_right: i64) -> Self {
+        self.window_right = window_right;
+        self
+    }
+
+    /// Sets [`softmax_scale`](#structfield.softmax_scale).
+    pub fn softmax_scale(mut self, softmax_scale: f32) -> Self {
+        self.softmax_scale = softmax_scale;
+        self
+    }
+
+    /// Sets [`softcap`](#structfield.softcap).
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = softcap;
+        self
+    }
+
+    /// Sets [`document_offsets_q`](#structfield.document_offsets_q).
+    pub fn document_offsets_q(mut self, document_offsets_q: impl Into<Vec<i64>>) -> Self {
+        self.document_offsets_q = Some(document_offsets_q.into());
+        self
+    }
+
+    /// Sets [`document_offsets_kv`](#structfield.document_offsets_kv).
+    pub fn document_offsets_kv(mut self, document_offsets_kv: impl Into<Vec<i64>>) -> Self {
+        self.document_offsets_kv = Some(document_offsets_kv.into());
+        self
+    }
+
+    /// Sets [`kv_lengths`](#structfield.kv_lengths).
+    pub fn kv_lengths(mut self, kv_lengths: impl Into<Vec<i64>>) -> Self {
+        self.kv_lengths = Some(kv_lengths.into());
+        self
+    }
+
+    /// Sets [`schedule`](#structfield.schedule).
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// Sets [`num_chunks`](#structfield.num_chunks).
+    pub fn num_chunks(mut self, num_chunks: i64) -> Self {
+        self.num_chunks = num_chunks;
+        self
+    }
+
+    /// Sets [`gather_bytes`](#structfield.gather_bytes).
+    pub fn gather_bytes(mut self, gather_bytes: i64) -> Self {
+        self.gather_bytes = gather_bytes;
+        self
+    }
+
+    /// Calls `call` with the record as C has it, which lives as long as the call.
+    pub(crate) fn with_raw<R>(
+        &self,
+        call: impl FnOnce(&sys::ra_attention_desc) -> Result<R>,
+    ) -> Result<R> {
+        let num_documents = count_entries(&self.document_offsets_q).map_or(0, |count| count - 1);
+        check_entries(
+            "document_offsets_kv",
+            &self.document_offsets_kv,
+            "num_documents + 1",
+            num_documents + 1,
+        )?;
+        check_entries("kv_lengths", &self.kv_lengths, "batch", self.batch)?;
+        let raw = sys::ra_attention_desc {
+            struct_size: size_of::<sys::ra_attention_desc>(),
+            batch: self.batch,
+            seqlen_q: self.seqlen_q,
+            seqlen_kv: self.seqlen_kv,
+            num_heads_q: self.num_heads_q,
+            num_heads_kv: self.num_heads_kv,
+            head_dim: self.head_dim,
+            head_dim_v: self.head_dim_v,
+            dtype: self.dtype as i32,
+            out_dtype: self.out_dtype as i32,
+            grad_dtype: self.grad_dtype as i32,
+            sharding: self.sharding as i32,
+            stripe: self.stripe,
+            mask: self.mask as i32,
+            mask_alignment: self.mask_alignment as i32,
+            window_left: self.window_left,
+            window_right: self.window_right,
+            softmax_scale: self.softmax_scale,
+            softcap: self.softcap,
+            num_documents,
+            document_offsets_q: entries(&self.document_offsets_q),
+            document_offsets_kv: entries(&self.document_offsets_kv),
+            kv_lengths: entries(&self.kv_lengths),
+            schedule: self.schedule as i32,
+            reserved: 0,
+            num_chunks: self.num_chunks,
+            gather_bytes: self.gather_bytes,
+        };
+        call(&raw)
+    }
+}
+
+impl Default for AttentionDesc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory
+/// during a forward call is `forward_tensors` + `forward_workspace`, and the same with
+/// backward_. Not counted are the context itself, its transport and threads, and short lists of
+/// what is to be computed: about 500 bytes for each document and 100 for each chunk of each
+/// rank.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MemoryRequirements {
+    /// Q, k, v, out and lse, packed.
+    pub forward_tensors: usize,
+    /// Q, k, v, out, lse, dout, dq, dk and dv, packed.
+    pub backward_tensors: usize,
+    /// Tiles of each thread and, unless `world_size` is 1, two chunks in flight, max and sum of
+    /// each row, and the output in fp32 where `out_dtype` is another; where cuDNN may run, what it
+    /// needs and, unless `world_size` is 1, one block's output in fp32. [`Schedule::AllGather`]:
+    /// the same for one part, but its own chunk and those of the r ranks whose keys it sees, 1 + r.
+    pub forward_workspace: usize,
+    /// Tiles of each thread, delta of each row, dq in fp32 where `grad_dtype` is another, two
+    /// chunks in flight and four of gradients in fp32; if `world_size` is 1, one and one.
+    /// [`Schedule::AllGather`]: the same for one part, but 1 + r chunks, and 1 + r + s of
+    /// gradients, where s other ranks see its keys.
+    pub backward_workspace: usize,
+    /// Lse alone, part of the tensors.
+    pub lse: usize,
+    /// Sizeof the context, without what it points to.
+    pub context: usize,
+    /// Chunks that a K/V shard is cut into: `num_chunks` or the library's choice, but no more than
+    /// the longest shard has tokens, and 1 if `world_size` is 1.
+    pub forward_chunks: i64,
+    /// The same for [`Context::backward`], also if `world_size` is 1.
+    pub backward_chunks: i64,
+    /// Block computations of this rank that see at least one key.
+    pub forward_steps: i64,
+    /// The same for [`Context::backward`].
+    pub backward_steps: i64,
+    /// Messages that this rank sends.
+    pub forward_hops: i64,
+    /// The same for [`Context::backward`], gradients included.
+    pub backward_hops: i64,
+    /// Bytes of those messages.
+    pub forward_hop_bytes: i64,
+    /// The same for [`Context::backward`].
+    pub backward_hop_bytes: i64,
+    /// (query, key) pairs that this rank's rows see, summed over batch and query heads.
+    pub visible_pairs: f64,
+    /// 2 (`head_dim` + `head_dim_v`) per visible pair.
+    pub forward_flops: f64,
+    /// 2 (3 `head_dim` + 2 `head_dim_v`) per visible pair.
+    pub backward_flops: f64,
+    /// [`Schedule`] of [`Context::forward`]: desc.schedule, or what [`Schedule::Auto`] stands for;
+    /// RING if `world_size` is 1.
+    pub forward_schedule: Schedule,
+    /// [`Schedule`] of [`Context::backward`], in the same way.
+    pub backward_schedule: Schedule,
+    /// Parts of the problem that are computed one after the other; 1 with [`Schedule::Ring`].
+    pub forward_parts: i64,
+    /// The same for [`Context::backward`].
+    pub backward_parts: i64,
+}
+
+impl MemoryRequirements {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_memory_requirements, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_memory_requirements);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            forward_tensors: raw.forward_tensors,
+            backward_tensors: raw.backward_tensors,
+            forward_workspace: raw.forward_workspace,
+            backward_workspace: raw.backward_workspace,
+            lse: raw.lse,
+            context: raw.context,
+            forward_chunks: raw.forward_chunks,
+            backward_chunks: raw.backward_chunks,
+            forward_steps: raw.forward_steps,
+            backward_steps: raw.backward_steps,
+            forward_hops: raw.forward_hops,
+            backward_hops: raw.backward_hops,
+            forward_hop_bytes: raw.forward_hop_bytes,
+            backward_hop_bytes: raw.backward_hop_bytes,
+            visible_pairs: raw.visible_pairs,
+            forward_flops: raw.forward_flops,
+            backward_flops: raw.backward_flops,
+            forward_schedule: Schedule::from_raw(raw.forward_schedule),
+            backward_schedule: Schedule::from_raw(raw.backward_schedule),
+            forward_parts: raw.forward_parts,
+            backward_parts: raw.backward_parts,
+        })
+    }
+}
+
+/// What the last [`Context::forward`] or [`Context::backward`] on a context did; comparable
+/// field by field with [`MemoryRequirements`]. On CUDA times are those of enqueuing.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct CallStatistics {
+    /// Block computations that were carried out.
+    pub steps: i64,
+    /// Messages that this rank sent.
+    pub hops: i64,
+    /// Bytes of those messages.
+    pub hop_bytes: i64,
+    /// Wall time of the call.
+    pub total_seconds: f64,
+    /// Of it, in block computations, and the communication that is hidden among them.
+    pub compute_seconds: f64,
+    /// Of it, waiting for other ranks: until all make the call, and for communication that was not
+    /// hidden.
+    pub wait_seconds: f64,
+}
+
+impl CallStatistics {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_call_statistics, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_call_statistics);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            steps: raw.steps,
+            hops: raw.hops,
+            hop_bytes: raw.hop_bytes,
+            total_seconds: raw.total_seconds,
+            compute_seconds: raw.compute_seconds,
+            wait_seconds: raw.wait_seconds,
+        })
+    }
+}

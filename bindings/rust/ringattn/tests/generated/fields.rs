@@ -1,0 +1,55 @@
+// Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
+
+use ringattn::*;
+use serde_json::Value;
+
+use crate::json::{choice, list, number, text};
+
+/// Sets a field by its name in C.
+pub fn set_context_config(record: &mut ContextConfig, field: &str, value: &Value) {
+    match field {
+        "rank" => record.rank = number(value),
+        "world_size" => record.world_size = number(value),
+        "backend" => record.backend = choice(value),
+        "transport" => record.transport = choice(value),
+        "device" => record.device = number(value),
+        "num_threads" => record.num_threads = number(value),
+        "timeout_ms" => record.timeout_ms = number(value),
+        "unique_id" => record.unique_id = text(value).map(UniqueId::from),
+        "bind_address" => record.bind_address = text(value),
+        "engine" => record.engine = text(value),
+        "num_sms" => record.num_sms = number(value),
+        _ => panic!("ra_context_config has no field {field}"),
+    }
+}
+
+/// Sets a field by its name in C.
+pub fn set_attention_desc(record: &mut AttentionDesc, field: &str, value: &Value) {
+    match field {
+        "batch" => record.batch = number(value),
+        "seqlen_q" => record.seqlen_q = number(value),
+        "seqlen_kv" => record.seqlen_kv = number(value),
+        "num_heads_q" => record.num_heads_q = number(value),
+        "num_heads_kv" => record.num_heads_kv = number(value),
+        "head_dim" => record.head_dim = number(value),
+        "head_dim_v" => record.head_dim_v = number(value),
+        "dtype" => record.dtype = choice(value),
+        "out_dtype" => record.out_dtype = choice(value),
+        "grad_dtype" => record.grad_dtype = choice(value),
+        "sharding" => record.sharding = choice(value),
+        "stripe" => record.stripe = number(value),
+        "mask" => record.mask = choice(value),
+        "mask_alignment" => record.mask_alignment = choice(value),
+        "window_left" => record.window_left = number(value),
+        "window_right" => record.window_right = number(value),
+        "softmax_scale" => record.softmax_scale = number(value),
+        "softcap" => record.softcap = number(value),
+        "document_offsets_q" => record.document_offsets_q = list(value),
+        "document_offsets_kv" => record.document_offsets_kv = list(value),
+        "kv_lengths" => record.kv_lengths = list(value),
+        "schedule" => record.schedule = choice(value),
+        "num_chunks" => record.num_chunks = number(value),
+        "gather_bytes" => record.gather_bytes = number(value),
+        _ => panic!("ra_attention_desc has no field {field}"),
+    }
+}

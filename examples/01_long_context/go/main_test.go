@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+)
+
+// The program in C, which RINGATTN_EXAMPLE_C names, prints the same table, but for times.
+func TestSameTableAsInC(t *testing.T) {
+	program, found := os.LookupEnv("RINGATTN_EXAMPLE_C")
+	if !found {
+		t.Skip("RINGATTN_EXAMPLE_C is not set")
+	}
+	if os.Getenv("RINGATTN_EXAMPLE_RUN") != "" { // this test, run again by itself
+		main()
+		os.Exit(0)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("RINGATTN_EXAMPLE_RUN", "1")
+	output := t.TempDir()
+	var book []byte // the program's own text
+	for _, name := range []string{"main.go", "ranks.go", "induction_head.go"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		book = append(book, text...)
+	}
+	text := filepath.Join(output, "text")
+	if err := os.WriteFile(text, book, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	table := func(program string, arguments ...string) string {
+		command := exec.Command(program, append(arguments, "--output", output)...)
+		var errors bytes.Buffer
+		command.Stderr = &errors
+		text, err := command.Output()
+		if err != nil {
+			t.Fatalf("%s: %v: %s", program, err, &errors)
+		}
+		seconds := regexp.MustCompile(`(?m)^( *[0-9,]+ +\S+ % +\S+) +\S+ +\S+`)
+		if rows := len(seconds.FindAll(text, -1)); rows < 2 {
+			t.Fatalf("%s prints a table of %d rows:\n%s", program, rows, text)
+		}
+		return seconds.ReplaceAllString(string(text), "$1")
+	}
+	for _, arguments := range [][]string{
+		{"main.go", "--length", "9000"},
+		{"ranks.go", "--length", "5000", "--ranks", "3", "--sharding", "striped"},
+	} {
+		inC, inGo := table(program, arguments...), table(self, arguments...)
+		if inC != inGo {
+			t.Errorf("%q: in C\n%s\nin Go\n%s", arguments, inC, inGo)
+		}
+	}
+}

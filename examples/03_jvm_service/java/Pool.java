@@ -1,0 +1,77 @@
+import java.nio.FloatBuffer;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.ArrayBlockingQueue;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CompletableFuture;
+
+/**
+ * Groups of ranks, and a queue of what they are asked. A question is answered, or refused at once:
+ * when as many wait as the queue holds, and when the pool closes. Those that it has taken it answers
+ * before it is closed.
+ */
+final class Pool {
+  private record Question(byte[] text, long context, CompletableFuture<FloatBuffer> answer) {}
+
+  private static final Question LAST = new Question(null, 0, null);
+
+  private final RankGroup.Book book;
+  private final BlockingQueue<Question> queue;
+  private final List<Thread> workers = new ArrayList<>();
+  private boolean isClosing;
+
+  Pool(RankGroup.Book book, int groups, int longestQueue) {
+    this.book = book;
+    queue = new ArrayBlockingQueue<>(longestQueue + groups); // room for each worker's LAST
+    this.longestQueue = longestQueue;
+    for (int g = 0; g < groups; ++g) {
+      RankGroup group = new RankGroup(book);
+      Thread worker = new Thread(() -> work(group), "group " + g);
+      workers.add(worker);
+      worker.start();
+    }
+  }
+
+  private final int longestQueue;
+
+  /** What RankGroup.predict says, later; empty if the queue is full. */
+  synchronized Optional<CompletableFuture<FloatBuffer>> ask(byte[] text, long context) {
+    if (isClosing || queue.size() >= longestQueue) {
+      return Optional.empty();
+    }
+    Question question = new Question(text, context, new CompletableFuture<>());
+    queue.add(question);
+    return Optional.of(question.answer);
+  }
+
+  private void work(RankGroup group) {
+    try {
+      for (Question question; (question = queue.take()) != LAST; ) {
+        try {
+          question.answer.complete(group.predict(question.text, question.context));
+        } catch (IllegalStateException e) { // a group that failed once is of no more use
+          question.answer.completeExceptionally(e);
+          group.close();
+          group = new RankGroup(book);
+        }
+      }
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+    } finally {
+      group.close();
+    }
+  }
+
+  void close() throws InterruptedException {
+    synchronized (this) {
+      if (!isClosing) {
+        isClosing = true;
+        workers.forEach(worker -> queue.add(LAST));
+      }
+    }
+    for (Thread worker : workers) {
+      worker.join();
+    }
+  }
+}

@@ -1,0 +1,113 @@
+"""Compares the ABI that a header declares with that of the released one: abidiff over two libraries of empty functions.
+
+    guard.py --cc CC RELEASED HEADER     fails, with abidiff's report, where a program built with RELEASED would break
+    guard.py --cc CC --self-test HEADER  HEADER against changed copies of itself: each that breaks programs is found, and none that does not
+
+That the real library exports just what its header declares is another row's to tell (abi.exports). Exit status 77: no abidiff.
+"""
+
+import argparse
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+RULES = pathlib.Path(__file__).with_name("growth.abignore")
+
+# What is changed in the header, as a regular expression and its replacement, and whether programs break.
+CHANGES = {
+    "a function is gone": (r"RA_API ra_status ra_check_support\([^;]*;", "", True),
+    "a parameter is wider": (r"int32_t world_size, int32_t rank, int32_t side,\s+ra_error", "int64_t world_size, int32_t rank, int32_t side, ra_error", True),
+    "a parameter more": (r"ra_get_shard_length\(", "ra_get_shard_length(int32_t more, ", True),
+    "a function returns something else": (r"RA_API int32_t ra_get_version", "RA_API int64_t ra_get_version", True),
+    "a constant has another number": (r"RA_STATUS_TIMEOUT = 5", "RA_STATUS_TIMEOUT = 50", True),
+    "two constants are exchanged": (r"RA_MASK_FULL = 0, RA_MASK_CAUSAL = 1", "RA_MASK_CAUSAL = 0, RA_MASK_FULL = 1", True),
+    "a field is gone": (r"  float softcap;", "", True),
+    "a field has another type": (r"  float softcap;", "  double softcap;", True),
+    "a field comes in between": (r"  float softcap;", "  float between;\n  float softcap;", True),
+    "a tensor grows, which others hold": (r"\} ra_tensor;", "  int64_t more;\n} ra_tensor;", True),
+    "a field more at the end": (r"\} ra_attention_desc;", "  int64_t more;\n} ra_attention_desc;", False),
+    "a constant more": (r"RA_SCHEDULE_PASS_Q = 5", "RA_SCHEDULE_PASS_Q = 5, RA_SCHEDULE_MORE = 6", False),
+    "a function more": (r"RA_API int32_t ra_get_version", "RA_API int32_t ra_get_more(void);\nRA_API int32_t ra_get_version", False),
+    "a parameter's name": (r"int64_t num_problems, int64_t seed", "int64_t num_problems, int64_t start", False),
+}
+
+
+def make_library(cc: str, text: str, folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A library of everything that the header declares."""
+    (folder / f"{name}.h").write_text(text)
+    code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    functions = re.findall(r"^RA_API\s+([^;]*);", code, flags=re.MULTILINE)
+    lines = [f'#include "{name}.h"', *(f"{declaration} {{ __builtin_trap(); }}" for declaration in functions)]
+    source, library = folder / f"{name}.c", folder / f"{name}.so"
+    source.write_text("\n".join(lines) + "\n")
+    # Enums that no function takes are part of the ABI all the same.
+    enums = re.findall(r"^\}\s*(ra_\w+);", code, flags=re.MULTILINE) + re.findall(r"^typedef enum (ra_\w+) \{[^\n]*\}", code, flags=re.MULTILINE)
+    with source.open("a") as file:
+        file.writelines(f"RA_API void ra_type_{n}(const {n} *p);\nvoid ra_type_{n}(const {n} *p) {{ (void)p; }}\n" for n in sorted(set(enums)))
+    subprocess.run([cc, "-std=c11", "-g", "-O0", "-w", "-shared", "-fPIC", "-I", folder, source, "-o", library], check=True)
+    return library
+
+
+def fields(text: str) -> dict[str, list[str]]:
+    """Declarations of each struct, in order."""
+    code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    structs = re.findall(r"^typedef struct (ra_\w+) \{(.*?)^\}", code, flags=re.MULTILINE | re.DOTALL)
+    return {name: [" ".join(f.split()) for f in body.split(";") if f.strip()] for name, body in structs}
+
+
+def compare(cc: str, released: str, current: str) -> tuple[bool, str]:
+    """Whether programs break, and abidiff's report."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        old, new = (make_library(cc, text, folder, n) for text, n in ((released, "released"), (current, "current")))
+        run = subprocess.run(
+            ["abidiff", "--no-added-syms", "--suppressions", RULES, old, new], capture_output=True, text=True, check=False
+        )
+        if run.returncode & 3:
+            sys.exit(f"abidiff: {run.stderr}")
+    # abidiff's rule for structs that grow is silent about a field whose type has changed.
+    new_fields = fields(current)
+    report = [
+        f"{name}: fields were {old}, and are {new_fields.get(name)}"
+        for name, old in fields(released).items()
+        if new_fields.get(name, [])[: len(old)] != old
+    ]
+    return run.returncode != 0 or bool(report), "\n".join([run.stdout, *report])
+
+
+def self_test(cc: str, header: str) -> int:
+    failed = 0
+    for what, (pattern, replacement, breaks) in CHANGES.items():
+        changed, count = re.subn(pattern, replacement, header, count=1)
+        if count != 1:
+            sys.exit(f"{what}: nothing in the header matches {pattern}")
+        found, report = compare(cc, header, changed)
+        failed += found != breaks
+        print(f"{what:40} {'breaks' if found else 'compatible':12}{'' if found == breaks else 'WRONG'}")
+        if found != breaks:
+            print(report)
+    return 1 if failed else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cc", required=True)
+    parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("headers", nargs="+", type=pathlib.Path)
+    options = parser.parse_args()
+    if not shutil.which("abidiff"):
+        print("no abidiff: Debian package abigail-tools")
+        return 77
+    texts = [header.read_text() for header in options.headers]
+    if options.self_test:
+        return self_test(options.cc, *texts)
+    breaks, report = compare(options.cc, *texts)
+    print(report or "compatible")
+    return 1 if breaks else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+// Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
+#pragma once
+
+#include <json.h>
+
+namespace ringattn::conformance {
+
+constexpr Constant status_constants[] = {
+    {"SUCCESS", RA_STATUS_SUCCESS},
+    {"INVALID_ARGUMENT", RA_STATUS_INVALID_ARGUMENT},
+    {"NOT_SUPPORTED", RA_STATUS_NOT_SUPPORTED},
+    {"OUT_OF_MEMORY", RA_STATUS_OUT_OF_MEMORY},
+    {"INVALID_STATE", RA_STATUS_INVALID_STATE},
+    {"TIMEOUT", RA_STATUS_TIMEOUT},
+    {"ABORTED", RA_STATUS_ABORTED},
+    {"PEER_LOST", RA_STATUS_PEER_LOST},
+    {"MISMATCH", RA_STATUS_MISMATCH},
+    {"CUDA_ERROR", RA_STATUS_CUDA_ERROR},
+    {"NCCL_ERROR", RA_STATUS_NCCL_ERROR},
+    {"INTERNAL_ERROR", RA_STATUS_INTERNAL_ERROR},
+};
+constexpr Constant backend_constants[] = {
+    {"CPU", RA_BACKEND_CPU},
+    {"CUDA", RA_BACKEND_CUDA},
+};
+constexpr Constant transport_constants[] = {
+    {"LOCAL", RA_TRANSPORT_LOCAL},
+    {"ZEROMQ", RA_TRANSPORT_ZEROMQ},
+    {"NCCL", RA_TRANSPORT_NCCL},
+};
+constexpr Constant dtype_constants[] = {
+    {"SAME", RA_DTYPE_SAME},
+    {"FLOAT32", RA_DTYPE_FLOAT32},
+    {"BFLOAT16", RA_DTYPE_BFLOAT16},
+    {"FLOAT16", RA_DTYPE_FLOAT16},
+};
+constexpr Constant sharding_constants[] = {
+    {"CONTIGUOUS", RA_SHARDING_CONTIGUOUS},
+    {"ZIGZAG", RA_SHARDING_ZIGZAG},
+    {"STRIPED", RA_SHARDING_STRIPED},
+};
+constexpr Constant mask_constants[] = {
+    {"FULL", RA_MASK_FULL},
+    {"CAUSAL", RA_MASK_CAUSAL},
+};
+constexpr Constant mask_alignment_constants[] = {
+    {"TOP_LEFT", RA_MASK_ALIGNMENT_TOP_LEFT},
+    {"BOTTOM_RIGHT", RA_MASK_ALIGNMENT_BOTTOM_RIGHT},
+};
+constexpr Constant schedule_constants[] = {
+    {"AUTO", RA_SCHEDULE_AUTO},
+    {"RING", RA_SCHEDULE_RING},
+    {"ALL_GATHER", RA_SCHEDULE_ALL_GATHER},
+    {"ALL_TO_ALL", RA_SCHEDULE_ALL_TO_ALL},
+    {"HYBRID", RA_SCHEDULE_HYBRID},
+    {"PASS_Q", RA_SCHEDULE_PASS_Q},
+};
+constexpr Constant side_constants[] = {
+    {"QUERY", RA_SIDE_QUERY},
+    {"KEY_VALUE", RA_SIDE_KEY_VALUE},
+};
+constexpr Constant log_level_constants[] = {
+    {"DEBUG", RA_LOG_LEVEL_DEBUG},
+    {"INFO", RA_LOG_LEVEL_INFO},
+    {"WARNING", RA_LOG_LEVEL_WARNING},
+};
+constexpr Constant stride_constants[] = {
+    {"PACKED", RA_STRIDE_PACKED},
+    {"REPEAT", RA_STRIDE_REPEAT},
+};
+
+inline void set(ra_context_config &record, const std::string &field, const Json &value, Kept &kept) {
+  const auto is = [&](const char *name) { return field == name; };
+  if (is("rank")) return void(record.rank = number<int32_t>(value));
+  if (is("world_size")) return void(record.world_size = number<int32_t>(value));
+  if (is("backend")) return void(record.backend = constant(backend_constants, value));
+  if (is("transport")) return void(record.transport = constant(transport_constants, value));
+  if (is("device")) return void(record.device = number<int32_t>(value));
+  if (is("num_threads")) return void(record.num_threads = number<int32_t>(value));
+  if (is("timeout_ms")) return void(record.timeout_ms = number<int64_t>(value));
+  if (is("unique_id")) return void(record.unique_id = kept.text(value));
+  if (is("bind_address")) return void(record.bind_address = kept.text(value));
+  if (is("engine")) return void(record.engine = kept.text(value));
+  if (is("num_sms")) return void(record.num_sms = number<int32_t>(value));
+  unknown("ra_context_config", field);
+}
+
+inline void set(ra_attention_desc &record, const std::string &field, const Json &value, Kept &kept) {
+  const auto is = [&](const char *name) { return field == name; };
+  if (is("batch")) return void(record.batch = number<int64_t>(value));
+  if (is("seqlen_q")) return void(record.seqlen_q = number<int64_t>(value));
+  if (is("seqlen_kv")) return void(record.seqlen_kv = number<int64_t>(value));
+  if (is("num_heads_q")) return void(record.num_heads_q = number<int64_t>(value));
+  if (is("num_heads_kv")) return void(record.num_heads_kv = number<int64_t>(value));
+  if (is("head_dim")) return void(record.head_dim = number<int64_t>(value));
+  if (is("head_dim_v")) return void(record.head_dim_v = number<int64_t>(value));
+  if (is("dtype")) return void(record.dtype = constant(dtype_constants, value));
+  if (is("out_dtype")) return void(record.out_dtype = constant(dtype_constants, value));
+  if (is("grad_dtype")) return void(record.grad_dtype = constant(dtype_constants, value));
+  if (is("sharding")) return void(record.sharding = constant(sharding_constants, value));
+  if (is("stripe")) return void(record.stripe = number<int64_t>(value));
+  if (is("mask")) return void(record.mask = constant(mask_constants, value));
+  if (is("mask_alignment")) return void(record.mask_alignment = constant(mask_alignment_constants, value));
+  if (is("window_left")) return void(record.window_left = number<int64_t>(value));
+  if (is("window_right")) return void(record.window_right = number<int64_t>(value));
+  if (is("softmax_scale")) return void(record.softmax_scale = number<float>(value));
+  if (is("softcap")) return void(record.softcap = number<float>(value));
+  if (is("document_offsets_q")) return void((record.num_documents = number_of(value) - 1, record.document_offsets_q = kept.list(value)));
+  if (is("document_offsets_kv")) return void(record.document_offsets_kv = kept.list(value));
+  if (is("kv_lengths")) return void(record.kv_lengths = kept.list(value));
+  if (is("schedule")) return void(record.schedule = constant(schedule_constants, value));
+  if (is("num_chunks")) return void(record.num_chunks = number<int64_t>(value));
+  if (is("gather_bytes")) return void(record.gather_bytes = number<int64_t>(value));
+  unknown("ra_attention_desc", field);
+}
+
+}  // namespace ringattn::conformance

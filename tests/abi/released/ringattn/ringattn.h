@@ -1,0 +1,658 @@
+/**
+ * @file ringattn.h
+ * @brief Exact attention over a sequence that is split among many ranks: the whole C API of libringattn.
+ *
+ * Three steps, in the order in which a program meets them:
+ *
+ *     1. every rank makes a context           ra_create_unique_id, ra_create_context
+ *     2. a description says which attention   ra_init_attention_desc, ra_get_shard_length, ra_split_sequence
+ *     3. all ranks call it together           ra_forward, ra_backward
+ *
+ * Conventions, for every function below:
+ *
+ *     errors       The last parameter `error` is owned by the caller and may be NULL. It is cleared on entry and says which
+ *                  field was wrong, its value and the limit. Functions that return a value instead of a status document
+ *                  the value that means failure. Every pointer is checked: NULL gives RA_STATUS_INVALID_ARGUMENT, not a crash.
+ *     structs      Begin with `struct_size`. Call ra_init_<struct>(&s, sizeof s), then set what differs from the default;
+ *                  a program built against an older or newer header than the library keeps working.
+ *     ownership    The library keeps no pointer of the caller beyond the call, except where a comment says "borrowed".
+ *     threads      One thread at a time per context, except ra_abort_context and ra_get_async_error, callable from any.
+ *                  Functions without a context, or with a const one, may run concurrently. Contexts are independent.
+ *     collective   Means: every rank of the context makes the same calls in the same order. All other functions are local
+ *                  and do not block.
+ *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds. A sequence
+ *                  has at most 2^48 tokens, a batch 2^48 entries, a tensor 2^20 heads and, counted in fp32 and with a length
+ *                  of 0 as 1, 2^58 bytes.
+ *     backends     A CPU call returns when its results are complete. A CUDA call enqueues its work on the caller's stream and
+ *                  returns: its tensors, workspace included, are memory of the context's device, and belong to the call until
+ *                  what it enqueued is over. What fails after the call is said by ra_get_async_error and by the next call. Lists such as
+ *                  document offsets are host memory always.
+ *     reserved     Version 0.1 has two schedules, RA_SCHEDULE_RING and RA_SCHEDULE_ALL_GATHER. Others and the transport ZeroMQ have
+ *                  their names here, so that they need no new ones later; asking for one gives NOT_SUPPORTED, as does CUDA where
+ *                  the library was built without it.
+ */
+#ifndef RINGATTN_RINGATTN_H
+#define RINGATTN_RINGATTN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define RA_VERSION_MAJOR 0
+#define RA_VERSION_MINOR 1
+#define RA_VERSION_PATCH 0
+
+#if defined(_WIN32)
+#define RA_API
+#else
+#define RA_API __attribute__((visibility("default")))
+#endif
+
+/* ---------------------------------------------------------------- errors */
+
+/** Outcome of a call. Values are stable; new ones are only added at the end. */
+typedef enum ra_status {
+  RA_STATUS_SUCCESS = 0,
+  RA_STATUS_INVALID_ARGUMENT = 1, /**< a field is outside its documented range; nothing was done, but ra_create_context
+                                       uses up its id */
+  RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
+  RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
+  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread */
+  RA_STATUS_TIMEOUT = 5,          /**< a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it */
+  RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
+  RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */
+  RA_STATUS_MISMATCH = 8,         /**< ranks disagree on the problem or on the order of calls; every rank gets this, and
+                                       ra_error::rank names the one that contradicts all others, if they agree */
+  RA_STATUS_CUDA_ERROR = 9,       /**< ra_error::cuda_error holds the cudaError_t */
+  RA_STATUS_NCCL_ERROR = 10,      /**< ra_error::nccl_result holds the ncclResult_t */
+  RA_STATUS_INTERNAL_ERROR = 11   /**< a defect of the library, or a self-test that found a wrong result */
+} ra_status;
+
+/** Where and why a call failed. Owned by the caller; needs no initialisation. */
+typedef struct ra_error {
+  int32_t status;      /**< ra_status */
+  int32_t rank;        /**< the rank that broke the group, the same on every rank; -1 where no single one did, and where the
+                            failure is of this call alone, as refused arguments are */
+  int32_t cuda_error;  /**< cudaError_t, 0 if none */
+  int32_t nccl_result; /**< ncclResult_t, 0 if none */
+  char message[512];   /**< NUL-terminated UTF-8; empty on success, but of ra_check_support */
+} ra_error;
+
+/** The constant's name without its prefix, as in "TIMEOUT"; "UNKNOWN" for any other number. Never NULL; static storage. */
+RA_API const char *ra_get_status_name(int32_t status);
+
+/** Version of the linked library: major * 10000 + minor * 100 + patch. Compare with the RA_VERSION_ macros. */
+RA_API int32_t ra_get_version(void);
+
+/* ---------------------------------------------------------------- choices */
+
+/** Where the arithmetic runs. */
+typedef enum ra_backend { RA_BACKEND_CPU = 0, RA_BACKEND_CUDA = 1 } ra_backend;
+
+/** What carries chunks of K and V between ranks. */
+typedef enum ra_transport {
+  RA_TRANSPORT_LOCAL = 0,  /**< ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it */
+  RA_TRANSPORT_ZEROMQ = 1, /**< ranks are processes on one machine or many, CPU backend */
+  RA_TRANSPORT_NCCL = 2    /**< ranks have a GPU each, in one process or many, CUDA backend */
+} ra_transport;
+
+/** Element type of a tensor. */
+typedef enum ra_dtype {
+  RA_DTYPE_SAME = 0, /**< for output types only: the inputs' type */
+  RA_DTYPE_FLOAT32 = 1,
+  RA_DTYPE_BFLOAT16 = 2,
+  RA_DTYPE_FLOAT16 = 3
+} ra_dtype;
+
+/**
+ * Which tokens a rank owns. P is the world size. A rank's shard holds its tokens densely in ascending position.
+ *
+ * Packed documents are cut one by one, so that every rank gets a like share of each; a sequence without documents is one
+ * document. Contiguous and zigzag cut it into m parts, one behind the other: of its n tokens, the first of which is token b of
+ * the whole sequence, part k (0 <= k < m) has n / m, rounded down, and one more if (k - b) mod m < n mod m, where mod is never
+ * negative. So with one document the longer parts come first, and with many each gives its odd tokens to the ranks after those
+ * of the document before: however many there are, shards differ in length by one token at most, or by one stripe.
+ *
+ * ra_get_shard_length and ra_get_shard_positions work this out. Queries and keys follow the same rule, so token i of both is on
+ * one rank if their sequences are cut alike: equal lengths and equal document offsets.
+ */
+typedef enum ra_sharding {
+  RA_SHARDING_CONTIGUOUS = 0, /**< P parts, rank r owns part r */
+  RA_SHARDING_ZIGZAG = 1,     /**< 2 P parts, rank r owns parts r and 2 P - 1 - r: equal work under a causal mask */
+  RA_SHARDING_STRIPED = 2     /**< token p of the whole sequence belongs to rank (p / stripe) mod P, in whatever document it is:
+                                   equal work under a causal mask */
+} ra_sharding;
+
+/** Shape of the mask before windows, documents and padding, which all intersect with it. */
+typedef enum ra_mask { RA_MASK_FULL = 0, RA_MASK_CAUSAL = 1 } ra_mask;
+
+/** Which query and key face each other where their lengths differ: the diagonal of causal masks and of windows. */
+typedef enum ra_mask_alignment {
+  RA_MASK_ALIGNMENT_TOP_LEFT = 0,    /**< query i faces key i */
+  RA_MASK_ALIGNMENT_BOTTOM_RIGHT = 1 /**< query i faces key i + seqlen_kv - seqlen_q; inside each document, its lengths */
+} ra_mask_alignment;
+
+/**
+ * Who computes and sends what, in which order. Results follow the same rules with each, but not to the last bit.
+ *
+ * RA_SCHEDULE_AUTO is RA_SCHEDULE_ALL_GATHER where sequences are so short that the P - 1 hops of a ring cost more than they hide:
+ * if world_size is 3 or more, no rank has more than 256 keys, num_chunks is 0, and 2^24 bytes, or gather_bytes where that is less, are
+ * enough to gather all at once. Else it is RA_SCHEDULE_RING. ra_memory_requirements says which. The rule comes from measurements with
+ * ranks of one process on CPUs; on GPUs nothing has been measured yet.
+ */
+typedef enum ra_schedule {
+  RA_SCHEDULE_AUTO = 0,       /**< the library chooses */
+  RA_SCHEDULE_RING = 1,       /**< chunks of K and V travel from neighbour to neighbour */
+  RA_SCHEDULE_ALL_GATHER = 2, /**< each rank sends its K and V to all ranks that see them, in one exchange, and computes with all that
+                                   it got; in the backward pass another exchange returns the gradients. By parts of the problem,
+                                   one after the other, so that memory stays within ra_attention_desc::gather_bytes */
+  RA_SCHEDULE_ALL_TO_ALL = 3,
+  RA_SCHEDULE_HYBRID = 4,
+  RA_SCHEDULE_PASS_Q = 5
+} ra_schedule;
+
+/** Which of the two sequences of a cross-attention a function speaks of. */
+typedef enum ra_side { RA_SIDE_QUERY = 0, RA_SIDE_KEY_VALUE = 1 } ra_side;
+
+/** Severity of a log message. */
+typedef enum ra_log_level { RA_LOG_LEVEL_DEBUG = 0, RA_LOG_LEVEL_INFO = 1, RA_LOG_LEVEL_WARNING = 2 } ra_log_level;
+
+/* ---------------------------------------------------------------- context */
+
+/** One rank's membership in a group of ranks, with its threads, its engine and its memory. Opaque. */
+typedef struct ra_context ra_context;
+
+/** A CUDA stream, the same type as cudaStream_t; NULL is the device's default stream. Must be NULL on the CPU backend. */
+typedef struct CUstream_st *ra_stream;
+
+/** Names a group of ranks that is about to form. Text, so that any channel can carry it; it is a credential. */
+typedef struct ra_unique_id {
+  char text[1024]; /**< NUL-terminated printable ASCII without spaces */
+} ra_unique_id;
+
+/** What ra_create_context needs to know. */
+typedef struct ra_context_config {
+  size_t struct_size;       /**< sizeof(ra_context_config) of the caller */
+  int32_t rank;             /**< 0 <= rank < world_size; default 0 */
+  int32_t world_size;       /**< 1 .. 4096; default 1 */
+  int32_t backend;          /**< ra_backend; default RA_BACKEND_CPU */
+  int32_t transport;        /**< ra_transport; default RA_TRANSPORT_LOCAL */
+  int32_t device;           /**< CUDA device ordinal, whatever device the calling threads work on, which stays theirs; must be 0
+                                 on the CPU backend */
+  int32_t num_threads;      /**< CPU threads of this rank, the calling one included, at most 1024; no more are used than
+                                 oneTBB allows the process. 0: the share of a rank in the machine */
+  int64_t timeout_ms;       /**< longest wait for another rank, 1 .. 2^31 - 1; 0, the default, means 300000 (5 minutes). What
+                                 the other rank does meanwhile counts, be it healthy or not: its way to the call, and in the
+                                 call what it computes before its next message, which is its longest block computation (its
+                                 queries against one chunk of keys), or several where chunks need not travel, as all of a part
+                                 with RA_SCHEDULE_ALL_GATHER. So choose it with
+                                 regard to the length of the shards and to shardings that give some ranks more work than others;
+                                 more num_chunks make the blocks shorter. With RA_TRANSPORT_NCCL also the longest that a
+                                 transfer may take from when this rank's GPU is ready for it */
+  const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
+  const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL and
+                                 RA_TRANSPORT_NCCL */
+  const char *engine;       /**< forces an engine by its name in ra_capabilities::engines, or on CUDA "portable", or "cudnn" where
+                                 cuDNN 9.18 or newer is found: all that it can compute exactly; NULL: the fastest, on CUDA for
+                                 each block */
+  void *nccl_comm;          /**< ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not used
+                                 by anybody else; unique_id is then NULL, and nobody is waited for. The library never aborts it:
+                                 after PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the library
+                                 makes one */
+  int32_t num_sms;          /**< CUDA: no kernel that computes takes more room than so many of the device's streaming
+                                 multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
+                                 then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
+                                 default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend */
+  int32_t reserved;         /**< 0 */
+} ra_context_config;
+
+/** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */
+RA_API void ra_init_context_config(ra_context_config *config, size_t struct_size);
+
+/**
+ * Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
+ *
+ * `transport` is a ra_transport; `bind_address` the address that rank 0 will listen on ("host" or "host:port"), NULL for
+ * loopback, and NULL with RA_TRANSPORT_LOCAL and RA_TRANSPORT_NCCL. An id of the local transport is valid in the process that
+ * made it, for one group at a time. One of NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until
+ * the group has formed. Otherwise an id holds no resource, and needs no release.
+ *
+ * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), NCCL_ERROR.
+ */
+RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *bind_address, ra_error *error);
+
+/**
+ * Joins this rank to its group.
+ *
+ * Collective and blocking: returns when all `world_size` ranks have joined (ranks of the local transport each call it from
+ * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once.
+ *
+ * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
+ * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY, CUDA_ERROR,
+ * NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
+ * (ranks disagree on the world size, or a rank came twice), PEER_LOST.
+ * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
+ * is not clear which rank of which group was refused, as over NCCL always), and all ranks begin again with a new id.
+ */
+RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
+
+/**
+ * Leaves the group and frees everything. Accepts NULL. Local: does not wait for other ranks, which get PEER_LOST if they
+ * were still waiting for this one. No call may be in progress on the context. On CUDA it waits until what calls have enqueued is
+ * over; graphs that calls were captured in hold the context's memory, and may not be launched any more.
+ */
+RA_API void ra_destroy_context(ra_context *context);
+
+/**
+ * Ends the call in progress on this context, on this rank with ABORTED and on all others with ABORTED naming this rank, and
+ * returns without waiting for that. From then on the contexts of all ranks say INVALID_STATE until destroyed. May be
+ * called from any thread. Over NCCL the other ranks get PEER_LOST when their time-out is over, and what is enqueued on this
+ * one ends with undefined results. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
+
+/**
+ * SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
+ * known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
+ * that was refused or found a wrong result), and all ranks know at once, also between calls. That a rank destroyed its context,
+ * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. Over NCCL each rank finds
+ * out for itself, within its time-out: PEER_LOST, with rank -1 where more than one was waited for, or NCCL_ERROR. From any
+ * thread; never blocks.
+ * Errors: INVALID_ARGUMENT, and those of ra_forward.
+ */
+RA_API ra_status ra_get_async_error(const ra_context *context, ra_error *error);
+
+/** What a context is, with everything that its config left to the library. */
+typedef struct ra_context_info {
+  size_t struct_size;
+  int32_t rank;
+  int32_t world_size;
+  int32_t backend;      /**< ra_backend */
+  int32_t transport;    /**< ra_transport */
+  int32_t device;       /**< CUDA device ordinal; 0 on the CPU backend */
+  int32_t num_threads;  /**< CPU threads that calls of this rank may use, the calling one included */
+  int64_t timeout_ms;   /**< longest wait for another rank */
+  char engine[32];      /**< its name, as in ra_capabilities::engines. Types and sizes that the engine has no instructions for
+                             are computed with those of the engines behind it in that list. On CUDA "cudnn" if that may run,
+                             with "portable" behind it */
+} ra_context_info;
+
+/** Clears `info`. `struct_size` is sizeof(ra_context_info). Accepts NULL. */
+RA_API void ra_init_context_info(ra_context_info *info, size_t struct_size);
+
+/** Fills `info`. Local; also during a call, from any thread. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_context_info(const ra_context *context, ra_context_info *info, ra_error *error);
+
+/** What this build can do on this machine. */
+typedef struct ra_capabilities {
+  size_t struct_size;
+  int32_t version;          /**< ra_get_version() */
+  int32_t has_cuda;         /**< 1 if RA_BACKEND_CUDA can be used here */
+  int32_t has_zeromq;       /**< 1 if RA_TRANSPORT_ZEROMQ can be used here */
+  int32_t has_nccl;         /**< 1 if RA_TRANSPORT_NCCL can be used here */
+  int32_t hardware_threads; /**< logical processors that the process may use */
+  int32_t num_devices;      /**< CUDA devices */
+  int64_t max_head_dim;     /**< largest head_dim and head_dim_v */
+  char engines[256];        /**< engine names that ra_context_config::engine takes here on CPUs, fastest first, comma-separated */
+} ra_capabilities;
+
+/** Clears `capabilities`. `struct_size` is sizeof(ra_capabilities). Accepts NULL. */
+RA_API void ra_init_capabilities(ra_capabilities *capabilities, size_t struct_size);
+
+/** Fills `capabilities`. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *error);
+
+/* ---------------------------------------------------------------- problem */
+
+/**
+ * One attention problem, equal on every rank.
+ *
+ * Query i of one batch entry sees key j of the same entry iff all of these hold:
+ *
+ *     mask           RA_MASK_FULL: always. RA_MASK_CAUSAL: j <= i + shift
+ *     window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
+ *     documents      i and j lie in documents of the same number
+ *     kv_lengths     j < kv_lengths[batch entry]
+ *
+ * where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right). With documents, i, j and
+ * shift count inside the document, but kv_lengths counts from the start of the sequence and never moves the diagonal.
+ *
+ * score(i, j) = softcap(softmax_scale * dot(q_i, k_j)), with softcap(s) = c * tanh(s / c) where c = desc.softcap > 0
+ * (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees
+ * no key has out = 0, lse = -infinity and gradients 0.
+ */
+typedef struct ra_attention_desc {
+  size_t struct_size;
+  int64_t batch;                       /**< entries, >= 1; default 1 */
+  int64_t seqlen_q;                    /**< queries of the whole sequence, >= 0; no default */
+  int64_t seqlen_kv;                   /**< keys of the whole sequence, >= 0; default -1: seqlen_q */
+  int64_t num_heads_q;                 /**< >= 1, a multiple of num_heads_kv; default 1 */
+  int64_t num_heads_kv;                /**< >= 1; default 0: num_heads_q. Query head h uses head h / (num_heads_q / num_heads_kv) */
+  int64_t head_dim;                    /**< 1 .. 256, of q and k; no default */
+  int64_t head_dim_v;                  /**< 1 .. 256, of v and out; default 0: head_dim */
+  int32_t dtype;                       /**< ra_dtype of q, k, v; default RA_DTYPE_FLOAT32 */
+  int32_t out_dtype;                   /**< ra_dtype of out and dout; default RA_DTYPE_SAME */
+  int32_t grad_dtype;                  /**< ra_dtype of dq, dk, dv; default RA_DTYPE_SAME */
+  int32_t sharding;                    /**< ra_sharding, of both sequences; default RA_SHARDING_CONTIGUOUS */
+  int64_t stripe;                      /**< tokens of a stripe, >= 1; read for RA_SHARDING_STRIPED only; default 1 */
+  int32_t mask;                        /**< ra_mask; default RA_MASK_FULL */
+  int32_t mask_alignment;              /**< ra_mask_alignment; default RA_MASK_ALIGNMENT_BOTTOM_RIGHT */
+  int64_t window_left;                 /**< keys visible before the diagonal, >= -1; default -1: all */
+  int64_t window_right;                /**< keys visible after the diagonal, >= -1; default -1: all */
+  float softmax_scale;                 /**< finite; default 0: 1 / sqrt(head_dim) */
+  float softcap;                       /**< >= 0 and finite; default 0: none */
+  int64_t num_documents;               /**< packed documents, 0 .. 2^31; default 0: the sequence is not packed */
+  const int64_t *document_offsets_q;   /**< host, num_documents + 1 entries: 0, ascending, seqlen_q. Document d is the tokens
+                                            offsets[d] .. offsets[d + 1] - 1 (the cu_seqlens convention); may be empty */
+  const int64_t *document_offsets_kv;  /**< host, num_documents + 1 entries: the same for keys; NULL: document_offsets_q, and then
+                                            seqlen_kv = seqlen_q */
+  const int64_t *kv_lengths;           /**< host, batch entries of 0 .. seqlen_kv: keys before right padding; NULL: none */
+  int32_t schedule;                    /**< ra_schedule; default RA_SCHEDULE_AUTO */
+  int32_t reserved;                    /**< 0 */
+  int64_t num_chunks;                  /**< chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0:
+                                            the library chooses */
+  int64_t gather_bytes;                /**< with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of
+                                            their gradients: the problem is computed in parts, some batch entries or some heads
+                                            of K and V of one entry, that need no more than this; a single head whose shards are
+                                            longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
+                                            holds more where one head is more than 1,024 times as much: into more chunks than
+                                            these the library cuts no shard unasked */
+} ra_attention_desc;
+
+/** Fills `desc` with defaults. `struct_size` is sizeof(ra_attention_desc). Accepts NULL. */
+RA_API void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size);
+
+/**
+ * SUCCESS if this context can run `desc` forward and backward, with the engine that does it in ra_error::message, and on CUDA why
+ * another does not: "forward: cudnn; backward: portable (not cudnn: ...)". Blocks that a rank finds it cannot leave to cuDNN go to
+ * "portable" all the same; log messages of RA_LOG_LEVEL_DEBUG say of each block which engine had it, and why. Else NOT_SUPPORTED
+ * with the reason, or INVALID_ARGUMENT with the field, its value and the limit. Local.
+ */
+RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error);
+
+/* ---------------------------------------------------------------- memory and cost */
+
+/**
+ * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
+ * forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
+ * threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.
+ */
+typedef struct ra_memory_requirements {
+  size_t struct_size;
+  size_t forward_tensors;     /**< q, k, v, out and lse, packed */
+  size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
+  size_t forward_workspace;   /**< tiles of each thread and, unless world_size is 1, two chunks in flight, max and sum of each
+                                   row, and the output in fp32 where out_dtype is another; where cuDNN may run, what it needs
+                                   and, unless world_size is 1, one block's output in fp32.
+                                   RA_SCHEDULE_ALL_GATHER: the same for one part, but its own chunk and those of the r ranks
+                                   whose keys it sees, 1 + r */
+  size_t backward_workspace;  /**< tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
+                                   flight and four of gradients in fp32; if world_size is 1, one and one. RA_SCHEDULE_ALL_GATHER: the
+                                   same for one part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys */
+  size_t lse;                 /**< lse alone, part of the tensors */
+  size_t context;             /**< sizeof the context, without what it points to */
+  int64_t forward_chunks;     /**< chunks that a K/V shard is cut into: num_chunks or the library's choice, but no more than
+                                   the longest shard has tokens, and 1 if world_size is 1 */
+  int64_t backward_chunks;    /**< the same for ra_backward, also if world_size is 1 */
+  int64_t forward_steps;      /**< block computations of this rank that see at least one key */
+  int64_t backward_steps;     /**< the same for ra_backward */
+  int64_t forward_hops;       /**< messages that this rank sends */
+  int64_t backward_hops;      /**< the same for ra_backward, gradients included */
+  int64_t forward_hop_bytes;  /**< bytes of those messages */
+  int64_t backward_hop_bytes; /**< the same for ra_backward */
+  double visible_pairs;       /**< (query, key) pairs that this rank's rows see, summed over batch and query heads */
+  double forward_flops;       /**< 2 (head_dim + head_dim_v) per visible pair */
+  double backward_flops;      /**< 2 (3 head_dim + 2 head_dim_v) per visible pair */
+  int32_t forward_schedule;   /**< ra_schedule of ra_forward: desc.schedule, or what RA_SCHEDULE_AUTO stands for; RING if
+                                   world_size is 1 */
+  int32_t backward_schedule;  /**< ra_schedule of ra_backward, in the same way */
+  int64_t forward_parts;      /**< parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING */
+  int64_t backward_parts;     /**< the same for ra_backward */
+} ra_memory_requirements;
+
+/** Clears `requirements`. `struct_size` is sizeof(ra_memory_requirements). Accepts NULL. */
+RA_API void ra_init_memory_requirements(ra_memory_requirements *requirements, size_t struct_size);
+
+/** Fills `requirements` for this rank of `context`. Local; allocates nothing lasting. Errors: as ra_check_support. */
+RA_API ra_status ra_get_memory_requirements(const ra_context *context, const ra_attention_desc *desc,
+                                            ra_memory_requirements *requirements, ra_error *error);
+
+/**
+ * The same before any context or device exists: of `config` only rank, world_size, backend, transport, num_threads and
+ * engine are read. Where a context turns out to have no cuDNN, it needs less than this. Errors: as ra_create_context and
+ * ra_check_support.
+ */
+RA_API ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
+                                    ra_memory_requirements *requirements, ra_error *error);
+
+/**
+ * What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. On CUDA
+ * times are those of enqueuing.
+ */
+typedef struct ra_call_statistics {
+  size_t struct_size;
+  int64_t steps;          /**< block computations that were carried out */
+  int64_t hops;           /**< messages that this rank sent */
+  int64_t hop_bytes;      /**< bytes of those messages */
+  double total_seconds;   /**< wall time of the call */
+  double compute_seconds; /**< of it, in block computations, and the communication that is hidden among them */
+  double wait_seconds;    /**< of it, waiting for other ranks: until all make the call, and for communication that was not
+                               hidden */
+} ra_call_statistics;
+
+/** Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL. */
+RA_API void ra_init_call_statistics(ra_call_statistics *statistics, size_t struct_size);
+
+/** Fills `statistics` for the last completed call; all 0 before the first. Local. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *statistics, ra_error *error);
+
+/* ---------------------------------------------------------------- shards */
+
+/**
+ * Tokens of one side (ra_side) that rank `rank` of `world_size` owns under `desc`; may be 0. Returns -1 with `error` filled
+ * on INVALID_ARGUMENT. Local, no context needed.
+ */
+RA_API int64_t ra_get_shard_length(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                                   ra_error *error);
+
+/**
+ * Position in the whole sequence of token `index` of that shard, 0 <= index < ra_get_shard_length. Returns -1 with `error`
+ * filled on INVALID_ARGUMENT.
+ */
+RA_API int64_t ra_get_shard_position(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                                     int64_t index, ra_error *error);
+
+/**
+ * The same for `count` tokens of that shard from token `first` on, 0 <= first, 0 <= count, first + count <= the shard's length:
+ * positions[i] is that of token first + i. The way to get many: each call reads all document offsets. `positions` has room for
+ * `count` numbers, may be NULL if that is 0, and is untouched on errors. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_get_shard_positions(const ra_attention_desc *desc, int32_t world_size, int32_t rank, int32_t side,
+                                        int64_t first, int64_t count, int64_t *positions, ra_error *error);
+
+/** Strides that are not a distance. */
+typedef enum ra_stride {
+  RA_STRIDE_PACKED = 0, /**< all three: each follows from the sizes */
+  RA_STRIDE_REPEAT = -1 /**< one slice again and again, as in a tensor that is broadcast; of inputs only */
+} ra_stride;
+
+/**
+ * A tensor [batch, seq, head, dim] in memory that the caller owns. Strides are in elements; `dim` is dense. All three
+ * RA_STRIDE_PACKED, or none of a dimension with more than one entry: with fewer, or without elements, it does not matter.
+ *
+ * No element of an output may be one of another tensor, but tensors may be interleaved in one buffer, as dq, dk and dv are in
+ * [batch, seq, 3, head, dim]. A stride of one of them must show it: modulo this stride, the bytes of the one lie apart from
+ * those of the other (all strides that are not multiples of it counted in full): dq, dk and dv of that buffer pass by their
+ * seq_stride. Else the call is refused as an overlap.
+ */
+typedef struct ra_tensor {
+  void *data;           /**< the first element; may be NULL if there is none */
+  int64_t batch_stride; /**< from one entry to the next */
+  int64_t seq_stride;   /**< from one token to the next */
+  int64_t head_stride;  /**< from one head to the next */
+  size_t size;          /**< bytes that may be read or written from data on; a tensor that takes more is refused. 0: not checked */
+} ra_tensor;
+
+/** Which tensor ra_split_sequence and ra_join_sequence copy. */
+typedef struct ra_sequence_args {
+  size_t struct_size;
+  int32_t side;      /**< ra_side; default RA_SIDE_QUERY */
+  int32_t dtype;     /**< ra_dtype of the elements; default RA_DTYPE_SAME: desc.dtype */
+  int64_t num_heads; /**< heads of this tensor, >= 1; no default */
+  int64_t dim;       /**< elements of a head, >= 1; no default */
+  ra_tensor whole;   /**< [batch, seqlen_q or seqlen_kv, num_heads, dim] */
+  ra_tensor shard;   /**< [batch, shard length, num_heads, dim] */
+} ra_sequence_args;
+
+/** Fills `args` with defaults. `struct_size` is sizeof(ra_sequence_args). Accepts NULL. */
+RA_API void ra_init_sequence_args(ra_sequence_args *args, size_t struct_size);
+
+/**
+ * Copies the tokens that `rank` owns out of `args->whole` into `args->shard`. Local host memory. Where the elements are not
+ * desc.dtype, as those of out, lse and gradients may be, set dtype. For lse [batch, head, n] set dtype to RA_DTYPE_FLOAT32,
+ * dim to 1, batch_stride to num_heads * n, seq_stride to 1 and head_stride to n, where n is the length of `whole` for the strides
+ * of `whole`, and that of the shard for those of `shard`. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_split_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
+                                   const ra_sequence_args *args, ra_error *error);
+
+/** The reverse: copies `args->shard` to its places in `args->whole` and leaves the other tokens as they are. */
+RA_API ra_status ra_join_sequence(const ra_attention_desc *desc, int32_t world_size, int32_t rank,
+                                  const ra_sequence_args *args, ra_error *error);
+
+/* ---------------------------------------------------------------- attention */
+
+/** One rank's tensors of ra_forward. n_q, n_kv: this rank's shard lengths (ra_get_shard_length). */
+typedef struct ra_forward_args {
+  size_t struct_size;
+  ra_tensor q;           /**< [batch, n_q, num_heads_q, head_dim], desc.dtype */
+  ra_tensor k;           /**< [batch, n_kv, num_heads_kv, head_dim], desc.dtype */
+  ra_tensor v;           /**< [batch, n_kv, num_heads_kv, head_dim_v], desc.dtype */
+  ra_tensor out;         /**< [batch, n_q, num_heads_q, head_dim_v], desc.out_dtype; written */
+  float *lse;            /**< [batch, num_heads_q, n_q] packed; written; NULL if not wanted (ra_backward needs it) */
+  size_t lse_size;       /**< bytes that may be written from lse on; fewer than it takes are refused. 0: not checked */
+  void *workspace;       /**< forward_workspace bytes aligned to 64, or NULL: the context keeps one of its
+                              own, as large as its largest call needed, until it is destroyed */
+  size_t workspace_size; /**< bytes at workspace */
+  ra_stream stream;      /**< a stream of the context's device; must be NULL on the CPU */
+} ra_forward_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_forward_args). Accepts NULL. */
+RA_API void ra_init_forward_args(ra_forward_args *args, size_t struct_size);
+
+/**
+ * Attends this rank's queries to the keys and values of all ranks.
+ *
+ * Collective: every rank of `context` calls it with an equal `desc`, in the same order. A tensor without elements may have
+ * NULL data. `out` and `lse` may not overlap each other, the inputs or the workspace (ra_tensor says what an overlap is).
+ * Results are bitwise equal from run to run, for any number of threads and any timing.
+ *
+ * CPU: returns when `out` and `lse` are complete. CUDA: enqueues, and waits for the other ranks' threads, not for a GPU; over NCCL
+ * the first call of a shape waits until all ranks have agreed on it, later ones leave that to the GPU, so that a MISMATCH may be
+ * found after the call. What follows in `stream` comes after the call, and so do other calls of this context, whatever their
+ * stream. Nothing is allocated after the first call of a shape; the engine "cudnn" plans for shapes, strides and whether there is
+ * an lse, and a context makes no more than 256 such plans, after which "portable" computes what is new. The call may be captured in
+ * a CUDA graph, once it was made like that without one; local ranks are captured together, in one graph. Then `stream` orders it
+ * with other calls, and of failures only those are noticed that NCCL reports by itself.
+ *
+ * Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks wait, and the call may be
+ * repeated with better arguments until their time-out, or ra_abort_context lets them go. After OUT_OF_MEMORY, TIMEOUT,
+ * PEER_LOST, MISMATCH, ABORTED, CUDA_ERROR, NCCL_ERROR and INTERNAL_ERROR the context is of no more use and says
+ * INVALID_STATE. Outputs are untouched unless the call got as far as computing.
+ * Method: Liu et al. 2023, "Ring Attention with Blockwise Transformers"; online softmax as in Dao et al. 2022,
+ * "FlashAttention", Algorithm 1.
+ */
+RA_API ra_status ra_forward(ra_context *context, const ra_attention_desc *desc, const ra_forward_args *args,
+                            ra_error *error);
+
+/** One rank's tensors of ra_backward; shapes as in ra_forward_args. */
+typedef struct ra_backward_args {
+  size_t struct_size;
+  ra_tensor dout;        /**< shape of out, desc.out_dtype */
+  ra_tensor q;           /**< as given to ra_forward */
+  ra_tensor k;           /**< as given to ra_forward */
+  ra_tensor v;           /**< as given to ra_forward */
+  ra_tensor out;         /**< as ra_forward wrote it */
+  const float *lse;      /**< as ra_forward wrote it */
+  size_t lse_size;       /**< as in ra_forward_args */
+  ra_tensor dq;          /**< shape of q, desc.grad_dtype; written */
+  ra_tensor dk;          /**< shape of k, desc.grad_dtype; written */
+  ra_tensor dv;          /**< shape of v, desc.grad_dtype; written */
+  int32_t accumulate;    /**< 0: overwrite dq, dk and dv; 1: add to what they hold */
+  int32_t reserved;      /**< 0 */
+  void *workspace;       /**< backward_workspace bytes aligned to 64, or NULL: the context keeps one of its
+                              own, as large as its largest call needed, until it is destroyed */
+  size_t workspace_size; /**< bytes at workspace */
+  ra_stream stream;      /**< a stream of the context's device; must be NULL on the CPU */
+} ra_backward_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_backward_args). Accepts NULL. */
+RA_API void ra_init_backward_args(ra_backward_args *args, size_t struct_size);
+
+/**
+ * Gradients of ra_forward with respect to this rank's q, k and v, given the gradient of `out`.
+ *
+ * Collective, blocking, overlap and errors as ra_forward. Recomputes the scores from lse; gradients travel and accumulate
+ * in fp32 and are rounded once. Deterministic. Rows whose lse is -infinity have gradients 0.
+ * Method: Dao et al. 2022, "FlashAttention", Algorithm 4, with delta = rowsum(dout * out).
+ */
+RA_API ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const ra_backward_args *args,
+                             ra_error *error);
+
+/** Two partial results over disjoint sets of keys, and where their union goes. */
+typedef struct ra_merge_args {
+  size_t struct_size;
+  int64_t batch;      /**< >= 1; default 1 */
+  int64_t seqlen;     /**< rows, >= 0; no default */
+  int64_t num_heads;  /**< >= 1; default 1 */
+  int64_t head_dim_v; /**< >= 1; no default */
+  int32_t dtype;      /**< ra_dtype of the three tensors; default RA_DTYPE_FLOAT32 */
+  int32_t reserved;   /**< 0 */
+  ra_tensor out_a;    /**< [batch, seqlen, num_heads, head_dim_v] */
+  ra_tensor out_b;    /**< the same shape */
+  ra_tensor out;      /**< the same shape; written; may be out_a or out_b with the same strides, else may not overlap them */
+  const float *lse_a; /**< [batch, num_heads, seqlen] packed */
+  const float *lse_b; /**< the same shape */
+  float *lse;         /**< the same shape; written; may be lse_a or lse_b itself */
+  size_t lse_size;    /**< bytes that may be read or written from each of the three on; 0: not checked */
+} ra_merge_args;
+
+/** Fills `args` with defaults. `struct_size` is sizeof(ra_merge_args). Accepts NULL. */
+RA_API void ra_init_merge_args(ra_merge_args *args, size_t struct_size);
+
+/**
+ * Combines attention over two disjoint sets of keys into attention over their union: lse = log(exp(lse_a) + exp(lse_b)),
+ * out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b. Local, host memory, on the calling thread.
+ * Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error);
+
+/* ---------------------------------------------------------------- diagnosis */
+
+/**
+ * Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, on the caller's own
+ * context, and checks each against fp64 and its gradients against finite differences.
+ *
+ * Collective: all ranks give the same `num_problems` (1 .. 1000000) and `seed`. Returns SUCCESS, or INTERNAL_ERROR with the
+ * first problem whose error exceeds twice that of a plain computation in fp32 stored in the same dtypes, or any error of
+ * ra_forward.
+ */
+RA_API ra_status ra_run_self_test(ra_context *context, int64_t num_problems, int64_t seed, ra_error *error);
+
+/** Receives one log line; `message` is valid during the call. May be called from any thread; must not call the library. */
+typedef void (*ra_log_callback)(int32_t level, const char *message, void *user_data);
+
+/**
+ * Sends log messages of `min_level` (ra_log_level) and above to `callback`; NULL, the initial state, discards them. Process
+ * wide; from any thread. When it returns, no call of the earlier callback is in progress.
+ */
+RA_API void ra_set_log_callback(ra_log_callback callback, void *user_data, int32_t min_level);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* RINGATTN_RINGATTN_H */
