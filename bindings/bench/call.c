@@ -1,6 +1,7 @@
 /* What a call costs in C: the measure for other languages' calls of the same (./dev bench bindings).
  *
  *     call [--rounds N]     median over rounds of 2,000 calls of ra_forward: one rank and thread, one head of 64 tokens and 64 dimensions */
+#define _POSIX_C_SOURCE 199309L
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

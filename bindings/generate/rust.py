@@ -173,8 +173,9 @@ def field_doc(docs: Docs, field: c.Field) -> list[str]:
 
 
 def c_docs(header: c.Header, docs: Docs) -> str:
-    lines = opening(header) + ["/// What the header says of a function or field.", "macro_rules! c_doc {"]
+    lines = opening(header) + ["/// What the header says of a function, struct or field.", "macro_rules! c_doc {"]
     texts = {function.name: function.doc for function in header.functions}
+    texts |= {struct.name: struct.doc for struct in header.structs}
     texts |= {f"{struct.name}::{field.name}": field.doc for struct in header.structs for field in struct.fields}
     sources = (c.ROOT / RUST / "ringattn/src").glob("*.rs")
     for name in sorted({name for path in sources for name in re.findall(r"c_doc!\((\w+(?:::\w+)?)\)", path.read_text())}):

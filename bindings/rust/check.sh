@@ -1,5 +1,5 @@
 #!/usr/bin/env sh
-# check.sh WHAT: one of the checks below. RINGATTN_LIB_DIR or pkg-config must know the library, and the loader must find it.
+# check.sh WHAT: one of the checks, or builds, below. RINGATTN_LIB_DIR or pkg-config must know the library, and the loader must find it.
 set -eu
 cd "$(dirname "$0")"
 cargo=${CARGO:-cargo}
@@ -28,7 +28,8 @@ docs() {
 # The packages build by themselves, each from its own files.
 package() {
   $cargo package --quiet --workspace --allow-dirty
-  $cargo package --list --package ringattn-sys --allow-dirty | grep -x -e include/ringattn.h -e LICENSE -e README.md | wc -l | grep -qx 3
+  files=$($cargo package --quiet --package ringattn-sys --allow-dirty --list)
+  for file in LICENSE README.md include/ringattn.h; do echo "$files" | grep -qx $file; done
 }
 
 # The library is found by either way, and else it is said which places were looked at, and what was found there.
@@ -76,6 +77,9 @@ example() {
   diff "$output.c" "$output.rust"
   python3 -c 'import json, sys; assert len(json.load(open(sys.argv[1]))["rows"]) == 3' "$output.json/context.json"
 }
+
+# The program of ./dev bench bindings.
+call() { $cargo build --quiet --release --package ringattn --example call; }
 
 output=$(mktemp -d)/output
 trap 'rm -rf "$(dirname "$output")"' EXIT

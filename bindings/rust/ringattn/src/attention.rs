@@ -196,11 +196,16 @@ pub struct MergeArgs<'a> {
 /// use ringattn::{merge_attention, MergeArgs};
 ///
 /// let (mut out, mut lse) = ([1.0f32], [0.0]); // of one key whose score is 0
-/// let b = ((&[4.0f32]).into(), &[2.0f32.ln()][..]); // of two keys whose scores are 0
-/// let a = None;
-/// let out_of_both = (&mut out).into();
+/// let of_two: (&[f32], &[f32]) = (&[4.0], &[2.0f32.ln()]); // of two keys whose scores are 0
 /// merge_attention(MergeArgs {
-///     batch: 1, seqlen: 1, num_heads: 1, head_dim_v: 1, a, b, out: out_of_both, lse: &mut lse,
+///     batch: 1,
+///     seqlen: 1,
+///     num_heads: 1,
+///     head_dim_v: 1,
+///     a: None,
+///     b: (of_two.0.into(), of_two.1),
+///     out: (&mut out).into(),
+///     lse: &mut lse,
 /// })?;
 /// assert!((out[0] - 3.0).abs() < 1e-6 && (lse[0] - 3.0f32.ln()).abs() < 1e-6);
 /// # Ok::<(), ringattn::Error>(())

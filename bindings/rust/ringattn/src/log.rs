@@ -51,6 +51,9 @@ unsafe extern "C" fn receive(level: i32, message: *const c_char, callback: *mut 
         unsafe { (&*callback.cast::<LogCallback>(), CStr::from_ptr(message)) };
     let call = || callback(LogLevel::from_raw(level), &message.to_string_lossy());
     if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
-        std::mem::forget(panic); // to drop it might panic again
+        // To drop what it carries might panic again.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(again);
+        }
     }
 }

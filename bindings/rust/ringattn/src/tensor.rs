@@ -4,11 +4,11 @@ use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::mem::size_of;
 
+use crate::docs::c_doc;
 use crate::{sys, DType, Element, Error, Result};
 
-/// A tensor `[batch, seq, head, dim]` that is read: a slice, packed or with strides.
-///
-/// That it is long enough is checked, against the description, by the call that is given it.
+/// A tensor that is read: a slice, packed or with strides. That it is long enough is checked, against
+/// the description, by the call that is given it.
 ///
 /// ```
 /// use ringattn::Tensor;
@@ -16,6 +16,10 @@ use crate::{sys, DType, Element, Error, Result};
 /// let qkv = vec![0f32; 128 * 3 * 8 * 64]; // [128 tokens, q k v, 8 heads, 64]
 /// let k = Tensor::from(&qkv[8 * 64..]).strides(0, 3 * 8 * 64, 64);
 /// ```
+///
+/// In C it is described thus:
+///
+#[doc = c_doc!(ra_tensor)]
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'a> {
     pub(crate) raw: sys::ra_tensor,
@@ -23,8 +27,7 @@ pub struct Tensor<'a> {
     slice: PhantomData<&'a [f32]>,
 }
 
-/// A tensor `[batch, seq, head, dim]` that is written, and where the call says so read: a slice,
-/// packed or with strides.
+/// A tensor that is written, and where the call says so read; else as [`Tensor`].
 #[derive(Debug)]
 pub struct TensorMut<'a> {
     pub(crate) raw: sys::ra_tensor,

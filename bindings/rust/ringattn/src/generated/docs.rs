@@ -1,6 +1,6 @@
 // Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
 
-/// What the header says of a function or field.
+/// What the header says of a function, struct or field.
 macro_rules! c_doc {
     (ra_abort_context) => {
         r#"Ends the call in progress on this context, on this rank with
@@ -146,6 +146,17 @@ Collective: all ranks give the same num_problems (1 .. 1000000) and seed. Return
 [`Status::InternalError`](crate::Status::InternalError) with the first problem whose error
 exceeds twice that of a plain computation in fp32 stored in the same dtypes, or any error of
 [`Context::forward`](crate::Context::forward)."#
+    };
+    (ra_tensor) => {
+        r#"A tensor \[batch, seq, head, dim\] in memory that the caller owns. Strides are in elements;
+dim is dense. All three [`Stride::Packed`](crate::Stride::Packed), or none of a dimension
+with more than one entry: with fewer, or without elements, it does not matter.
+
+No element of an output may be one of another tensor, but tensors may be interleaved in one
+buffer, as dq, dk and dv are in \[batch, seq, 3, head, dim\]. A stride of one of them must
+show it: modulo this stride, the bytes of the one lie apart from those of the other (all
+strides that are not multiples of it counted in full): dq, dk and dv of that buffer pass by
+their `seq_stride`. Else the call is refused as an overlap."#
     };
 }
 pub(crate) use c_doc;

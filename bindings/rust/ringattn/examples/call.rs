@@ -1,7 +1,7 @@
 //! What a call costs: forward of 64 tokens on one rank, again and again. Prints a line of JSON with
 //! the median over rounds of the time per call.
 //!
-//!     cargo bench --bench call -- [--rounds N]
+//!     cargo run --release --example call -- [--rounds N]
 
 use std::time::Instant;
 
@@ -20,7 +20,6 @@ fn main() -> Result<()> {
                     .filter(|&n| n > 0)
                     .expect("--rounds needs a positive number");
             }
-            "--bench" => {} // cargo adds it
             _ => panic!("no option {argument}; there is --rounds N"),
         }
     }
