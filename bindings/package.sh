@@ -19,8 +19,9 @@ for language; do
       rm -rf "$folder/rust/target"
       ;;
     java)
-      "$here/java/maven.sh" "${MVN:-mvn}" "$BUILD/bindings/java/maven" -f "$here/java/pom.xml" -DskipTests \
+      "$here/java/maven.sh" "${MVN:-mvn}" "$folder/java" -f "$here/java/pom.xml" -DskipTests \
         "-Dringattn.natives=$BUILD/bindings/java/natives" deploy "-DaltDeploymentRepository=local::file://$folder/maven"
+      rm -rf "$folder/java"
       ;;
     go) "${PYTHON:-python3}" "$here/go/package.py" "$folder/go" ;;
     *)

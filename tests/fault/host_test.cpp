@@ -217,34 +217,22 @@ TEST(Host, StateShowsAChange) {
 
 std::atomic<int> profiled{0};
 
-// SIGPROF after each millisecond of processor time, without SA_RESTART, so that whatever waits is interrupted.
-class Profiler {
- public:
-  Profiler() {
-    profiled = 0;
-    struct sigaction action = {};
-    action.sa_handler = [](int) { ++profiled; };
-    sigaction(SIGPROF, &action, &before_);
-    set(1000);
-  }
-  ~Profiler() {
-    set(0);
-    sigaction(SIGPROF, &before_, nullptr);
-  }
-
- private:
-  static void set(int microseconds) {
-    const itimerval timer = {{0, microseconds}, {0, microseconds}};
-    setitimer(ITIMER_PROF, &timer, nullptr);
-  }
-  struct sigaction before_;
-};
-
-// Samples that a profiler gets while f computes.
+// Samples that a profiler gets while f computes: SIGPROF after each millisecond of processor time, without SA_RESTART, so that
+// whatever waits is interrupted.
 template <class F>
 int profile(F&& f) {
-  const Profiler profiler;
+  const auto sample_every = [](int microseconds) {
+    const itimerval timer = {{0, microseconds}, {0, microseconds}};
+    setitimer(ITIMER_PROF, &timer, nullptr);
+  };
+  profiled = 0;
+  struct sigaction action = {}, before;
+  action.sa_handler = [](int) { ++profiled; };
+  sigaction(SIGPROF, &action, &before);
+  sample_every(1000);
   f();
+  sample_every(0);
+  sigaction(SIGPROF, &before, nullptr);
   return profiled;
 }
 

@@ -4,8 +4,8 @@ import java.util.Arrays;
  * The head itself: what its queries, keys and values are, and its output computed directly, in
  * double precision. Nothing here uses the library.
  *
- * <p>An induction head looks for earlier places that were preceded by the same bytes as this one, and
- * copies what came next there. It needs no training: with a token per byte,
+ * <p>An induction head looks for earlier places that were preceded by the same bytes as this one,
+ * and copies what came next there. It needs no training: with a token per byte,
  *
  * <pre>
  * key s    says what came before byte s: a unit vector along the sum over i = 1 .. 12 of
@@ -15,8 +15,8 @@ import java.util.Arrays;
  * </pre>
  *
  * <p>Random vectors of 128 signs are almost orthogonal, so the dot product of query t and key s is
- * about the weighted share of preceding bytes in which t and s agree. The softmax sharpens that, and
- * the output is a distribution over the next byte.
+ * about the weighted share of preceding bytes in which t and s agree. The softmax sharpens that,
+ * and the output is a distribution over the next byte.
  */
 final class InductionHead {
   static final int DIM = 128; // of queries and keys
@@ -68,8 +68,8 @@ final class InductionHead {
   }
 
   /**
-   * The head's output for bytes `targets`, each of which sees the `context` bytes before it, from the
-   * definition: no blocks, no running maximum, no ranks.
+   * The head's output for bytes `targets`, each of which sees the `context` bytes before it, from
+   * the definition: no blocks, no running maximum, no ranks.
    */
   static double[][] attendDirectly(byte[] text, long[] targets, long context) {
     float[][] queries = new float[targets.length][];
@@ -90,7 +90,8 @@ final class InductionHead {
         for (int d = 0; d < DIM; ++d) {
           dot += (double) queries[row][d] * key[d];
         }
-        // Unit vectors: no score exceeds the scale, which is subtracted instead of the row's maximum.
+        // Unit vectors: no score exceeds the scale, which is subtracted instead of the row's
+        // maximum.
         double weight = Math.exp(SOFTMAX_SCALE * (dot - 1));
         out[row][text[(int) s]] += weight;
         sum[row] += weight;

@@ -19,8 +19,8 @@ import java.util.Map;
  * </pre>
  *
  * <p>The last 2,048 bytes of what is read are guessed, each from the `context` bytes before it, for
- * longer and longer contexts. Every context is computed by one rank and by `--ranks` ranks, which are
- * compared with each other and with double precision.
+ * longer and longer contexts. Every context is computed by one rank and by `--ranks` ranks, which
+ * are compared with each other and with double precision.
  */
 final class LongContext {
   private static final Map<String, Sharding> SHARDINGS =
@@ -65,17 +65,17 @@ final class LongContext {
     String toJson() {
       return String.format(
           """
-              {
-                "accuracy": %s,
-                "bits_per_byte": %s,
-                "context": %d,
-                "max_difference_fp64": %s,
-                "max_difference_one_rank": %s,
-                "memory_one_rank": %d,
-                "memory_per_rank": %d,
-                "seconds": %s,
-                "tokens_per_second": %s
-              }""",
+          {
+            "accuracy": %s,
+            "bits_per_byte": %s,
+            "context": %d,
+            "max_difference_fp64": %s,
+            "max_difference_one_rank": %s,
+            "memory_one_rank": %d,
+            "memory_per_rank": %d,
+            "seconds": %s,
+            "tokens_per_second": %s
+          }""",
           accuracy,
           bitsPerByte,
           context,
@@ -161,7 +161,8 @@ final class LongContext {
     }
     if (outside > 0) {
       System.err.printf(
-          "note: %d bytes of %s are not ASCII and count as one and the same letter%n", outside, path);
+          "note: %d bytes of %s are not ASCII and count as one and the same letter%n",
+          outside, path);
     }
     return text;
   }
@@ -383,7 +384,8 @@ final class LongContext {
         "  ],",
         "  \"ranks\": " + ranks + ",",
         "  \"rows\": [",
-        String.join(",\n", rows.stream().map(row -> row.toJson().indent(4).stripTrailing()).toList()),
+        String.join(
+            ",\n", rows.stream().map(row -> row.toJson().indent(4).stripTrailing()).toList()),
         "  ],",
         "  \"scored\": " + Ranks.SCORED + ",",
         "  \"sharding\": " + quote(sharding) + ",",

@@ -24,8 +24,8 @@ import java.util.concurrent.Future;
  * The ranks that share the text, as threads of this process: all calls of the library are in this
  * file; with another transport only the config differs.
  *
- * <p>The problem, in the library's words. There are `length` keys, one for each byte but the last, and
- * SCORED queries:
+ * <p>The problem, in the library's words. There are `length` keys, one for each byte but the last,
+ * and SCORED queries:
  *
  * <pre>
  * key, value j   byte j, 0 &lt;= j &lt; length
@@ -104,11 +104,16 @@ final class Ranks implements AutoCloseable {
           Tensor out = Tensor.of(rank.out);
           rank.context.forward(
               desc,
-              new ForwardArgs().q(Tensor.of(rank.q)).k(Tensor.of(rank.k)).v(Tensor.of(rank.v)).out(out));
+              new ForwardArgs()
+                  .q(Tensor.of(rank.q))
+                  .k(Tensor.of(rank.k))
+                  .v(Tensor.of(rank.v))
+                  .out(out));
 
           // Every rank puts its rows where they belong; no two ranks write the same one.
           SequenceArgs rows = new SequenceArgs().numHeads(1).dim(InductionHead.ALPHABET);
-          RingAttention.joinSequence(desc, ranks.length, r, rows.shard(out).whole(Tensor.of(whole)));
+          RingAttention.joinSequence(
+              desc, ranks.length, r, rows.shard(out).whole(Tensor.of(whole)));
         });
     return whole;
   }

@@ -1,4 +1,3 @@
-import java.io.BufferedReader;
 import java.io.IOException;
 import java.net.URI;
 import java.net.URLEncoder;
@@ -12,10 +11,10 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
+import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLongArray;
 
@@ -179,7 +178,9 @@ final class LoadTest {
     }
   }
 
-  /** More at once than the queue holds: some are refused, the others right, and no one waits long. */
+  /**
+   * More at once than the queue holds: some are refused, the others right, and no one waits long.
+   */
   private void flood() throws Exception {
     AtomicInteger answered = new AtomicInteger();
     AtomicInteger refused = new AtomicInteger();
@@ -205,7 +206,7 @@ final class LoadTest {
   }
 
   /** Until it has gone, a request is answered rightly, or refused. */
-  private void stop(Process service) throws Exception {
+  private void stop(ServiceProcess service) throws Exception {
     AtomicInteger answered = new AtomicInteger();
     AtomicInteger refused = new AtomicInteger();
     onEveryClient(
@@ -227,51 +228,33 @@ final class LoadTest {
             String fault = fault(question, response);
             require(fault == null, fault);
             if (answered.getAndIncrement() == 100) {
-              service.destroy(); // SIGTERM
+              service.terminate();
             }
           }
         });
-    require(service.waitFor(10, TimeUnit.SECONDS), "the service does not stop");
+    service.requireEnd();
     System.out.printf("stopped under load: %d answered%n", answered.get());
-    require(service.exitValue() == 143, "the service ended with " + service.exitValue());
   }
 
   public static void main(String[] arguments) throws Exception {
     String path = arguments[0];
-    int length = arguments.length > 1 ? Integer.parseInt(arguments[1]) : 8192;
-    String java = System.getProperty("java.home") + "/bin/java";
-    List<String> command = new ArrayList<>(List.of(java));
-    System.getProperties()
-        .forEach(
-            (name, value) -> {
-              if (name.toString().startsWith("dev.ringattn.")) {
-                command.add("-D" + name + "=" + value);
-              }
-            });
-    command.addAll(List.of("-cp", System.getProperty("java.class.path"), "Service", path));
-    command.addAll(List.of("--port", "0", "--length", "" + length, "--queue", "" + QUEUE));
-    Process service =
-        new ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.INHERIT).start();
-    try (BufferedReader output = service.inputReader()) {
-      String line = output.readLine();
-      require(line != null, "the service did not start");
-      System.out.println(line);
-      URI address = URI.create(line.substring(line.indexOf("http:")));
+    String length = arguments.length > 1 ? arguments[1] : "8192";
+    boolean isGood = false;
+    try (ServiceProcess service =
+        new ServiceProcess(path, "--length", length, "--queue", "" + QUEUE)) {
       long seed = System.nanoTime();
       System.out.println("seed " + seed);
-      byte[] book = Arrays.copyOf(Service.toAlphabet(Files.readString(Path.of(path))), length);
-      LoadTest test = new LoadTest(address, makeQuestions(book, seed));
+      byte[] text = Service.toAlphabet(Files.readString(Path.of(path)));
+      byte[] book = Arrays.copyOf(text, Integer.parseInt(length));
+      LoadTest test = new LoadTest(service.address, makeQuestions(book, seed));
       test.refuse();
       test.load();
       test.flood();
       test.stop(service);
-      require("stopped".equals(output.readLine()), "the service did not say that it stopped");
-    } catch (Exception e) {
+      isGood = true;
+    } catch (IllegalStateException | ExecutionException e) {
       System.err.println(e.getMessage());
-      System.exit(1);
-    } finally {
-      service.destroyForcibly();
     }
-    System.exit(0);
+    System.exit(isGood ? 0 : 1); // whatever the HTTP client's threads do
   }
 }

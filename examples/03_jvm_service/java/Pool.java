@@ -8,8 +8,8 @@ import java.util.concurrent.CompletableFuture;
 
 /**
  * Groups of ranks, and a queue of what they are asked. A question is answered, or refused at once:
- * when as many wait as the queue holds, and when the pool closes. Those that it has taken it answers
- * before it is closed.
+ * when as many wait as the queue holds, and when the pool closes. Those that it has taken it
+ * answers before it is closed.
  */
 final class Pool {
   private record Question(byte[] text, long context, CompletableFuture<FloatBuffer> answer) {}

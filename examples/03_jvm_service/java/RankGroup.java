@@ -24,8 +24,8 @@ import java.util.concurrent.Future;
  * are in this file.
  *
  * <p>The book's keys and values are made once. For a text of n bytes behind a book of L there are n
- * queries, one for each byte that comes after one of the text's; row r looks for byte L + r + 1, and
- * sees the `context` bytes before it:
+ * queries, one for each byte that comes after one of the text's; row r looks for byte L + r + 1,
+ * and sees the `context` bytes before it:
  *
  * <pre>
  * of the book   all from j = L + r + 1 - context on. Bottom-right, query r faces key r + L - n, so

@@ -1,8 +1,8 @@
 package dev.ringattn;
 
-import dev.ringattn.internal.RaCallStatistics;
 import dev.ringattn.internal.RaAttentionDesc;
 import dev.ringattn.internal.RaBackwardArgs;
+import dev.ringattn.internal.RaCallStatistics;
 import dev.ringattn.internal.RaContextConfig;
 import dev.ringattn.internal.RaContextInfo;
 import dev.ringattn.internal.RaForwardArgs;
@@ -23,8 +23,8 @@ import java.util.function.LongFunction;
  * <p>Collective means: every rank makes the same calls in the same order. Such a call blocks its
  * thread, so each rank of the local transport needs a thread of its own.
  *
- * <p>What nobody closed, the garbage collector closes; until then it holds memory and, for the other
- * ranks, is a rank that does not come.
+ * <p>What nobody closed, the garbage collector closes; until then it holds memory and, for the
+ * other ranks, is a rank that does not come.
  */
 public final class Context implements AutoCloseable {
   private static final Cleaner CLEANER = Cleaner.create();
@@ -33,8 +33,8 @@ public final class Context implements AutoCloseable {
   private final Cleaner.Cleanable cleanable;
 
   /**
-   * Joins this rank to its group. Collective and blocking: returns when all ranks have joined, at the
-   * latest after timeoutMs; with a worldSize of 1 at once.
+   * Joins this rank to its group. Collective and blocking: returns when all ranks have joined, at
+   * the latest after timeoutMs; with a worldSize of 1 at once.
    *
    * <p>Errors: INVALID_ARGUMENT, NOT_SUPPORTED (the message says what is missing), OUT_OF_MEMORY,
    * CUDA_ERROR, NCCL_ERROR, TIMEOUT (naming the first absent rank), MISMATCH (ranks disagree on the
@@ -51,13 +51,13 @@ public final class Context implements AutoCloseable {
   /**
    * Attends this rank's queries to the keys and values of all ranks. Collective.
    *
-   * <p>On the CPU it returns when out and lse are complete. On CUDA it enqueues its work on the stream
-   * of `args` and returns; the tensors belong to the call until that is over.
+   * <p>On the CPU it returns when out and lse are complete. On CUDA it enqueues its work on the
+   * stream of `args` and returns; the tensors belong to the call until that is over.
    *
    * <p>Errors: INVALID_ARGUMENT and NOT_SUPPORTED, found before anything is sent: the other ranks
    * wait, and the call may be repeated with better arguments. INVALID_STATE. After OUT_OF_MEMORY,
-   * TIMEOUT, PEER_LOST, MISMATCH, ABORTED, CUDA_ERROR, NCCL_ERROR and INTERNAL_ERROR the context is of
-   * no more use and says INVALID_STATE.
+   * TIMEOUT, PEER_LOST, MISMATCH, ABORTED, CUDA_ERROR, NCCL_ERROR and INTERNAL_ERROR the context is
+   * of no more use and says INVALID_STATE.
    */
   public void forward(AttentionDesc desc, ForwardArgs args) {
     DType out = orSame(desc.outDtype(), desc.dtype());
@@ -73,8 +73,8 @@ public final class Context implements AutoCloseable {
   }
 
   /**
-   * Gradients of {@link #forward} with respect to this rank's q, k and v, given the gradient of out.
-   * Collective; blocking and errors as forward.
+   * Gradients of {@link #forward} with respect to this rank's q, k and v, given the gradient of
+   * out. Collective; blocking and errors as forward.
    */
   public void backward(AttentionDesc desc, BackwardArgs args) {
     DType out = orSame(desc.outDtype(), desc.dtype());
@@ -96,7 +96,8 @@ public final class Context implements AutoCloseable {
 
   /**
    * Says which engine runs `desc` forward and backward, and on CUDA why another does not. Local.
-   * Errors: NOT_SUPPORTED with the reason, INVALID_ARGUMENT with the field, its value and the limit.
+   * Errors: NOT_SUPPORTED with the reason, INVALID_ARGUMENT with the field, its value and the
+   * limit.
    */
   public String checkSupport(AttentionDesc desc) {
     Struct<RaAttentionDesc> d = desc.made();
@@ -105,7 +106,9 @@ public final class Context implements AutoCloseable {
     return new String(engine, StandardCharsets.UTF_8);
   }
 
-  /** What this rank needs for `desc`, and what its calls will do. Local. Errors: as checkSupport. */
+  /**
+   * What this rank needs for `desc`, and what its calls will do. Local. Errors: as checkSupport.
+   */
   public MemoryRequirements memoryRequirements(AttentionDesc desc) {
     Struct<RaAttentionDesc> d = desc.made();
     Struct<RaMemoryRequirements> requirements = MemoryRequirements.struct();
@@ -163,9 +166,9 @@ public final class Context implements AutoCloseable {
   }
 
   /**
-   * Leaves the group and frees everything; once, after which it does nothing. Does not wait for other
-   * ranks, which get PEER_LOST if they were waiting for this one. From any thread: a call in progress
-   * is aborted, and waited for.
+   * Leaves the group and frees everything; once, after which it does nothing. Does not wait for
+   * other ranks, which get PEER_LOST if they were waiting for this one. From any thread: a call in
+   * progress is aborted, and waited for.
    */
   @Override
   public void close() {
@@ -199,7 +202,9 @@ public final class Context implements AutoCloseable {
         });
   }
 
-  /** The C context, of which it is known how many threads are in it, so that none is when it goes. */
+  /**
+   * The C context, of which it is known how many threads are in it, so that none is when it goes.
+   */
   private static final class Handle implements Runnable {
     private final long context;
     private int calls;

@@ -29,8 +29,8 @@ public final class RingAttention {
 
   /**
    * {@link Context#memoryRequirements} before any context or device exists: of `config` only rank,
-   * worldSize, backend, transport, numThreads and engine are read. Errors: as those of a new Context
-   * and of {@link Context#checkSupport}.
+   * worldSize, backend, transport, numThreads and engine are read. Errors: as those of a new
+   * Context and of {@link Context#checkSupport}.
    */
   public static MemoryRequirements estimateMemory(ContextConfig config, AttentionDesc desc) {
     Struct<RaContextConfig> c = config.made();
@@ -42,7 +42,9 @@ public final class RingAttention {
     return MemoryRequirements.of(requirements);
   }
 
-  /** Tokens of one side that rank `rank` of `worldSize` owns; may be 0. Errors: INVALID_ARGUMENT. */
+  /**
+   * Tokens of one side that rank `rank` of `worldSize` owns; may be 0. Errors: INVALID_ARGUMENT.
+   */
   public static long shardLength(AttentionDesc desc, int worldSize, int rank, Side side) {
     Struct<RaAttentionDesc> d = desc.made();
     long length = RingAttn.raGetShardLength(d.c, worldSize, rank, side.value());
@@ -83,13 +85,12 @@ public final class RingAttention {
   }
 
   /**
-   * Copies the tokens that `rank` owns out of the whole tensor of `args` into the shard. Host memory.
-   * Where the elements are not desc.dtype, as those of out, lse and gradients may be, set dtype. For
-   * lse [batch, head, n] set dtype to FLOAT32, dim to 1 and strides (numHeads * n, 1, n), where n is
-   * the length of the whole sequence or of the shard. Errors: INVALID_ARGUMENT.
+   * Copies the tokens that `rank` owns out of the whole tensor of `args` into the shard. Host
+   * memory. Where the elements are not desc.dtype, as those of out, lse and gradients may be, set
+   * dtype. For lse [batch, head, n] set dtype to FLOAT32, dim to 1 and strides (numHeads * n, 1,
+   * n), where n is the length of the whole sequence or of the shard. Errors: INVALID_ARGUMENT.
    */
-  public static void splitSequence(
-      AttentionDesc desc, int worldSize, int rank, SequenceArgs args) {
+  public static void splitSequence(AttentionDesc desc, int worldSize, int rank, SequenceArgs args) {
     Tensor.writable("shard", args.shard());
     requireTypes(desc, args);
     Struct<RaAttentionDesc> d = desc.made();
@@ -112,8 +113,8 @@ public final class RingAttention {
 
   /**
    * Combines attention over two disjoint sets of keys into attention over their union: lse =
-   * log(exp(lse_a) + exp(lse_b)), out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b. Host memory,
-   * on the calling thread. Errors: INVALID_ARGUMENT.
+   * log(exp(lse_a) + exp(lse_b)), out = exp(lse_a - lse) out_a + exp(lse_b - lse) out_b. Host
+   * memory, on the calling thread. Errors: INVALID_ARGUMENT.
    */
   public static void mergeAttention(MergeArgs args) {
     Tensor.requireType("out_a", args.outA(), args.dtype(), "dtype");
@@ -131,8 +132,8 @@ public final class RingAttention {
   }
 
   /**
-   * Sends log messages of `minLevel` and above to `callback`; null, the initial state, discards them.
-   * For the whole process. When it returns, no call of the earlier callback is in progress.
+   * Sends log messages of `minLevel` and above to `callback`; null, the initial state, discards
+   * them. For the whole process. When it returns, no call of the earlier callback is in progress.
    */
   public static synchronized void setLogCallback(LogCallback callback, LogLevel minLevel) {
     RingAttn.raSetLogCallback(callback == null ? null : new Sink(callback), minLevel.value());

@@ -36,7 +36,9 @@ final class Struct<T> {
     return 1;
   }
 
-  /** The address of a copy of `entries`, of which the field `count` says that there are `length`. */
+  /**
+   * The address of a copy of `entries`, of which the field `count` says that there are `length`.
+   */
   long list(String name, long[] entries, String count, long length) {
     if (entries == null) {
       return 0;

@@ -13,8 +13,8 @@ import java.nio.ShortBuffer;
 /**
  * A tensor [batch, seq, head, dim] in memory of the caller's: what is between position and limit of
  * a direct buffer in native order, or memory at an address. Packed, unless {@link #strides} says
- * otherwise. Immutable; it keeps the buffer alive, and later changes of the buffer's position do not
- * matter.
+ * otherwise. Immutable; it keeps the buffer alive, and later changes of the buffer's position do
+ * not matter.
  *
  * <p>Whether the memory is enough for a tensor is checked by the call that uses it.
  */
@@ -65,8 +65,8 @@ public final class Tensor {
   }
 
   /**
-   * Of `size` bytes from `address` on: device memory, or host memory that is no buffer's, which must
-   * be there for as long as calls use it.
+   * Of `size` bytes from `address` on: device memory, or host memory that is no buffer's, which
+   * must be there for as long as calls use it.
    */
   public static Tensor at(long address, long size, DType dtype) {
     require(size >= 0, () -> "size is " + size + "; must be at least 0 bytes");
@@ -88,8 +88,7 @@ public final class Tensor {
    * reads one slice again and again.
    */
   public Tensor strides(long batchStride, long seqStride, long headStride) {
-    return new Tensor(
-        memory, isReadOnly, address, size, dtype, batchStride, seqStride, headStride);
+    return new Tensor(memory, isReadOnly, address, size, dtype, batchStride, seqStride, headStride);
   }
 
   /** The type of its elements. */
@@ -107,7 +106,8 @@ public final class Tensor {
     ByteOrder here = ByteOrder.nativeOrder();
     require(
         order == here,
-        () -> "the buffer is " + order + "; must be " + here + ", by order(ByteOrder.nativeOrder())");
+        () ->
+            "the buffer is " + order + "; must be " + here + ", by order(ByteOrder.nativeOrder())");
     long address = RingAttn.addressOf(buffer) + buffer.position() * unit;
     long alignment = dtype == null ? 1 : sizeOf(dtype);
     require(

@@ -27,7 +27,8 @@ public record UniqueId(String text) {
    * and needed with LOCAL and NCCL. Errors: INVALID_ARGUMENT too.
    */
   public static UniqueId create(Transport transport, String bindAddress) {
-    Struct<RaUniqueId> id = new Struct<>(RingAttnConstants.UNIQUE_ID_SIZE, RaUniqueId::new, c -> {});
+    Struct<RaUniqueId> id =
+        new Struct<>(RingAttnConstants.UNIQUE_ID_SIZE, RaUniqueId::new, c -> {});
     RingAttn.raCreateUniqueId(id.c, transport.value(), id.text(bindAddress));
     UniqueId made = new UniqueId(id.c.getText());
     id.keepAlive();

@@ -162,7 +162,9 @@ class ConformanceTest {
 
     long dim(String name) {
       boolean isOfValues = List.of("v", "dv", "out", "dout").contains(name);
-      return name.equals("lse") ? 1 : isOfValues && desc.headDimV() != 0 ? desc.headDimV() : desc.headDim();
+      return name.equals("lse")
+          ? 1
+          : isOfValues && desc.headDimV() != 0 ? desc.headDimV() : desc.headDim();
     }
 
     Array array(String name, long rows) {
@@ -222,8 +224,7 @@ class ConformanceTest {
           for (String name : wholes.keySet()) {
             Array shard = problem.shard(name, worldSize, rank);
             shards.put(name, shard);
-            SequenceArgs args =
-                problem.sequence(name, wholes.get(name), shard, worldSize, rank);
+            SequenceArgs args = problem.sequence(name, wholes.get(name), shard, worldSize, rank);
             RingAttention.splitSequence(problem.desc, worldSize, rank, args);
           }
           try (Context context = new Context(config)) {
@@ -328,14 +329,15 @@ class ConformanceTest {
         }
         case "estimate_memory" -> RingAttention.estimateMemory(config, desc);
         case "get_shard_length" -> RingAttention.shardLength(desc, worldSize, rank, side());
-        case "get_shard_position" -> RingAttention.shardPosition(
-            desc, worldSize, rank, side(), number("index", 0));
-        case "get_shard_positions" -> RingAttention.shardPositions(
-            desc, worldSize, rank, side(), number("first", 0), number("count", 0));
-        case "split_sequence" -> RingAttention.splitSequence(
-            desc, worldSize, rank, sequence(desc, worldSize, rank));
-        case "join_sequence" -> RingAttention.joinSequence(
-            desc, worldSize, rank, sequence(desc, worldSize, rank));
+        case "get_shard_position" ->
+            RingAttention.shardPosition(desc, worldSize, rank, side(), number("index", 0));
+        case "get_shard_positions" ->
+            RingAttention.shardPositions(
+                desc, worldSize, rank, side(), number("first", 0), number("count", 0));
+        case "split_sequence" ->
+            RingAttention.splitSequence(desc, worldSize, rank, sequence(desc, worldSize, rank));
+        case "join_sequence" ->
+            RingAttention.joinSequence(desc, worldSize, rank, sequence(desc, worldSize, rank));
         case "merge_attention" -> merge();
         default -> onContext(call, config, desc);
       }

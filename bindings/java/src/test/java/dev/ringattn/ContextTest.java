@@ -55,7 +55,8 @@ class ContextTest {
       assertEquals(Backend.CPU, info.backend());
       assertEquals(1, info.numThreads());
       assertEquals(300000, info.timeoutMs());
-      assertTrue(List.of(RingAttention.capabilities().engines().split(",")).contains(info.engine()));
+      assertTrue(
+          List.of(RingAttention.capabilities().engines().split(",")).contains(info.engine()));
       assertTrue(context.checkSupport(small.desc).contains(info.engine()));
       assertEquals(0, context.statistics().steps());
       small.forward(context);
@@ -74,8 +75,7 @@ class ContextTest {
   void refusesEmptyArguments() {
     try (Context context = new Context(new ContextConfig())) {
       AttentionDesc desc = new Small(1).desc;
-      assertEquals(
-          Status.INVALID_ARGUMENT, status(() -> context.forward(desc, new ForwardArgs())));
+      assertEquals(Status.INVALID_ARGUMENT, status(() -> context.forward(desc, new ForwardArgs())));
       assertEquals(
           Status.INVALID_ARGUMENT, status(() -> context.backward(desc, new BackwardArgs())));
       assertThrows(NullPointerException.class, () -> context.forward(null, new ForwardArgs()));

@@ -42,7 +42,8 @@ class HostTest {
           2,
           rank -> {
             try (Context context =
-                new Context(new ContextConfig().uniqueId(id).worldSize(2).rank(rank).numThreads(2))) {
+                new Context(
+                    new ContextConfig().uniqueId(id).worldSize(2).rank(rank).numThreads(2))) {
               compare("with a context");
               new Small(2).forward(context);
               compare("after a call");
@@ -60,8 +61,7 @@ class HostTest {
   /** JNI itself has nothing to say against what is done. */
   @Test
   void passesTheChecksOfJni() throws Exception {
-    String output =
-        Child.run(0, JniUse.class, "-Xcheck:jni", Child.libraries(Child.LIBRARIES));
+    String output = Child.run(0, JniUse.class, "-Xcheck:jni", Child.libraries(Child.LIBRARIES));
     assertEquals("done", output.strip());
   }
 
@@ -120,7 +120,8 @@ class HostTest {
     Array v = Array.floats(16);
     v.set(0, isFirst && isOver.get() ? 1 : 0);
     AttentionDesc desc = new AttentionDesc().seqlenQ(2).headDim(16);
-    ForwardArgs args = new ForwardArgs().q(q.tensor()).k(q.tensor()).v(v.tensor()).out(out.tensor());
+    ForwardArgs args =
+        new ForwardArgs().q(q.tensor()).k(q.tensor()).v(v.tensor()).out(out.tensor());
     context.forward(desc, args);
     return out.get(0) == 0;
   }
@@ -161,7 +162,8 @@ class HostTest {
 
     public static void main(String[] arguments) throws Exception {
       use(10_000);
-      long least = Long.MAX_VALUE; // a leak shows each time, where the JVM or malloc grows only once
+      long least =
+          Long.MAX_VALUE; // a leak shows each time, where the JVM or malloc grows only once
       for (int n = 0; n < 3; ++n) {
         long before = resident();
         use(10_000);

@@ -6,7 +6,9 @@ import java.util.Random;
 import java.util.function.Function;
 import org.junit.jupiter.api.Test;
 
-/** Conversions, against the definition: the value is the nearest of all, and of two the even one. */
+/**
+ * Conversions, against the definition: the value is the nearest of all, and of two the even one.
+ */
 class NumbersTest {
   private interface ToShort {
     short of(float value);
@@ -27,7 +29,8 @@ class NumbersTest {
     for (int n = 0; n < 200_000; ++n) {
       int i = random.nextInt(infinity); // neighbours i and i + 1, and what is between them
       double low = exact.apply((short) i);
-      double high = i + 1 == infinity ? 2 * low - exact.apply((short) (i - 1)) : exact.apply((short) (i + 1));
+      double high =
+          i + 1 == infinity ? 2 * low - exact.apply((short) (i - 1)) : exact.apply((short) (i + 1));
       float middle = (float) ((low + high) / 2);
       int even = (i & 1) == 0 ? i : i + 1;
       String what = "of " + i + ", seed " + seed;

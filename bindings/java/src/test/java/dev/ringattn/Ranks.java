@@ -15,7 +15,9 @@ final class Ranks {
 
   private Ranks() {}
 
-  /** Runs `work` for each rank; throws what the first of them threw that failed, when all are done. */
+  /**
+   * Runs `work` for each rank; throws what the first of them threw that failed, when all are done.
+   */
   static void run(int worldSize, Work work) throws Exception {
     ExecutorService threads = Executors.newFixedThreadPool(worldSize);
     List<Future<?>> ranks = new ArrayList<>();

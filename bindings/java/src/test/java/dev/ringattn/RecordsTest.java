@@ -66,7 +66,8 @@ class RecordsTest {
   void exportsOnePackage() throws Exception {
     Path classes =
         Path.of(Context.class.getProtectionDomain().getCodeSource().getLocation().toURI());
-    ModuleDescriptor module = ModuleFinder.of(classes).find("dev.ringattn").orElseThrow().descriptor();
+    ModuleDescriptor module =
+        ModuleFinder.of(classes).find("dev.ringattn").orElseThrow().descriptor();
     assertEquals(1, module.exports().size());
     assertEquals(Set.of("dev.ringattn"), Set.of(module.exports().iterator().next().source()));
   }

@@ -43,7 +43,8 @@ class TensorTest {
 
   @Test
   void refusesReadOnlyOutputs() {
-    Tensor constant = Tensor.of(direct(64).asReadOnlyBuffer().order(ByteOrder.nativeOrder()), DType.FLOAT32);
+    Tensor constant =
+        Tensor.of(direct(64).asReadOnlyBuffer().order(ByteOrder.nativeOrder()), DType.FLOAT32);
     refuses("out is a read-only", () -> new ForwardArgs().out(constant));
     refuses("lse is a read-only", () -> new ForwardArgs().lse(constant));
     refuses("dq is a read-only", () -> new BackwardArgs().dq(constant));
@@ -51,7 +52,9 @@ class TensorTest {
     refuses("dv is a read-only", () -> new BackwardArgs().dv(constant));
     refuses("out is a read-only", () -> new MergeArgs().out(constant));
     refuses("lse is a read-only", () -> new MergeArgs().lse(constant));
-    refuses("workspace is a read-only", () -> new ForwardArgs().workspace(direct(64).asReadOnlyBuffer()));
+    refuses(
+        "workspace is a read-only",
+        () -> new ForwardArgs().workspace(direct(64).asReadOnlyBuffer()));
     AttentionDesc desc = new AttentionDesc().seqlenQ(1).headDim(16);
     SequenceArgs args = new SequenceArgs().numHeads(1).dim(16);
     args.whole(Array.floats(16).tensor()).shard(constant);
@@ -102,7 +105,8 @@ class TensorTest {
           () -> context.forward(small.desc, small.args(out).out(Tensor.of(floats))));
       refuses(
           "workspace_size",
-          () -> context.forward(small.desc, small.args(out).workspace(direct(128).alignedSlice(64))));
+          () ->
+              context.forward(small.desc, small.args(out).workspace(direct(128).alignedSlice(64))));
     }
   }
 
@@ -184,7 +188,8 @@ class TensorTest {
   void findsPositions() {
     AttentionDesc desc = new AttentionDesc().seqlenQ(10).headDim(16).sharding(Sharding.STRIPED);
     long[] positions = RingAttention.shardPositions(desc, 3, 1, Side.QUERY);
-    assertEquals(java.util.List.of(1L, 4L, 7L), java.util.Arrays.stream(positions).boxed().toList());
+    assertEquals(
+        java.util.List.of(1L, 4L, 7L), java.util.Arrays.stream(positions).boxed().toList());
     assertEquals(7, RingAttention.shardPosition(desc, 3, 1, Side.QUERY, 2));
     for (long count : new long[] {-1, 4, Long.MAX_VALUE}) {
       refuses("count", () -> RingAttention.shardPositions(desc, 3, 1, Side.QUERY, 0, count));

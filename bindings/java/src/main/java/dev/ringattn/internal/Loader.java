@@ -96,7 +96,7 @@ final class Loader {
   private static InputStream open(String file) throws IOException {
     InputStream in = Loader.class.getClassLoader().getResourceAsStream(resources() + "/" + file);
     if (in == null) {
-      throw new IOException("no " + file + " there");
+      throw new IOException("there is no " + resources() + "/" + file);
     }
     return in;
   }
@@ -122,7 +122,8 @@ final class Loader {
       return null;
     }
     return String.format(
-        "libringattn is version %d.%d.%d; these classes need %d.%d.%d or a newer one that is compatible",
+        "libringattn is version %d.%d.%d; these classes need %d.%d.%d or a newer one that is"
+            + " compatible",
         theirs, version / 100 % 100, version % 100, major, minor, patch);
   }
 }

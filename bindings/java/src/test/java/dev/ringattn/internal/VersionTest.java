@@ -26,7 +26,9 @@ class VersionTest {
     assertEquals(isGood, refusal == null, refusal);
     if (!isGood) {
       String theirs = version / 10000 + "." + version / 100 % 100 + "." + version % 100;
-      String both = "libringattn is version %s; these classes need %d.%d.%d or a newer one that is compatible";
+      String both =
+          "libringattn is version %s; these classes need %d.%d.%d or a newer one that is"
+              + " compatible";
       assertEquals(String.format(both, theirs, major, minor, patch), refusal);
     }
   }
