@@ -31,10 +31,11 @@ def main() -> int:
             parser.error(f"no language {language}; there are {', '.join(LANGUAGES)}")
 
     header = c.read()
+    modules = {language: importlib.import_module(language) for language in options.languages or LANGUAGES}
+    generated = {language: module.generate(header) for language, module in modules.items()}  # all, before anything is written
     stale = []
-    for language in options.languages or LANGUAGES:
-        module = importlib.import_module(language)
-        files = module.generate(header)
+    for language, files in generated.items():
+        module = modules[language]
         for folder in module.FOLDERS:
             for path in sorted((c.ROOT / folder).rglob("*")):
                 if path.is_file() and str(path.relative_to(c.ROOT)) not in files:

@@ -44,4 +44,16 @@ def generate(header: c.Header) -> dict[str, str]:
                     lines[-1] = f'  if (is("{f.name}")) return void(({set_count}));'
         lines += [f'  unknown("{record.name}", field);', "}"]
     lines += ["", "}  // namespace ringattn::conformance", ""]
-    return {"bindings/conformance/generated/fields.h": "\n".join(lines)}
+    desc = header.struct("ra_attention_desc")
+    names = [
+        lines[0],
+        "#pragma once",
+        "",
+        "// For tests that must know every field.",
+        f"constexpr const char *{desc.name.removeprefix('ra_')}_fields[] = {{",
+        *(f'    "{f.name}",' for f in desc.fields if f.name != "struct_size" and not f.is_reserved),
+        "};",
+        "",
+    ]
+    folder = "bindings/conformance/generated"
+    return {f"{folder}/fields.h": "\n".join(lines), f"{folder}/names.h": "\n".join(names)}

@@ -29,7 +29,11 @@ WORDS = {
     **{word: word.upper() for word in ("cpu", "cuda", "dk", "dq", "dv", "id", "kv", "lse", "nccl")},
     **{"bfloat16": "BFloat16", "dout": "DOut", "dtype": "DType", "sms": "SMs", "zeromq": "ZeroMQ"},
 }
-PHRASES = {"ra_unique_id::text": "what ra_create_unique_id made", "backward_": "Backward"}  # what identifiers alone would put badly
+PHRASES = {  # what identifiers alone would put badly
+    "ra_unique_id::text": "what ra_create_unique_id made",
+    "backward_": "Backward",
+    "ra_get_version()": "that of the library, as ra_get_version, in a number: major * 10000 + minor * 100 + patch",
+}
 TYPES = {"int32_t": "int32", "int64_t": "int64", "size_t": "uint64", "float": "float32", "double": "float64", "void *": "uintptr",
          "ra_stream": "uintptr", "ra_tensor": "Tensor", "float *": "Tensor", "const float *": "Tensor", "const char *": "string",
          "const int64_t *": "[]int64"}  # fmt: skip
@@ -110,7 +114,7 @@ class Writer:
     def translate(self, text: str, kind: str = "") -> str:
         """A comment of C in Go's words; `kind` is the Go type of the field that it is about."""
         for phrase, better in PHRASES.items():
-            text = re.sub(rf"\b{phrase}\b", better, text)
+            text = re.sub(rf"\b{re.escape(phrase)}(?!\w)", better, text)
         if kind == "bool":
             text = re.sub(r"^1 if ", "true if ", re.sub(r"^0: (.*); 1: ", r"false: \1; true: ", text))
         if kind == "[]int64":
@@ -227,6 +231,8 @@ class Writer:
         out = [self.doc(s.doc, title=name)]
         if s.is_input:
             out.append(f"//\n// New{name} has the defaults; the zero value has not.\n")
+            if any(f.count for f in s.fields):
+                out.append("// A list that is not nil must have as many entries as are said.\n")
         fields = [(f, self.go_type(s, f)) for f in self.fields(s)]
         lines = aligned([(self.doc(f.doc, "\t", kind=go_type), field_name(f.name), go_type) for f, go_type in fields])
         return "".join(out) + f"type {name} struct {{\n{lines}}}\n\n"
@@ -297,7 +303,7 @@ class Writer:
                 continue
             elif go_type == "Buffer":
                 sizes.setdefault(f.name + "_size", []).append(own)
-                out.append(f"\tk.pointer(&{own}, unsafe.Pointer(&{target}))\n")
+                out.append(f'\tk.pointer("{f.name}", &{own}, unsafe.Pointer(&{target}))\n')
                 continue
             elif go_type == "uintptr":
                 out.append(f"\tsetAddress({own}, unsafe.Pointer(&{target}))\n")

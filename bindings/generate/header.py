@@ -9,7 +9,7 @@
                     /**< ra_dtype of q, k, v ...     an int32_t whose comment begins with an enum's name holds one of its constants
                     /**< 1 if ..., /**< 0: ...; 1:   an int32_t that is 0 or 1: `is_bool`
                     /**< host, <count> entries ...   a const int64_t * to that many numbers; <count> is a field, or a field + 1
-                    /**< 0 */                        reserved, and left out
+                    reserved...                       a name that begins so, which is left out
 
 Comments come as paragraphs of text; `Names` turns the identifiers in them, and those of the declarations, into a language's own.
 """
@@ -196,7 +196,7 @@ def read_field(struct: str, member: ElementTree.Element, enums: dict[str, Enum])
         doc,
         enum=enum,
         is_bool=type_ == "int32_t" and (doc.startswith("1 if ") or bool(re.match(r"0: .*; 1: ", doc))),
-        is_reserved=name == "reserved",
+        is_reserved=name.startswith("reserved"),
         count=entries.group(1) if entries else None,
     )
 

@@ -13,7 +13,7 @@ Beyond the rules of header.py, a field's C type says what it is in Java:
     const char *                      a String, or what the comment begins with: ra_unique_id::text is a UniqueId
     void *, ra_stream                 an address: long
 
-The version in bindings/java/pom.xml is the header's, too.
+The version in Maven's files is the header's, too.
 """
 
 import html
@@ -27,7 +27,7 @@ import header as c
 
 FOLDERS = ("bindings/java/src/generated",)
 JAVA = "bindings/java/src/generated/java/dev/ringattn"
-POM = "bindings/java/pom.xml"
+VERSIONED = ("bindings/java/pom.xml", "bindings/java/README.md")
 WIDTH = 100
 
 # The functions' places in Java: of a context where they take one, else of RingAttention; but
@@ -242,7 +242,7 @@ class Writer:
             writes.append(f"    c.set{c.pascal(count)}(Struct.length({lengths}) - 1);")
         for f in fields.values():
             field, access = c.camel(f.name), c.pascal(f.name)
-            doc, value, setter = sentence(self.names(f.doc, f.type)), field, None
+            doc, value, setter = sentence(self.names(in_words(f), f.type)), field, None
             if f.type == "size_t" and (sized_by := f.name.removesuffix("_size")) != f.name:
                 of = [c.camel(p.name) for p in pointers if p.name.startswith(sized_by)]
                 if of:
@@ -277,7 +277,7 @@ class Writer:
                 of_type = re.match(r"(ra_\w+)::text", f.doc)
                 java, default = (type_name(of_type.group(1)) if of_type else "String"), None
                 text = f"{field} == null ? null : {field}.text()" if of_type else field
-                writes.append(f"    c.set{access}(struct.text({text}));")
+                writes.append(f'    c.set{access}(struct.text("{f.name}", {text}));')
             elif f.enum:
                 java, default = type_name(f.enum.name), f"{type_name(f.enum.name)}.of(c.get{access}())"
                 setter = f"Objects.requireNonNull({field})"
@@ -311,6 +311,8 @@ class Writer:
         body = [
             *javadoc(self.names(struct.doc) + "\n\nSeveral threads may give it to calls at the same time; only one may change it, and meanwhile no other use it."),
             f"public final class {name} {{",
+            f"  private static final Struct<{raw}> DEFAULTS = struct();",
+            "",
             *declared,
             "",
             "  /** As C reads it: made of the fields above when first asked for, and null after a change. */",
@@ -318,10 +320,8 @@ class Writer:
             "",
             "  /** With the library's defaults. */",
             f"  public {name}() {{",
-            f"    Struct<{raw}> struct = struct();",
-            f"    {raw} c = struct.c;",
+            f"    {raw} c = DEFAULTS.c;",
             *defaults,
-            "    struct.keepAlive();",
             "  }",
             "",
             "  /** With what the other one has now. */",
@@ -337,7 +337,7 @@ class Writer:
             "",
             f"  Struct<{raw}> made() {{",
             f"    Struct<{raw}> known = made;",
-            "    return known != null ? known : (made = make());",
+            "    return (known != null ? known : (made = make())).usable();",
             "  }",
             "",
             f"  private Struct<{raw}> make() {{",
@@ -356,6 +356,14 @@ NUMBERS = {"int32_t": "int", "int64_t": "long", "size_t": "long", "float": "floa
 
 def size_of(struct: c.Struct) -> str:
     return struct.name.removeprefix("ra_").upper() + "_SIZE"
+
+
+def in_words(f: c.Field) -> str:
+    """The comment. A count that follows from lists is no field in Java, so it goes without its name."""
+    if not f.count or not f.count.endswith(" + 1"):
+        return f.doc
+    what = f.count.removeprefix("num_").removesuffix(" + 1")
+    return f.doc.replace(f"{f.count} entries", f"one entry more than there are {what}")
 
 
 def plus(count: str) -> str:
@@ -384,16 +392,16 @@ def swig(header: c.Header) -> dict[str, str]:
     return files
 
 
-def pom(header: c.Header) -> str:
-    text = (c.ROOT / POM).read_text()
+def with_version(path: str, header: c.Header) -> str:
     version = ".".join(map(str, header.version))
-    return re.sub(r"(<artifactId>ringattn</artifactId>\s*<version>)[^<]*", rf"\g<1>{version}", text, count=1)
+    text = (c.ROOT / path).read_text()
+    return re.sub(r"(<artifactId>ringattn</artifactId>\s*<version>)[^<]*", rf"\g<1>{version}", text)
 
 
 def generate(header: c.Header) -> dict[str, str]:
     writer = Writer(header)
     taken_const = {p.type for f in header.functions for p in f.parameters}
-    files = swig(header) | {POM: pom(header)}
+    files = swig(header) | {path: with_version(path, header) for path in VERSIONED}
     for enum in header.enums:
         files |= [writer.enum(enum)]
     for struct in header.structs:

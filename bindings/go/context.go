@@ -26,7 +26,9 @@ type Context struct {
 // or Close sees them and ends them.
 type handle struct {
 	raw         *C.ra_context
+	onDevice    bool // whether tensors are device memory
 	mu          sync.RWMutex
+	closed      sync.Once
 	isClosing   atomic.Bool
 	collectives atomic.Int32
 }
@@ -34,15 +36,16 @@ type handle struct {
 // NewContext joins this rank to its group.
 //
 // Collective and blocking: returns when all config.WorldSize ranks have joined, each from a goroutine of its own, at the latest after
-// config.Timeout. With a world size of 1 it returns at once. Whoever has a context closes it; what nobody closes is freed some time
-// after it has become unreachable.
+// config.Timeout. With a world size of 1 it returns at once. It takes no context.Context, as there is nothing to abort before there
+// is a Context: config.Timeout, 5 minutes unless set, is what bounds it. Whoever has a context closes it; what nobody closes is freed
+// some time after it has become unreachable.
 //
 // Errors: [ErrInvalidArgument], [ErrNotSupported] (backend, transport or engine; the message says what is missing), [ErrOutOfMemory],
 // [ErrCUDAError], [ErrNCCLError], [ErrTimeout] (naming the first absent rank, but not over NCCL), [ErrMismatch] (ranks disagree on the
 // world size, or a rank came twice), [ErrPeerLost]. A call that is refused uses up the id too: the group cannot form any more, the
 // other ranks get [ErrPeerLost] or [ErrTimeout], and all begin again with a new id.
 func NewContext(config ContextConfig) (*Context, error) {
-	h := new(handle)
+	h := &handle{onDevice: config.Backend == BackendCUDA}
 	err := run(func(f *frame) {
 		var raw C.ra_context_config
 		config.toC(&f.keeper, &raw)
@@ -58,9 +61,9 @@ func NewContext(config ContextConfig) (*Context, error) {
 	return c, nil
 }
 
-// Close leaves the group and frees everything; closing again does nothing. A collective call that is in progress is ended as by
-// [Context.Abort], and waited for. Other ranks get [ErrPeerLost] if they still wait for this one. On CUDA it waits until what calls
-// have enqueued is over. Always nil.
+// Close leaves the group and frees everything; closing again does nothing. When it returns all is freed, whoever closes. A collective
+// call that is in progress is ended as by [Context.Abort], and waited for. Other ranks get [ErrPeerLost] if they still wait for this
+// one. On CUDA it waits until what calls have enqueued is over. Always nil.
 func (c *Context) Close() error {
 	if c != nil && c.handle != nil {
 		c.handle.close()
@@ -69,16 +72,16 @@ func (c *Context) Close() error {
 }
 
 func (h *handle) close() {
-	if h.isClosing.Swap(true) {
-		return
-	}
-	if h.collectives.Load() > 0 {
-		C.ra_abort_context(h.raw, nil)
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	C.ra_destroy_context(h.raw)
-	h.raw = nil
+	h.closed.Do(func() {
+		h.isClosing.Store(true)
+		if h.collectives.Load() > 0 {
+			C.ra_abort_context(h.raw, nil)
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		C.ra_destroy_context(h.raw)
+		h.raw = nil
+	})
 }
 
 // enter keeps the context until leave, or says why there is none.
@@ -113,18 +116,20 @@ func (*noCopy) Unlock() {}
 // workspace. Results are bitwise equal from run to run, for any number of threads and any timing. On the CPU it returns when Out and
 // LSE are complete; on CUDA it enqueues on args.Stream.
 //
-// When ctx is done before or during the call, the group is aborted, as by [Context.Abort], and the error is both [ErrAborted] and
-// ctx.Err(). A ctx that cannot be cancelled costs nothing.
+// When ctx is done before or during the call, the group is aborted, as by [Context.Abort]. The error then is [ErrAborted], or what had
+// broken the group before, as [ErrPeerLost]; and it is ctx.Err(), and what else the call said, as [ErrInvalidArgument]: errors.Is
+// finds each. A ctx that cannot be cancelled costs nothing.
 //
 // Errors: [ErrInvalidArgument] and [ErrNotSupported], found before anything is sent: the other ranks wait, and the call may be
 // repeated with better arguments until their time-out, or Abort lets them go. After [ErrOutOfMemory], [ErrTimeout], [ErrPeerLost],
 // [ErrMismatch], [ErrAborted], [ErrCUDAError], [ErrNCCLError] and [ErrInternalError] the context is of no more use and says
 // [ErrInvalidState]. Outputs are untouched unless the call got as far as computing.
 func (c *Context) Forward(ctx context.Context, desc AttentionDesc, args ForwardArgs) error {
-	return c.collective(ctx, func(raw *C.ra_context) error {
+	return c.collective(ctx, func(h *handle) error {
 		return desc.run(func(f *frame) {
+			f.onDevice = h.onDevice
 			if args.toC(&f.keeper, &f.forward, &desc); f.refusal == nil {
-				C.ra_forward(raw, &f.desc, &f.forward, &f.err)
+				C.ra_forward(h.raw, &f.desc, &f.forward, &f.err)
 			}
 			f.forward = C.ra_forward_args{}
 		})
@@ -136,10 +141,11 @@ func (c *Context) Forward(ctx context.Context, desc AttentionDesc, args ForwardA
 // Collective, blocking, cancellation, overlap and errors as Forward. Gradients travel and accumulate in fp32 and are rounded once.
 // Deterministic. Rows whose lse is -infinity have gradients 0.
 func (c *Context) Backward(ctx context.Context, desc AttentionDesc, args BackwardArgs) error {
-	return c.collective(ctx, func(raw *C.ra_context) error {
+	return c.collective(ctx, func(h *handle) error {
 		return desc.run(func(f *frame) {
+			f.onDevice = h.onDevice
 			if args.toC(&f.keeper, &f.backward, &desc); f.refusal == nil {
-				C.ra_backward(raw, &f.desc, &f.backward, &f.err)
+				C.ra_backward(h.raw, &f.desc, &f.backward, &f.err)
 			}
 			f.backward = C.ra_backward_args{}
 		})
@@ -152,13 +158,13 @@ func (c *Context) Backward(ctx context.Context, desc AttentionDesc, args Backwar
 // Collective: all ranks give the same numProblems (1 .. 1000000) and seed. [ErrInternalError] names the first problem whose error
 // exceeds twice that of a plain computation in fp32 stored in the same dtypes. Other errors, and cancellation, as Forward.
 func (c *Context) RunSelfTest(ctx context.Context, numProblems, seed int64) error {
-	return c.collective(ctx, func(raw *C.ra_context) error {
-		return run(func(f *frame) { C.ra_run_self_test(raw, C.int64_t(numProblems), C.int64_t(seed), &f.err) })
+	return c.collective(ctx, func(h *handle) error {
+		return run(func(f *frame) { C.ra_run_self_test(h.raw, C.int64_t(numProblems), C.int64_t(seed), &f.err) })
 	})
 }
 
 // collective runs a call that waits for other ranks.
-func (c *Context) collective(ctx context.Context, call func(*C.ra_context) error) error {
+func (c *Context) collective(ctx context.Context, call func(*handle) error) error {
 	if ctx == nil {
 		return &Error{Status: StatusInvalidArgument, Rank: -1, Message: "ctx is nil"}
 	}
@@ -173,7 +179,7 @@ func (c *Context) collective(ctx context.Context, call func(*C.ra_context) error
 	defer c.leave(h)
 
 	if ctx.Done() == nil {
-		return call(h.raw)
+		return call(h)
 	}
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -181,27 +187,29 @@ func (c *Context) collective(ctx context.Context, call func(*C.ra_context) error
 		close(ended)
 	})
 	if ctx.Err() == nil {
-		err = call(h.raw)
+		err = call(h)
 	}
 	if !stop() {
 		<-ended // the context must not be freed before
-		return h.cancelled(ctx)
+	} else if err == nil || ctx.Err() == nil {
+		return err
 	}
-	if ctx.Err() != nil && (errors.Is(err, ErrAborted) || errors.Is(err, ErrInvalidState)) {
-		return h.cancelled(ctx) // another rank was faster
-	}
-	return err
+	return h.cancelled(ctx.Err(), err)
 }
 
-// cancelled is what a call says whose ctx is done: who aborted the group, and why.
-func (h *handle) cancelled(ctx context.Context) error {
+// cancelled is what a call says whose context.Context is done: what broke the group, be it this call's abort, that of a rank that was
+// faster, or something else before. With it go the context.Context's error, and the call's own if it is of another status.
+func (h *handle) cancelled(why, err error) error {
 	var raw C.ra_error
 	C.ra_get_async_error(h.raw, &raw)
-	e, ok := errorOf(&raw).(*Error)
-	if !ok || e.Status != StatusAborted {
-		e = &Error{Status: StatusAborted, Rank: -1, Message: "the call was cancelled"}
+	e, isBroken := errorOf(&raw).(*Error)
+	if !isBroken {
+		return err // ctx was done when the call had failed
 	}
-	e.cause = ctx.Err()
+	e.causes = []error{why}
+	if err != nil && !errors.Is(err, statusError(e.Status)) {
+		e.causes = append(e.causes, err)
+	}
 	return e
 }
 

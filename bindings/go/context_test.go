@@ -79,6 +79,23 @@ func TestCancelledBefore(t *testing.T) {
 	mustBe(t, failures[0], context.Canceled)
 }
 
+// Whatever else the call has to say is not lost.
+func TestCancelIsNotTheOnlyError(t *testing.T) {
+	ctx, cancel := context.WithCancel(background)
+	cancel()
+	group := newGroup(t, 2)
+	group[1].Close()
+	p := newProblem(t, describe(64), 2, 0)
+	mustBe(t, group[0].Forward(background, p.desc, p.forward()), ringattn.ErrPeerLost)
+	err := group[0].Forward(ctx, p.desc, p.forward())
+	mustBe(t, err, ringattn.ErrPeerLost, "context canceled")
+	mustBe(t, err, context.Canceled)
+	var failure *ringattn.Error
+	if !errors.As(err, &failure) || failure.Rank != 1 {
+		t.Errorf("rank is not 1: %v", err)
+	}
+}
+
 // A call that nobody cancels leaves nothing behind that could abort the next.
 func TestCancelAfterwards(t *testing.T) {
 	c := newGroup(t, 1)[0]
@@ -270,6 +287,14 @@ func TestRefusals(t *testing.T) {
 	refused("document_offsets_kv has 2 entries|num_documents + 1, 3", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) {
 		d.DocumentOffsetsQ, d.DocumentOffsetsKV = []int64{0, 8, 16}, []int64{0, 16}
 	})
+	refused("kv_lengths has 0 entries|batch, 1", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) { d.KVLengths = []int64{} })
+	refused("num_documents is -1", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) { d.DocumentOffsetsQ = []int64{} })
+	device := ringattn.Device(ringattn.DTypeFloat32, 4096, 0, ringattn.Strides{})
+	refused("q is device memory", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) { a.Q = device })
+	refused("lse is device memory", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) { a.LSE = device })
+	refused("workspace is device memory", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) {
+		a.Workspace = ringattn.DeviceBuffer(4096, 1<<30)
+	})
 	refused("document_offsets_q is NULL", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) { d.DocumentOffsetsKV = []int64{0, 16} })
 	refused("num_documents is 0", func(d *ringattn.AttentionDesc, a *ringattn.ForwardArgs) { d.DocumentOffsetsQ = []int64{0} })
 
@@ -358,6 +383,11 @@ func TestMergeAttention(t *testing.T) {
 	args.Seqlen, args.NumHeads, args.HeadDimV = 16, 2, 8
 	args.OutA, args.OutB, args.Out = outA.packed(), outB.packed(), outA.packed()
 	args.LSEA, args.LSEB, args.LSE = lseA.packed(), lseB.packed(), lseA.packed()
+	short := args
+	short.LSEA, short.LSEB = ringattn.Device(ringattn.DTypeFloat32, 4096, 0, ringattn.Strides{}), ringattn.Packed(make([]float32, 1))
+	mustBe(t, ringattn.MergeAttention(short), ringattn.ErrInvalidArgument, "lse_a is device memory")
+	short.LSEA = ringattn.Packed([]float32{}) // does not let the short one pass
+	mustBe(t, ringattn.MergeAttention(short), ringattn.ErrInvalidArgument, "lse")
 	if err := ringattn.MergeAttention(args); err != nil {
 		t.Fatal(err)
 	}

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Error says where and why a call failed. errors.Is finds its status, as [ErrTimeout], and what ended a cancelled call, as
-// context.Canceled.
+// Error says where and why a call failed. errors.Is finds its status, as [ErrTimeout], and in that of a cancelled call also why that
+// was, as context.Canceled.
 type Error struct {
 	Status Status
 	// The rank that broke the group, the same on every rank; -1 where no single one did, and where the failure is of this call alone,
@@ -22,10 +22,16 @@ type Error struct {
 	// The field that was wrong, its value and the limit.
 	Message string
 
-	cause error
+	causes []error
 }
 
-func (e *Error) Error() string { return fmt.Sprintf("ringattn: %v: %s", e.Status, e.Message) }
+func (e *Error) Error() string {
+	text := fmt.Sprintf("ringattn: %v: %s", e.Status, e.Message)
+	for _, cause := range e.causes {
+		text += ": " + cause.Error()
+	}
+	return text
+}
 
 // Is holds for the error of the same status.
 func (e *Error) Is(target error) bool {
@@ -33,8 +39,8 @@ func (e *Error) Is(target error) bool {
 	return ok && Status(status) == e.Status
 }
 
-// Unwrap is the error of the context.Context that ended the call, if one did.
-func (e *Error) Unwrap() error { return e.cause }
+// Unwrap has, where the call's context.Context was done, its error, and what the call itself said, if that is of another status.
+func (e *Error) Unwrap() []error { return e.causes }
 
 type statusError Status
 

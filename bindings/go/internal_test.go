@@ -1,12 +1,15 @@
 package ringattn
 
 import (
+	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 func TestVersions(t *testing.T) {
@@ -71,6 +74,68 @@ func TestCleanupFreesAll(t *testing.T) {
 	}
 	if freed < len(handles) {
 		t.Errorf("%d of %d contexts are freed", freed, len(handles))
+	}
+}
+
+// What is cancelled says what broke the group, why, and what the call itself said.
+func TestErrorsOfACancelledCall(t *testing.T) {
+	c, err := NewContext(NewContextConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	refused := &Error{Status: StatusInvalidArgument, Rank: -1, Message: "head_dim is 320"}
+	if err := c.handle.cancelled(context.Canceled, refused); err != refused {
+		t.Errorf("of a whole group: %v", err)
+	}
+	c.Abort()
+	err = c.handle.cancelled(context.Canceled, refused)
+	for _, target := range []error{ErrAborted, context.Canceled, ErrInvalidArgument} {
+		if !errors.Is(err, target) || !strings.Contains(err.Error(), "canceled") || !strings.Contains(err.Error(), "head_dim is 320") {
+			t.Errorf("no %v in: %v", target, err)
+		}
+	}
+	if failure := err.(*Error); failure.Status != StatusAborted || failure.Rank != 0 {
+		t.Errorf("%+v", failure)
+	}
+}
+
+// Whoever closes, all is freed when Close returns.
+func TestEveryCloseWaits(t *testing.T) {
+	c, err := NewContext(NewContextConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := c.enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan bool)
+	for range 2 {
+		go func() {
+			c.Close()
+			closed <- h.raw == nil
+		}()
+	}
+	time.AfterFunc(20*time.Millisecond, func() { c.leave(h) })
+	for range 2 {
+		if !<-closed {
+			t.Error("one has returned, and the context is in use")
+		}
+	}
+}
+
+// Calls on a CUDA context take no slices, which Go may use again while the GPU does.
+func TestHostMemoryOnCUDA(t *testing.T) {
+	var k keeper
+	defer k.release()
+	k.onDevice = true
+	var address uintptr
+	for name, buffer := range map[string]Buffer{"none": {}, "workspace": DeviceBuffer(4096, 64), "q": HostBuffer(make([]byte, 4))} {
+		k.pointer(name, &buffer, unsafe.Pointer(&address))
+	}
+	if k.refusal == nil || !strings.Contains(k.refusal.Message, "q is host memory") {
+		t.Error(k.refusal)
 	}
 }
 

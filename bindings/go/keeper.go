@@ -22,11 +22,13 @@ import (
 	"unsafe"
 )
 
-// keeper has what C uses during one call: Go memory, pinned, so that its address may stand in C's, and copies of strings. What it was given and C should not see is in refusal.
+// keeper has what C uses during one call: Go memory, pinned, so that its address may stand in C's, and copies of strings. What it was
+// given and C should not see is in refusal.
 type keeper struct {
-	pins    runtime.Pinner
-	texts   []unsafe.Pointer
-	refusal *Error
+	onDevice bool // whether the call is one over device memory
+	pins     runtime.Pinner
+	texts    []unsafe.Pointer
+	refusal  *Error
 }
 
 func (k *keeper) release() {
@@ -34,7 +36,7 @@ func (k *keeper) release() {
 	for _, text := range k.texts {
 		C.free(text)
 	}
-	k.texts, k.refusal = nil, nil
+	k.onDevice, k.texts, k.refusal = false, nil, nil
 }
 
 func (k *keeper) refuse(format string, values ...any) {
@@ -43,8 +45,15 @@ func (k *keeper) refuse(format string, values ...any) {
 	}
 }
 
-// pointer writes the buffer's address to a pointer of a struct that C is given, which is no part of the stack.
-func (k *keeper) pointer(b *Buffer, to unsafe.Pointer) {
+// pointer writes the buffer's address to a pointer of a struct that C is given, which is no part of the stack. The other kind of
+// memory than that of the call is refused: C would crash on the one, and use the other when the call is over and Go may have moved on.
+func (k *keeper) pointer(name string, b *Buffer, to unsafe.Pointer) {
+	switch {
+	case b.device != 0 && !k.onDevice:
+		k.refuse("%s is device memory; must be host memory, as in all calls but those of contexts with backend CUDA", name)
+	case b.host != nil && k.onDevice:
+		k.refuse("%s is host memory; must be device memory, as the backend is CUDA", name)
+	}
 	if b.host == nil {
 		setAddress(b.device, to)
 		return
@@ -65,7 +74,7 @@ func (k *keeper) tensor(name string, t *Tensor, dtype DType, raw *C.ra_tensor) {
 	raw.seq_stride = C.int64_t(t.strides.Seq)
 	raw.head_stride = C.int64_t(t.strides.Head)
 	raw.size = C.size_t(t.memory.size)
-	k.pointer(&t.memory, unsafe.Pointer(&raw.data))
+	k.pointer(name, &t.memory, unsafe.Pointer(&raw.data))
 }
 
 // floats is a tensor that C takes as a plain pointer.
@@ -76,16 +85,16 @@ func (k *keeper) floats(name string, t *Tensor, to **C.float) {
 	if t.strides != (Strides{}) {
 		k.refuse("%s has strides; must be packed", name)
 	}
-	k.pointer(&t.memory, unsafe.Pointer(to))
+	k.pointer(name, &t.memory, unsafe.Pointer(to))
 }
 
-// list refuses another number of entries than C will read. No entries are no list.
+// list refuses another number of entries than C will read; nil is no list.
 func (k *keeper) list(name string, entries []int64, count string, number int64) *C.int64_t {
+	if entries != nil && int64(len(entries)) != number {
+		k.refuse("%s has %d entries; must have %s, %d", name, len(entries), count, number)
+	}
 	if len(entries) == 0 {
 		return nil
-	}
-	if int64(len(entries)) != number {
-		k.refuse("%s has %d entries; must have %s, %d", name, len(entries), count, number)
 	}
 	k.pins.Pin(&entries[0])
 	return (*C.int64_t)(&entries[0])
@@ -107,7 +116,7 @@ func (k *keeper) text(name, value string) *C.char {
 // documents is how many there are between the offsets: one less than those of the first list that is given.
 func documents(lists ...[]int64) int {
 	for _, offsets := range lists {
-		if len(offsets) > 0 {
+		if offsets != nil {
 			return len(offsets) - 1
 		}
 	}

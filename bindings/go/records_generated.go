@@ -125,7 +125,7 @@ func (x *ContextInfo) fromC(raw *C.ra_context_info) {
 
 // Capabilities: What this build can do on this machine.
 type Capabilities struct {
-	// Version()
+	// that of the library, as Version, in a number: major * 10000 + minor * 100 + patch
 	Version int32
 	// true if BackendCUDA can be used here
 	HasCUDA bool
@@ -172,6 +172,7 @@ func (x *Capabilities) fromC(raw *C.ra_capabilities) {
 // - lse_i) v_j. A row that sees no key has out = 0, lse = -infinity and gradients 0.
 //
 // NewAttentionDesc has the defaults; the zero value has not.
+// A list that is not nil must have as many entries as are said.
 type AttentionDesc struct {
 	// entries, >= 1; default 1
 	Batch int64
@@ -467,7 +468,7 @@ func (x *ForwardArgs) toC(k *keeper, raw *C.ra_forward_args, desc *AttentionDesc
 	k.tensor("v", &x.V, desc.DType, &raw.v)
 	k.tensor("out", &x.Out, desc.OutDType.or(desc.DType), &raw.out)
 	k.floats("lse", &x.LSE, &raw.lse)
-	k.pointer(&x.Workspace, unsafe.Pointer(&raw.workspace))
+	k.pointer("workspace", &x.Workspace, unsafe.Pointer(&raw.workspace))
 	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
 	raw.lse_size = C.size_t(x.LSE.memory.size)
 	raw.workspace_size = C.size_t(x.Workspace.size)
@@ -514,7 +515,7 @@ func (x *BackwardArgs) toC(k *keeper, raw *C.ra_backward_args, desc *AttentionDe
 	k.tensor("dk", &x.DK, desc.GradDType.or(desc.DType), &raw.dk)
 	k.tensor("dv", &x.DV, desc.GradDType.or(desc.DType), &raw.dv)
 	raw.accumulate = flag(x.Accumulate)
-	k.pointer(&x.Workspace, unsafe.Pointer(&raw.workspace))
+	k.pointer("workspace", &x.Workspace, unsafe.Pointer(&raw.workspace))
 	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
 	raw.lse_size = C.size_t(x.LSE.memory.size)
 	raw.workspace_size = C.size_t(x.Workspace.size)

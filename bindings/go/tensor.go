@@ -84,7 +84,8 @@ func Strided[T Element](data []T, strides Strides) Tensor {
 }
 
 // Device is a tensor in memory of the context's CUDA device, of which size bytes may be used from address on (0: not checked). Go
-// does not keep it: it has to be there until what the call enqueued is over.
+// does not keep it: it has to be there until what the call enqueued is over. Calls on the CPU backend, and those without a context,
+// refuse it; those on the CUDA backend take nothing else.
 func Device(dtype DType, address, size uintptr, strides Strides) Tensor {
 	return Tensor{DeviceBuffer(address, size), dtype, strides}
 }
@@ -112,7 +113,7 @@ func HostBuffer(data []byte) Buffer {
 	return Buffer{host: unsafe.Pointer(&data[0]), size: uintptr(len(data))}
 }
 
-// DeviceBuffer is one in memory of the context's CUDA device.
+// DeviceBuffer is one in memory of the context's CUDA device, as [Device].
 func DeviceBuffer(address, size uintptr) Buffer { return Buffer{device: address, size: size} }
 
 func dtypeOf[T Element]() DType {

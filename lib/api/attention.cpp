@@ -30,7 +30,7 @@ void check_workspace(Ranges &ranges, const char *pass, void *workspace, std::siz
     return;
   }
   require(size >= needed, "workspace_size is ", size, "; ", pass, " needs ", needed, " bytes");
-  ranges.output("workspace", workspace, size, static_cast<std::int64_t>(needed),
+  ranges.output("workspace", workspace, {}, static_cast<std::int64_t>(needed),
                 static_cast<std::int64_t>(memory_alignment), false);
 }
 
@@ -47,7 +47,7 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   call.k = ranges.input("k", a.k, p.dtype, shapes.k);
   call.v = ranges.input("v", a.v, p.dtype, shapes.v);
   call.out = ranges.output("out", a.out, p.out_dtype, shapes.out);
-  ranges.output("lse", a.lse, a.lse_size, shapes.lse_bytes, alignof(float), true);
+  ranges.output("lse", a.lse, {"lse_size", a.lse_size}, shapes.lse_bytes, alignof(float), true);
   call.lse = a.lse;
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
@@ -75,7 +75,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   call.k = ranges.input("k", a.k, p.dtype, shapes.k);
   call.v = ranges.input("v", a.v, p.dtype, shapes.v);
   call.out = ranges.input("out", a.out, p.out_dtype, shapes.out);
-  ranges.input("lse", a.lse, a.lse_size, shapes.lse_bytes, alignof(float), false);
+  ranges.input("lse", a.lse, {"lse_size", a.lse_size}, shapes.lse_bytes, alignof(float), false);
   call.lse = a.lse;
   call.dq = ranges.output("dq", a.dq, p.grad_dtype, shapes.q);
   call.dk = ranges.output("dk", a.dk, p.grad_dtype, shapes.k);
@@ -149,9 +149,9 @@ ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error) {
     const Tensor out_b = ranges.input("out_b", a.out_b, dtype, shape);
     const Tensor out = ranges.output("out", a.out, dtype, shape);
     const std::int64_t lse_bytes = a.batch * a.seqlen * a.num_heads * size_of(DType::float32);
-    ranges.input("lse_a", a.lse_a, a.lse_size, lse_bytes, alignof(float), false);
-    ranges.input("lse_b", a.lse_b, a.lse_size, lse_bytes, alignof(float), false);
-    ranges.output("lse", a.lse, a.lse_size, lse_bytes, alignof(float), false);
+    ranges.input("lse_a", a.lse_a, {"lse_size", a.lse_size}, lse_bytes, alignof(float), false);
+    ranges.input("lse_b", a.lse_b, {"lse_size", a.lse_size}, lse_bytes, alignof(float), false);
+    ranges.output("lse", a.lse, {"lse_size", a.lse_size}, lse_bytes, alignof(float), false);
     ranges.require_disjoint(true);
 
     merge_attention({a.seqlen, a.num_heads, a.head_dim_v}, a.batch, {out_a, a.lse_a}, {out_b, a.lse_b}, out, a.lse);

@@ -111,7 +111,7 @@ ra_status ra_get_shard_positions(const ra_attention_desc *desc, int32_t world_si
     require(0 <= count && count <= length - first, "count is ", count, "; must be 0 .. ", length - first,
             ", what the shard's length ", length, " leaves from ", first, " on");
     Ranges ranges;
-    ranges.output("positions", positions, 0, count * std::int64_t{sizeof *positions}, alignof(std::int64_t), false);
+    ranges.output("positions", positions, {}, count * std::int64_t{sizeof *positions}, alignof(std::int64_t), false);
     shard.get_positions(first, count, positions);
   });
 }

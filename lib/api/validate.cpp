@@ -69,10 +69,11 @@ std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seql
   return documents;
 }
 
-// What a caller says that it has is enough; 0: it does not say.
-void require_size(const char *name, const char *field, std::size_t size, std::int64_t bytes) {
-  require(size == 0 || size >= static_cast<std::size_t>(bytes), name, field, " is ", size, "; must be at least ", bytes,
-          " bytes");
+// `field` is whatever says it: "q.size", or "lse_size" and what of the arrays that it speaks of.
+template <class... Field>
+void require_size(std::size_t size, std::int64_t bytes, const char *name, const Field &...field) {
+  require(size == 0 || size >= static_cast<std::size_t>(bytes), field..., " is ", size, "; must be at least ", bytes,
+          " bytes for ", name);
 }
 
 }  // namespace
@@ -228,7 +229,7 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
     }
   }
   const std::int64_t bytes = (last + 1) * size_of(dtype);
-  require_size(name, ".size", t.size, bytes);
+  require_size(t.size, bytes, name, name, ".size");
   const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
   const auto axis = [&](std::int64_t stride, std::int64_t extent) {
     return Axis{extent > 1 ? stride * size_of(dtype) : 0, extent};
@@ -243,20 +244,20 @@ Tensor Ranges::add(const char *name, const ra_tensor &t, DType dtype, const Shap
   return tensor;
 }
 
-void Ranges::input(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
+void Ranges::input(const char *name, const void *data, Size size, std::int64_t bytes, std::int64_t alignment,
                    bool optional) {
   add(name, data, size, bytes, alignment, optional, false);
 }
-void Ranges::output(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
+void Ranges::output(const char *name, const void *data, Size size, std::int64_t bytes, std::int64_t alignment,
                     bool optional) {
   add(name, data, size, bytes, alignment, optional, true);
 }
 
-void Ranges::add(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
+void Ranges::add(const char *name, const void *data, Size size, std::int64_t bytes, std::int64_t alignment,
                  bool optional, bool written) {
   if (bytes == 0 || (optional && data == nullptr)) return;
   require(data != nullptr, name, " is NULL; must point to ", bytes, " bytes");
-  require_size(name, "_size", size, bytes);
+  require_size(size.bytes, bytes, name, size.field);
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   require(begin % static_cast<std::uintptr_t>(alignment) == 0, name, " is ", data, "; must be aligned to ", alignment,
           " bytes");

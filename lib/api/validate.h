@@ -38,17 +38,20 @@ struct Shape {
   std::int64_t count() const { return batch * rows * heads * dim; }
 };
 
+// What a caller says of how many bytes it has, and in which field; 0: nothing.
+struct Size {
+  const char *field = "";
+  std::size_t bytes = 0;
+};
+
 class Ranges {
  public:
   // Checks a tensor and returns it with packed strides made explicit. Outputs must not overlap themselves.
   Tensor input(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape);
   Tensor output(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape);
-  // The same for a dense array that needs `bytes`, of which the caller says that it has `size`, or 0; null only if `optional` or
-  // `bytes` is 0.
-  void input(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
-             bool optional);
-  void output(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
-              bool optional);
+  // The same for a dense array that needs `bytes`; null only if `optional` or `bytes` is 0.
+  void input(const char *name, const void *data, Size size, std::int64_t bytes, std::int64_t alignment, bool optional);
+  void output(const char *name, const void *data, Size size, std::int64_t bytes, std::int64_t alignment, bool optional);
   // Requires that no output overlaps anything else, but for an output that is an input to the element, if `allow_in_place`.
   void require_disjoint(bool allow_in_place = false) const;
   // f(name, begin, bytes) for all that have bytes.
@@ -75,8 +78,8 @@ class Ranges {
   };
   static bool are_interleaved(const Range &a, const Range &b);
   Tensor add(const char *name, const ra_tensor &tensor, DType dtype, const Shape &shape, bool written);
-  void add(const char *name, const void *data, std::size_t size, std::int64_t bytes, std::int64_t alignment,
-           bool optional, bool written);
+  void add(const char *name, const void *data, Size size, std::int64_t bytes, std::int64_t alignment, bool optional,
+           bool written);
   std::vector<Range> ranges_;
 };
 

@@ -902,12 +902,12 @@ void arguments(Table& t) {
   t.push_back({"lse_size is 1",
                {&kForward, &kBackward, &kMergeAttention},
                [](Call& c) { c.forward.lse_size = c.backward.lse_size = c.merge.lse_size = 1; },
-               {"lse_size|lse_a_size", "1"}});
+               {"lse_size", "1"}});
   const std::size_t merged = kBatch * kSeqlen * kHeadsQ * sizeof(float);
   t.push_back({"lse_size is 1 less than needed",
                {&kMergeAttention},
                [=](Call& c) { c.merge.lse_size = merged - 1; },
-               {"lse_a_size", digits(merged - 1), digits(merged)}});
+               {"lse_size", "lse_a", digits(merged - 1), digits(merged)}});
   t.push_back({"workspace_size is 1 less than needed",
                kCompute,
                [](Call& c) {

@@ -2,11 +2,13 @@
 // and soon. After every failure a new group works.
 
 #include <gtest/gtest.h>
+#include <names.h>
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -173,6 +175,12 @@ ra_attention_desc problem_of(const Disagreement& row, bool is_odd_one) {
   if (row.name == "stripe") desc.sharding = RA_SHARDING_STRIPED;
   (is_odd_one ? row.there : row.here)(desc);
   return desc;
+}
+
+TEST(Mismatch, IsLookedForInEveryField) {
+  std::set<std::string> names;
+  for (const Disagreement& row : disagreements()) names.insert(row.name);
+  for (const std::string field : attention_desc_fields) EXPECT_TRUE(names.contains(field)) << field << " has no row";
 }
 
 TEST(Mismatch, OfAnyFieldIsReportedOnEveryRankWithBothValues) {

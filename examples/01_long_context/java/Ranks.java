@@ -158,17 +158,18 @@ final class Ranks implements AutoCloseable {
       int rank = r;
       calls.add(threads.submit(() -> work.run(rank, ranks[rank])));
     }
-    RuntimeException failure = null;
+    Throwable first = null; // thrown when no rank is at work any more
     for (Future<?> call : calls) {
       try {
         call.get();
       } catch (ExecutionException | InterruptedException e) {
-        boolean isOurs = e.getCause() instanceof RuntimeException && failure == null;
-        failure = isOurs ? (RuntimeException) e.getCause() : new IllegalStateException(e);
+        first = first == null ? e.getCause() : first;
       }
     }
-    if (failure != null) {
+    if (first instanceof RuntimeException failure) {
       throw failure;
+    } else if (first != null) {
+      throw new IllegalStateException(first);
     }
   }
 

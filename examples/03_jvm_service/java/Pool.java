@@ -18,6 +18,7 @@ final class Pool {
 
   private final RankGroup.Book book;
   private final BlockingQueue<Question> queue;
+  private final int longestQueue;
   private final List<Thread> workers = new ArrayList<>();
   private boolean isClosing;
 
@@ -33,8 +34,6 @@ final class Pool {
     }
   }
 
-  private final int longestQueue;
-
   /** What RankGroup.predict says, later; empty if the queue is full. */
   synchronized Optional<CompletableFuture<FloatBuffer>> ask(byte[] text, long context) {
     if (isClosing || queue.size() >= longestQueue) {
@@ -49,17 +48,22 @@ final class Pool {
     try {
       for (Question question; (question = queue.take()) != LAST; ) {
         try {
+          group = group == null ? new RankGroup(book) : group;
           question.answer.complete(group.predict(question.text, question.context));
-        } catch (IllegalStateException e) { // a group that failed once is of no more use
+        } catch (RuntimeException | Error e) { // a group that failed once is of no more use
           question.answer.completeExceptionally(e);
-          group.close();
-          group = new RankGroup(book);
+          if (group != null) {
+            group.close();
+            group = null;
+          }
         }
       }
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
     } finally {
-      group.close();
+      if (group != null) {
+        group.close();
+      }
     }
   }
 

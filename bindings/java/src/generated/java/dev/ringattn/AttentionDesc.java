@@ -31,6 +31,8 @@ import java.util.Objects;
  * no other use it.
  */
 public final class AttentionDesc {
+  private static final Struct<RaAttentionDesc> DEFAULTS = struct();
+
   private long batch;
   private long seqlenQ;
   private long seqlenKv;
@@ -61,8 +63,7 @@ public final class AttentionDesc {
 
   /** With the library's defaults. */
   public AttentionDesc() {
-    Struct<RaAttentionDesc> struct = struct();
-    RaAttentionDesc c = struct.c;
+    RaAttentionDesc c = DEFAULTS.c;
     batch = c.getBatch();
     seqlenQ = c.getSeqlenQ();
     seqlenKv = c.getSeqlenKv();
@@ -84,7 +85,6 @@ public final class AttentionDesc {
     schedule = Schedule.of(c.getSchedule());
     numChunks = c.getNumChunks();
     gatherBytes = c.getGatherBytes();
-    struct.keepAlive();
   }
 
   /** With what the other one has now. */
@@ -333,8 +333,8 @@ public final class AttentionDesc {
   }
 
   /**
-   * Host, numDocuments + 1 entries: 0, ascending, seqlenQ. Document d is the tokens offsets[d] ..
-   * offsets[d + 1] - 1 (the cu_seqlens convention); may be empty.
+   * Host, one entry more than there are documents: 0, ascending, seqlenQ. Document d is the tokens
+   * offsets[d] .. offsets[d + 1] - 1 (the cu_seqlens convention); may be empty.
    */
   public AttentionDesc documentOffsetsQ(long... documentOffsetsQ) {
     this.documentOffsetsQ = documentOffsetsQ == null ? null : documentOffsetsQ.clone();
@@ -348,8 +348,8 @@ public final class AttentionDesc {
   }
 
   /**
-   * Host, numDocuments + 1 entries: the same for keys; null: documentOffsetsQ, and then seqlenKv =
-   * seqlenQ.
+   * Host, one entry more than there are documents: the same for keys; null: documentOffsetsQ, and
+   * then seqlenKv = seqlenQ.
    */
   public AttentionDesc documentOffsetsKv(long... documentOffsetsKv) {
     this.documentOffsetsKv = documentOffsetsKv == null ? null : documentOffsetsKv.clone();
@@ -426,7 +426,7 @@ public final class AttentionDesc {
 
   Struct<RaAttentionDesc> made() {
     Struct<RaAttentionDesc> known = made;
-    return known != null ? known : (made = make());
+    return (known != null ? known : (made = make())).usable();
   }
 
   private Struct<RaAttentionDesc> make() {

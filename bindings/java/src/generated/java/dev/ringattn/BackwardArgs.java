@@ -13,6 +13,8 @@ import java.nio.ByteBuffer;
  * no other use it.
  */
 public final class BackwardArgs {
+  private static final Struct<RaBackwardArgs> DEFAULTS = struct();
+
   private Tensor dout;
   private Tensor q;
   private Tensor k;
@@ -31,11 +33,9 @@ public final class BackwardArgs {
 
   /** With the library's defaults. */
   public BackwardArgs() {
-    Struct<RaBackwardArgs> struct = struct();
-    RaBackwardArgs c = struct.c;
+    RaBackwardArgs c = DEFAULTS.c;
     accumulate = c.getAccumulate() != 0;
     stream = c.getStream();
-    struct.keepAlive();
   }
 
   /** With what the other one has now. */
@@ -211,7 +211,7 @@ public final class BackwardArgs {
 
   Struct<RaBackwardArgs> made() {
     Struct<RaBackwardArgs> known = made;
-    return known != null ? known : (made = make());
+    return (known != null ? known : (made = make())).usable();
   }
 
   private Struct<RaBackwardArgs> make() {

@@ -13,6 +13,8 @@ import java.util.Objects;
  * no other use it.
  */
 public final class ContextConfig {
+  private static final Struct<RaContextConfig> DEFAULTS = struct();
+
   private int rank;
   private int worldSize;
   private Backend backend;
@@ -31,8 +33,7 @@ public final class ContextConfig {
 
   /** With the library's defaults. */
   public ContextConfig() {
-    Struct<RaContextConfig> struct = struct();
-    RaContextConfig c = struct.c;
+    RaContextConfig c = DEFAULTS.c;
     rank = c.getRank();
     worldSize = c.getWorldSize();
     backend = Backend.of(c.getBackend());
@@ -42,7 +43,6 @@ public final class ContextConfig {
     timeoutMs = c.getTimeoutMs();
     ncclComm = c.getNcclComm();
     numSms = c.getNumSms();
-    struct.keepAlive();
   }
 
   /** With what the other one has now. */
@@ -246,7 +246,7 @@ public final class ContextConfig {
 
   Struct<RaContextConfig> made() {
     Struct<RaContextConfig> known = made;
-    return known != null ? known : (made = make());
+    return (known != null ? known : (made = make())).usable();
   }
 
   private Struct<RaContextConfig> make() {
@@ -259,9 +259,9 @@ public final class ContextConfig {
     c.setDevice(device);
     c.setNumThreads(numThreads);
     c.setTimeoutMs(timeoutMs);
-    c.setUniqueId(struct.text(uniqueId == null ? null : uniqueId.text()));
-    c.setBindAddress(struct.text(bindAddress));
-    c.setEngine(struct.text(engine));
+    c.setUniqueId(struct.text("unique_id", uniqueId == null ? null : uniqueId.text()));
+    c.setBindAddress(struct.text("bind_address", bindAddress));
+    c.setEngine(struct.text("engine", engine));
     c.setNcclComm(ncclComm);
     c.setNumSms(numSms);
     return struct;

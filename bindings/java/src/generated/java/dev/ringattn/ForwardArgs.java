@@ -14,6 +14,8 @@ import java.nio.ByteBuffer;
  * no other use it.
  */
 public final class ForwardArgs {
+  private static final Struct<RaForwardArgs> DEFAULTS = struct();
+
   private Tensor q;
   private Tensor k;
   private Tensor v;
@@ -27,10 +29,8 @@ public final class ForwardArgs {
 
   /** With the library's defaults. */
   public ForwardArgs() {
-    Struct<RaForwardArgs> struct = struct();
-    RaForwardArgs c = struct.c;
+    RaForwardArgs c = DEFAULTS.c;
     stream = c.getStream();
-    struct.keepAlive();
   }
 
   /** With what the other one has now. */
@@ -141,7 +141,7 @@ public final class ForwardArgs {
 
   Struct<RaForwardArgs> made() {
     Struct<RaForwardArgs> known = made;
-    return known != null ? known : (made = make());
+    return (known != null ? known : (made = make())).usable();
   }
 
   private Struct<RaForwardArgs> make() {

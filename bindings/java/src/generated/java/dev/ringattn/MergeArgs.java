@@ -13,6 +13,8 @@ import java.util.Objects;
  * no other use it.
  */
 public final class MergeArgs {
+  private static final Struct<RaMergeArgs> DEFAULTS = struct();
+
   private long batch;
   private long seqlen;
   private long numHeads;
@@ -30,14 +32,12 @@ public final class MergeArgs {
 
   /** With the library's defaults. */
   public MergeArgs() {
-    Struct<RaMergeArgs> struct = struct();
-    RaMergeArgs c = struct.c;
+    RaMergeArgs c = DEFAULTS.c;
     batch = c.getBatch();
     seqlen = c.getSeqlen();
     numHeads = c.getNumHeads();
     headDimV = c.getHeadDimV();
     dtype = DType.of(c.getDtype());
-    struct.keepAlive();
   }
 
   /** With what the other one has now. */
@@ -197,7 +197,7 @@ public final class MergeArgs {
 
   Struct<RaMergeArgs> made() {
     Struct<RaMergeArgs> known = made;
-    return known != null ? known : (made = make());
+    return (known != null ? known : (made = make())).usable();
   }
 
   private Struct<RaMergeArgs> make() {

@@ -13,6 +13,8 @@ import java.util.Objects;
  * no other use it.
  */
 public final class SequenceArgs {
+  private static final Struct<RaSequenceArgs> DEFAULTS = struct();
+
   private Side side;
   private DType dtype;
   private long numHeads;
@@ -25,13 +27,11 @@ public final class SequenceArgs {
 
   /** With the library's defaults. */
   public SequenceArgs() {
-    Struct<RaSequenceArgs> struct = struct();
-    RaSequenceArgs c = struct.c;
+    RaSequenceArgs c = DEFAULTS.c;
     side = Side.of(c.getSide());
     dtype = DType.of(c.getDtype());
     numHeads = c.getNumHeads();
     dim = c.getDim();
-    struct.keepAlive();
   }
 
   /** With what the other one has now. */
@@ -124,7 +124,7 @@ public final class SequenceArgs {
 
   Struct<RaSequenceArgs> made() {
     Struct<RaSequenceArgs> known = made;
-    return known != null ? known : (made = make());
+    return (known != null ? known : (made = make())).usable();
   }
 
   private Struct<RaSequenceArgs> make() {

@@ -67,7 +67,7 @@ public final class Context implements AutoCloseable {
     Tensor.requireType("out", args.out(), out, "out_dtype");
     Struct<RaAttentionDesc> d = desc.made();
     Struct<RaForwardArgs> a = args.made();
-    run(context -> RingAttn.raForward(context, d.c, a.c));
+    collective(context -> RingAttn.raForward(context, d.c, a.c));
     d.keepAlive();
     a.keepAlive();
   }
@@ -89,7 +89,7 @@ public final class Context implements AutoCloseable {
     Tensor.requireType("dv", args.dv(), grad, "grad_dtype");
     Struct<RaAttentionDesc> d = desc.made();
     Struct<RaBackwardArgs> a = args.made();
-    run(context -> RingAttn.raBackward(context, d.c, a.c));
+    collective(context -> RingAttn.raBackward(context, d.c, a.c));
     d.keepAlive();
     a.keepAlive();
   }
@@ -101,7 +101,7 @@ public final class Context implements AutoCloseable {
    */
   public String checkSupport(AttentionDesc desc) {
     Struct<RaAttentionDesc> d = desc.made();
-    byte[] engine = call(context -> RingAttn.raCheckSupport(context, d.c));
+    byte[] engine = get(context -> RingAttn.raCheckSupport(context, d.c));
     d.keepAlive();
     return new String(engine, StandardCharsets.UTF_8);
   }
@@ -112,7 +112,7 @@ public final class Context implements AutoCloseable {
   public MemoryRequirements memoryRequirements(AttentionDesc desc) {
     Struct<RaAttentionDesc> d = desc.made();
     Struct<RaMemoryRequirements> requirements = MemoryRequirements.struct();
-    run(context -> RingAttn.raGetMemoryRequirements(context, d.c, requirements.c));
+    local(context -> RingAttn.raGetMemoryRequirements(context, d.c, requirements.c));
     d.keepAlive();
     return MemoryRequirements.of(requirements);
   }
@@ -120,14 +120,14 @@ public final class Context implements AutoCloseable {
   /** What the last completed {@link #forward} or {@link #backward} did; all 0 before the first. */
   public CallStatistics statistics() {
     Struct<RaCallStatistics> statistics = CallStatistics.struct();
-    run(context -> RingAttn.raGetCallStatistics(context, statistics.c));
+    local(context -> RingAttn.raGetCallStatistics(context, statistics.c));
     return CallStatistics.of(statistics);
   }
 
   /** What this context is, with everything that its config left to the library. */
   public ContextInfo info() {
     Struct<RaContextInfo> info = ContextInfo.struct();
-    run(context -> RingAttn.raGetContextInfo(context, info.c));
+    local(context -> RingAttn.raGetContextInfo(context, info.c));
     return ContextInfo.of(info);
   }
 
@@ -136,7 +136,7 @@ public final class Context implements AutoCloseable {
    * rank has closed its context, or does not come, is known only when another has waited for it.
    */
   public Optional<RingAttentionException> asyncError() {
-    return call(
+    return get(
         context -> {
           try {
             RingAttn.raGetAsyncError(context);
@@ -153,7 +153,7 @@ public final class Context implements AutoCloseable {
    * INVALID_STATE until closed.
    */
   public void abort() {
-    run(RingAttn::raAbortContext);
+    local(RingAttn::raAbortContext);
   }
 
   /**
@@ -162,13 +162,13 @@ public final class Context implements AutoCloseable {
    * Errors: INTERNAL_ERROR with the first problem that is wrong, or any of {@link #forward}.
    */
   public void runSelfTest(long numProblems, long seed) {
-    run(context -> RingAttn.raRunSelfTest(context, numProblems, seed));
+    collective(context -> RingAttn.raRunSelfTest(context, numProblems, seed));
   }
 
   /**
    * Leaves the group and frees everything; once, after which it does nothing. Does not wait for
-   * other ranks, which get PEER_LOST if they were waiting for this one. From any thread: a call in
-   * progress is aborted, and waited for.
+   * other ranks, which get PEER_LOST if they were waiting for this one. From any thread: a
+   * collective call in progress is aborted, any other is waited for.
    */
   @Override
   public void close() {
@@ -180,34 +180,46 @@ public final class Context implements AutoCloseable {
     return dtype == DType.SAME ? same : dtype;
   }
 
-  private <R> R call(LongFunction<R> function) {
-    long context = handle.enter();
+  private <R> R call(boolean isCollective, LongFunction<R> function) {
+    long context = handle.enter(isCollective);
     try {
       return function.apply(context);
     } finally {
-      handle.leave();
+      handle.leave(isCollective);
       Reference.reachabilityFence(this); // else the cleaner may close it during the call
     }
   }
 
-  private interface Procedure {
+  private interface Procedure extends LongFunction<Void> {
     void run(long context);
+
+    @Override
+    default Void apply(long context) {
+      run(context);
+      return null;
+    }
   }
 
-  private void run(Procedure procedure) {
-    call(
-        context -> {
-          procedure.run(context);
-          return null;
-        });
+  private void collective(Procedure procedure) {
+    call(true, procedure);
+  }
+
+  private void local(Procedure procedure) {
+    call(false, procedure);
+  }
+
+  private <R> R get(LongFunction<R> function) {
+    return call(false, function);
   }
 
   /**
-   * The C context, of which it is known how many threads are in it, so that none is when it goes.
+   * The C context, of which it is known how many threads are in it, so that none is when it goes,
+   * and how many of those wait for other ranks, so that it need not break the group for the rest.
    */
   private static final class Handle implements Runnable {
     private final long context;
     private int calls;
+    private int collectives; // of the calls
     private boolean isClosing;
     private boolean isClosed;
 
@@ -215,15 +227,17 @@ public final class Context implements AutoCloseable {
       this.context = context;
     }
 
-    synchronized long enter() {
+    synchronized long enter(boolean isCollective) {
       if (isClosing) {
         throw new RingAttentionException(Status.INVALID_STATE, "the context is closed");
       }
       ++calls;
+      collectives += isCollective ? 1 : 0;
       return context;
     }
 
-    synchronized void leave() {
+    synchronized void leave(boolean isCollective) {
+      collectives -= isCollective ? 1 : 0;
       if (--calls == 0 && isClosing) {
         notifyAll();
       }
@@ -233,7 +247,7 @@ public final class Context implements AutoCloseable {
     @Override
     public synchronized void run() {
       isClosing = true;
-      if (calls > 0) {
+      if (collectives > 0) {
         RingAttn.raAbortContext(context);
       }
       boolean isInterrupted = false;

@@ -2,6 +2,7 @@ package dev.ringattn;
 
 import dev.ringattn.internal.RingAttn;
 import java.lang.ref.Reference;
+import java.nio.Buffer;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
@@ -19,7 +20,8 @@ final class Struct<T> {
   /** Its getters and setters. */
   final T c;
 
-  private final List<Object> kept = new ArrayList<>(1);
+  private final List<ByteBuffer> own = new ArrayList<>(1);
+  private final List<Buffer> callers = new ArrayList<>();
 
   Struct(long size, LongFunction<T> at, Consumer<T> init) {
     c = at.apply(RingAttn.addressOf(allocate(size)));
@@ -51,17 +53,29 @@ final class Struct<T> {
     return RingAttn.addressOf(copy);
   }
 
-  /** The address of a copy of `text`. */
-  long text(String text) {
+  /** The address of a copy of `text`, which C takes to end at its first NUL. */
+  long text(String name, String text) {
     if (text == null) {
       return 0;
     }
+    int nul = text.indexOf(0);
+    RingAttentionException.require(
+        nul < 0, () -> name + " has a NUL character at " + nul + "; must have none");
     byte[] bytes = text.getBytes(StandardCharsets.UTF_8);
     return RingAttn.addressOf(allocate(bytes.length + 1L).put(bytes));
   }
 
-  void keep(Object object) {
-    kept.add(object);
+  /** Memory of the caller's; null if it is no buffer's. */
+  void keep(Buffer memory) {
+    if (memory != null) {
+      callers.add(memory);
+    }
+  }
+
+  /** This, if all memory of the caller's is still there: each call asks before it gives it to C. */
+  Struct<T> usable() {
+    callers.forEach(Tensor::touch);
+    return this;
   }
 
   void keepAlive() {
@@ -72,7 +86,7 @@ final class Struct<T> {
     RingAttentionException.require(
         size <= Integer.MAX_VALUE, () -> size + " bytes of a list; must be at most 2^31 - 1");
     ByteBuffer memory = ByteBuffer.allocateDirect((int) size).order(ByteOrder.nativeOrder());
-    kept.add(memory);
+    own.add(memory);
     return memory;
   }
 }

@@ -17,9 +17,15 @@ import java.nio.ShortBuffer;
  * not matter.
  *
  * <p>Whether the memory is enough for a tensor is checked by the call that uses it.
+ *
+ * <p>The memory of a MemorySegment's buffer goes when its Arena (in Java 17, its ResourceScope) is
+ * closed. A call that begins after that, or in a thread that may not read the buffer, as its Arena
+ * is confined to another, throws what reading it would, as an IllegalStateException. During a call
+ * nothing can keep the Arena open: whoever closes a shared one waits until the call has returned,
+ * and on CUDA until the stream is done with it.
  */
 public final class Tensor {
-  private final Object memory; // null if it is no buffer's
+  private final Buffer memory; // null if it is no buffer's
   private final boolean isReadOnly;
   private final long address;
   private final long size;
@@ -29,7 +35,7 @@ public final class Tensor {
   private final long headStride;
 
   private Tensor(
-      Object memory,
+      Buffer memory,
       boolean isReadOnly,
       long address,
       long size,
@@ -65,8 +71,9 @@ public final class Tensor {
   }
 
   /**
-   * Of `size` bytes from `address` on: device memory, or host memory that is no buffer's, which
-   * must be there for as long as calls use it.
+   * Of `size` bytes from `address` on: device memory, or host memory of more than a buffer's 2 GiB,
+   * such as a MemorySegment of newer Java. Nothing checks that they are there; they must be for as
+   * long as calls use them.
    */
   public static Tensor at(long address, long size, DType dtype) {
     require(size >= 0, () -> "size is " + size + "; must be at least 0 bytes");
@@ -114,7 +121,7 @@ public final class Tensor {
         address % alignment == 0,
         () -> "the buffer begins at address " + address + "; must be a multiple of " + alignment);
     long size = buffer.remaining() * unit;
-    return new Tensor(buffer, buffer.isReadOnly(), address, size, dtype, 0, 0, 0);
+    return new Tensor(buffer.duplicate(), buffer.isReadOnly(), address, size, dtype, 0, 0, 0);
   }
 
   static Tensor bytes(String name, ByteBuffer buffer) {
@@ -169,6 +176,21 @@ public final class Tensor {
     }
     struct.keep(tensor.memory);
     return tensor.address;
+  }
+
+  /** Throws if this thread cannot read what `buffer` began with, as its Arena is closed. */
+  static void touch(Buffer buffer) {
+    if (!buffer.hasRemaining()) {
+      return; // C reads nothing either
+    }
+    int first = buffer.position();
+    if (buffer instanceof FloatBuffer floats) {
+      floats.get(first);
+    } else if (buffer instanceof ShortBuffer shorts) {
+      shorts.get(first);
+    } else {
+      ((ByteBuffer) buffer).get(first);
+    }
   }
 
   /** Bytes of the shortest; 1 instead of 0, which would mean: not checked. */

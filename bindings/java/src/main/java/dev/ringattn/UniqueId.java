@@ -29,7 +29,7 @@ public record UniqueId(String text) {
   public static UniqueId create(Transport transport, String bindAddress) {
     Struct<RaUniqueId> id =
         new Struct<>(RingAttnConstants.UNIQUE_ID_SIZE, RaUniqueId::new, c -> {});
-    RingAttn.raCreateUniqueId(id.c, transport.value(), id.text(bindAddress));
+    RingAttn.raCreateUniqueId(id.c, transport.value(), id.text("bind_address", bindAddress));
     UniqueId made = new UniqueId(id.c.getText());
     id.keepAlive();
     return made;

@@ -131,6 +131,41 @@ class ContextTest {
     contexts[1].close();
   }
 
+  /** A rank that is done may go, whoever watches it, while another computes. */
+  @Test
+  void closesDuringLocalCalls() throws Exception {
+    int tokens = 4096;
+    AttentionDesc desc =
+        new AttentionDesc()
+            .seqlenQ(tokens)
+            .headDim(64)
+            .mask(Mask.CAUSAL)
+            .sharding(Sharding.CONTIGUOUS);
+    Tensor in = Array.floats(tokens / 2 * 64).fill(1, 0).tensor();
+    for (int n = 0; n < 20; ++n) {
+      Context[] contexts = pair();
+      AtomicBoolean isClosed = new AtomicBoolean();
+      Ranks.run(
+          4,
+          thread -> {
+            if (thread < 2) {
+              Tensor out = Array.floats(tokens / 2 * 64).tensor();
+              contexts[thread].forward(desc, new ForwardArgs().q(in).k(in).v(in).out(out));
+              contexts[thread].close();
+              isClosed.set(true);
+            } else {
+              while (!isClosed.get()) {
+                try {
+                  contexts[0].info();
+                } catch (RingAttentionException e) {
+                  assertEquals(Status.INVALID_STATE, e.status());
+                }
+              }
+            }
+          });
+    }
+  }
+
   @Test
   void refusesASecondCallMeanwhile() throws Exception {
     Context[] contexts = pair();

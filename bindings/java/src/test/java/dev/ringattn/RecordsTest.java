@@ -8,7 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import java.lang.module.ModuleDescriptor;
 import java.lang.module.ModuleFinder;
 import java.nio.file.Path;
+import java.util.List;
 import java.util.Set;
+import java.util.function.Consumer;
 import org.junit.jupiter.api.Test;
 
 /** Generated code, by its kinds; each field is the conformance suite's. */
@@ -54,6 +56,23 @@ class RecordsTest {
     UniqueId id = UniqueId.create(Transport.LOCAL);
     assertFalse(("" + id).contains(id.text()));
     assertEquals(id, new UniqueId(id.text()));
+  }
+
+  /** C would take a text to end there. */
+  @Test
+  void refusesNulInText() {
+    for (Consumer<String> use :
+        List.<Consumer<String>>of(
+            text -> new Context(new ContextConfig().engine("portable" + text)).close(),
+            text -> new Context(new ContextConfig().uniqueId(new UniqueId(text))).close(),
+            text -> UniqueId.create(Transport.ZEROMQ, "127.0.0.1" + text))) {
+      RingAttentionException failure =
+          assertThrows(RingAttentionException.class, () -> use.accept("\0junk"));
+      assertEquals(Status.INVALID_ARGUMENT, failure.status());
+      assertTrue(
+          failure.getMessage().matches(".*(engine|unique_id|bind_address) has a NUL.*"),
+          failure.getMessage());
+    }
   }
 
   @Test

@@ -3,7 +3,10 @@ package dev.ringattn;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
+import java.lang.module.ModuleFinder;
+import java.lang.reflect.Method;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
@@ -108,6 +111,61 @@ class TensorTest {
           () ->
               context.forward(small.desc, small.args(out).workspace(direct(128).alignedSlice(64))));
     }
+  }
+
+  /** A call after the arena was closed, with arguments that C knew before. */
+  static final class Arenas {
+    private static Object call(String type, String method, Object object, Object... arguments)
+        throws Exception {
+      for (Method m : Class.forName(type).getMethods()) {
+        if (m.getName().equals(method) && m.getParameterCount() == arguments.length) {
+          return m.invoke(object, arguments);
+        }
+      }
+      throw new NoSuchMethodException(type + "." + method);
+    }
+
+    private interface Use {
+      void with(ForwardArgs args, ByteBuffer buffer);
+    }
+
+    private static void run(Context context, Use use) throws Exception {
+      boolean isOld = Runtime.version().feature() == 17;
+      String types = isOld ? "jdk.incubator.foreign." : "java.lang.foreign.";
+      String arenas = types + (isOld ? "ResourceScope" : "Arena");
+      Object arena = call(arenas, isOld ? "newSharedScope" : "ofShared", null);
+      long bytes = 1 << 20;
+      Object segment =
+          isOld
+              ? call(types + "MemorySegment", "allocateNative", null, bytes, 64L, arena)
+              : call(types + "SegmentAllocator", "allocate", arena, bytes, 64L);
+      Object buffer = call(types + "MemorySegment", "asByteBuffer", segment);
+
+      Small small = new Small(1);
+      ForwardArgs args = small.args(small.tensor(4));
+      use.with(args, ((ByteBuffer) buffer).order(ByteOrder.nativeOrder()));
+      context.forward(small.desc, args);
+      call(arenas, "close", arena);
+      assertThrows(IllegalStateException.class, () -> context.forward(small.desc, args));
+    }
+
+    public static void main(String[] arguments) throws Exception {
+      try (Context context = new Context(new ContextConfig())) {
+        run(context, (args, buffer) -> args.q(Tensor.of(buffer, DType.FLOAT32)));
+        run(context, (args, buffer) -> args.out(Tensor.of(buffer.asFloatBuffer())));
+        run(context, (args, buffer) -> args.lse(Tensor.of(buffer.asFloatBuffer().position(4))));
+        run(context, (args, buffer) -> args.workspace(buffer));
+      }
+    }
+  }
+
+  @Test
+  void outlivesNoArena() throws Exception {
+    boolean isOld = ModuleFinder.ofSystem().find("jdk.incubator.foreign").isPresent();
+    int version = Runtime.version().feature();
+    assumeTrue(isOld && version == 17 || version >= 22, "this Java has no arenas");
+    String module = isOld ? "jdk.incubator.foreign" : "java.base";
+    Child.run(0, Arenas.class, "--add-modules", module, Child.libraries(Child.LIBRARIES));
   }
 
   /** From the position on, and no further: whatever view of the memory it is. */

@@ -81,7 +81,7 @@ final class Loader {
     try (InputStream list = open("files")) {
       files = new String(list.readAllBytes(), StandardCharsets.UTF_8);
     }
-    Path folder = Files.createTempDirectory("ringattn");
+    Path folder = Files.createTempDirectory("ringattn").toAbsolutePath();
     folder.toFile().deleteOnExit();
     for (String file : files.split("\\s+")) {
       Path path = folder.resolve(file);
