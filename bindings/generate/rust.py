@@ -57,6 +57,13 @@ PLACES = {
     "ra_log_callback": "LogCallback",
 }
 
+# What identifiers alone would put badly.
+PHRASES = {
+    "ra_get_version()": "that of the library, in a number: major * 10000 + minor * 100 + patch",
+    "A tensor without elements may have NULL data": "The slice of a tensor without elements is empty",
+    "with rank -1 where": "without a rank where",
+}
+
 SCALARS = {"int32_t": "i32", "int64_t": "i64", "size_t": "usize", "float": "f32", "double": "f64"}
 
 
@@ -130,6 +137,8 @@ class Docs:
 
     def markdown(self, text: str, qualified: bool = False) -> list[str]:
         """`qualified`: links hold where the names are not in scope."""
+        for phrase, better in PHRASES.items():
+            text = text.replace(phrase, better)
         lines: list[str] = []
         for paragraph in text.split("\n\n"):
             if lines:

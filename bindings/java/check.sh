@@ -34,9 +34,10 @@ compile_service() {
   cp "$three/page.html" "$folder/classes"
 }
 
-# 2,000 requests; a flood; an end under load.
+# Groups that fail; 2,000 requests; a flood; an end under load.
 service() {
   compile_service
+  java PoolTest
   java LoadTest "$folder/text" 4096
 }
 

@@ -44,7 +44,7 @@ final class Service {
 
   Service(byte[] text, int port, int groups, int longestQueue) throws IOException {
     book = new RankGroup.Book(text);
-    pool = new Pool(book, groups, longestQueue);
+    pool = new Pool(() -> new RankGroup(book), groups, longestQueue);
     server = HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), 0);
     server.setExecutor(threads);
     server.createContext("/", this::answer);

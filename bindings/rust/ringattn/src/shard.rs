@@ -5,7 +5,7 @@ use std::ops::{Bound, RangeBounds};
 
 use crate::error::call;
 use crate::tensor::check_dtype;
-use crate::{sys, AttentionDesc, DType, Result, Side, Tensor, TensorMut};
+use crate::{sys, AttentionDesc, DType, Error, Result, Side, Status, Tensor, TensorMut};
 
 /// What [`AttentionDesc::split_sequence`] copies.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub struct JoinArgs<'a> {
     pub whole: TensorMut<'a>,
 }
 
-/// Local, without a context. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument).
+/// Local, without a context. Errors: [`Status::InvalidArgument`].
 impl AttentionDesc {
     /// Tokens of one side that rank `rank` of `world_size` owns; may be 0.
     ///
@@ -76,7 +76,7 @@ impl AttentionDesc {
     }
 
     /// The same for all tokens of that shard (`..`), or a range of them. The way to get many: each
-    /// call reads all document offsets.
+    /// call reads all document offsets. Errors also: [`Status::OutOfMemory`].
     pub fn shard_positions(
         &self,
         world_size: i32,
@@ -96,8 +96,15 @@ impl AttentionDesc {
             Bound::Unbounded => length,
         };
         let count = end.saturating_sub(first);
-        // Of a range that is not within the shard the library refuses the count, and writes nothing.
-        let mut positions = vec![0; count.clamp(0, length) as usize];
+        let mut positions = Vec::new();
+        // A range that is not within the shard needs no room: the library refuses it.
+        if 0 <= first && 0 <= count && end <= length {
+            let room = positions.try_reserve_exact(count as usize);
+            room.map_err(|error| {
+                let message = format!("count is {count}; no memory for so many positions: {error}");
+                Error::new(Status::OutOfMemory, message)
+            })?;
+        }
         self.with_raw(|desc| {
             let to = positions.as_mut_ptr();
             // SAFETY: `to` has room for `count` numbers if the shard has so many tokens.
@@ -106,6 +113,8 @@ impl AttentionDesc {
                 sys::ra_get_shard_positions(desc, world_size, rank, side, first, count, to, error)
             })
         })?;
+        // SAFETY: the library has written `count` numbers.
+        unsafe { positions.set_len(count as usize) };
         Ok(positions)
     }
 

@@ -431,6 +431,12 @@ fn ranges_of_positions() {
             .unwrap_err();
         assert_eq!(error.status(), Status::InvalidArgument, "{range:?}");
     }
+    // What cannot be is refused, and what memory is too small for is an error, not the end.
+    let long = AttentionDesc::new().seqlen_q(1 << 46).head_dim(1);
+    let of = |range| long.shard_positions(1, 0, Side::Query, range).unwrap_err();
+    assert_eq!(of(i64::MIN..i64::MAX).status(), Status::InvalidArgument);
+    assert_eq!(of(-1..1 << 46).status(), Status::InvalidArgument);
+    assert_eq!(of(0..1 << 46).status(), Status::OutOfMemory);
 }
 
 #[test]

@@ -67,8 +67,8 @@ needs less than this. Errors: as [`Context::new`](crate::Context::new) and
     (ra_forward) => {
         r#"Attends this rank's queries to the keys and values of all ranks.
 
-Collective: every rank of context calls it with an equal desc, in the same order. A tensor
-without elements may have `None` data. out and lse may not overlap each other, the inputs or
+Collective: every rank of context calls it with an equal desc, in the same order. The slice
+of a tensor without elements is empty. out and lse may not overlap each other, the inputs or
 the workspace ([`Tensor`](crate::Tensor) says what an overlap is). Results are bitwise equal
 from run to run, for any number of threads and any timing.
 
@@ -126,7 +126,7 @@ collective call that failed on any rank (not by one that was refused or found a 
 result), and all ranks know at once, also between calls. That a rank destroyed its context,
 or does not come, is known only when another has waited for it in a call; until then this
 says `Ok`. Over NCCL each rank finds out for itself, within its time-out:
-[`Status::PeerLost`](crate::Status::PeerLost), with rank -1 where more than one was waited
+[`Status::PeerLost`](crate::Status::PeerLost), without a rank where more than one was waited
 for, or [`Status::NcclError`](crate::Status::NcclError). From any thread; never blocks.
 Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of
 [`Context::forward`](crate::Context::forward)."#

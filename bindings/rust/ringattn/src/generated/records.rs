@@ -235,7 +235,7 @@ impl ContextInfo {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// [`version`]().
+    /// That of the library, in a number: major \* 10000 + minor \* 100 + patch.
     pub version: i32,
     /// Whether [`Backend::Cuda`] can be used here.
     pub has_cuda: bool,
