@@ -12,7 +12,7 @@ folder=$FOLDER/$1
 rm -rf "$folder"
 mkdir -p "$folder/classes"
 compile() { "${JAVA}c" -Xlint:all -Werror -cp "$CLASSES" -d "$folder/classes" "$@"; }
-java() { "$JAVA" "-Ddev.ringattn.library.path=$LIBRARIES" -cp "$CLASSES:$folder/classes" "$@"; }
+java() { "$JAVA" "-Ddev.ringattn.libraries=$LIBRARIES" -cp "$CLASSES:$folder/classes" "$@"; }
 cat "$here/../../README.md" "$here/../../CONTRIBUTING.md" >"$folder/text"
 
 # The table is that of the program in C, but for the times.

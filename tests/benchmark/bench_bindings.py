@@ -55,7 +55,7 @@ def build_programs(environment):
         classes = folder / "maven" / "classes"
         tool(["javac", "-cp", classes, "-d", folder / "bench", BINDINGS / "java" / "bench" / "Calls.java"], ROOT, environment)
         libraries = next((natives / "dev" / "ringattn").iterdir())
-        commands["java"] = ["java", f"-Ddev.ringattn.library.path={libraries}", "-cp", f"{classes}:{folder / 'bench'}", "Calls"]
+        commands["java"] = ["java", f"-Ddev.ringattn.libraries={libraries}", "-cp", f"{classes}:{folder / 'bench'}", "Calls"]
     return commands
 
 

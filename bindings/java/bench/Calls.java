@@ -11,7 +11,7 @@ import java.util.Arrays;
  * of JSON.
  *
  * <pre>
- * java -Ddev.ringattn.library.path=... -cp CLASSES Calls.java [--rounds N]
+ * java -Ddev.ringattn.libraries=... -cp CLASSES Calls.java [--rounds N]
  * </pre>
  */
 final class Calls {

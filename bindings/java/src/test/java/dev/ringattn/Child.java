@@ -9,7 +9,7 @@ import java.util.List;
 
 /** A JVM of its own, for what must be seen from its start. */
 final class Child {
-  static final String LIBRARIES = System.getProperty("dev.ringattn.library.path");
+  static final String LIBRARIES = System.getProperty("dev.ringattn.libraries");
 
   private Child() {}
 
@@ -31,6 +31,6 @@ final class Child {
   }
 
   static String libraries(String folder) {
-    return "-Ddev.ringattn.library.path=" + folder;
+    return "-Ddev.ringattn.libraries=" + folder;
   }
 }

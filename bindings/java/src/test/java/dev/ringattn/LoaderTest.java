@@ -45,7 +45,7 @@ class LoaderTest {
             CLASSES,
             Child.libraries(folder.toString()),
             "-Djava.library.path=" + Child.LIBRARIES);
-    assertTrue(error.contains("dev.ringattn.library.path = " + folder), error);
+    assertTrue(error.contains("dev.ringattn.libraries = " + folder), error);
     assertFalse(error.contains("java.library.path = " + Child.LIBRARIES), error);
     Files.writeString(folder.resolve("libringattn_jni.so"), "no library");
     assertTrue(load(1, CLASSES, Child.libraries(folder.toString())).contains("file too short"));

@@ -12,7 +12,7 @@ import java.util.Locale;
  * Loads libringattn_jni.so, which brings libringattn.so. Places, in this order:
  *
  * <pre>
- * 1. the folder that the system property dev.ringattn.library.path names; then no other
+ * 1. the folder that the system property dev.ringattn.libraries names; then no other
  * 2. java.library.path
  * 3. resources of a jar, the artifact whose classifier is the platform, as linux-x86_64
  * </pre>
@@ -20,7 +20,7 @@ import java.util.Locale;
  * <p>What was tried, and what the linker said of it, is in the error's message.
  */
 final class Loader {
-  static final String PROPERTY = "dev.ringattn.library.path";
+  static final String PROPERTY = "dev.ringattn.libraries";
 
   private static final String NAME = "ringattn_jni";
 
