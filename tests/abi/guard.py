@@ -3,7 +3,7 @@
     guard.py --cc CC RELEASED HEADER     fails, with abidiff's report, where a program built with RELEASED would break
     guard.py --cc CC --self-test HEADER  HEADER against changed copies of itself: each that breaks programs is found, and none that does not
 
-That the real library exports just what its header declares is another row's to tell (abi.exports). Exit status 77: no abidiff.
+That the real library exports just what its header declares is another row's to tell (abi.exports). Exit status 77: no abidiff or Doxygen.
 """
 
 import argparse
@@ -13,6 +13,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "bindings" / "generate"))
+import header  # noqa: E402: the one reader of the header
 
 RULES = pathlib.Path(__file__).with_name("growth.abignore")
 
@@ -40,16 +43,18 @@ CHANGES = {
 
 def make_library(cc: str, text: str, folder: pathlib.Path, name: str) -> pathlib.Path:
     """A library of everything that the header declares."""
-    (folder / f"{name}.h").write_text(text)
-    code = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
-    functions = re.findall(r"^RA_API\s+([^;]*);", code, flags=re.MULTILINE)
-    lines = [f'#include "{name}.h"', *(f"{declaration} {{ __builtin_trap(); }}" for declaration in functions)]
+    path = folder / f"{name}.h"
+    path.write_text(text)
+    model = header.read(path)
+    lines = [f'#include "{name}.h"']
+    for function in model.functions:
+        parameters = ", ".join(f"{p.type} {p.name}" for p in function.parameters) or "void"
+        lines.append(f"{function.returns} {function.name}({parameters}) {{ __builtin_trap(); }}")
+    for enum in model.enums:  # part of the ABI also where no function takes them
+        lines.append(f"RA_API void ra_type_{enum.name}(const {enum.name} *p);")
+        lines.append(f"void ra_type_{enum.name}(const {enum.name} *p) {{ (void)p; }}")
     source, library = folder / f"{name}.c", folder / f"{name}.so"
     source.write_text("\n".join(lines) + "\n")
-    # Enums that no function takes are part of the ABI all the same.
-    enums = re.findall(r"^\}\s*(ra_\w+);", code, flags=re.MULTILINE) + re.findall(r"^typedef enum (ra_\w+) \{[^\n]*\}", code, flags=re.MULTILINE)
-    with source.open("a") as file:
-        file.writelines(f"RA_API void ra_type_{n}(const {n} *p);\nvoid ra_type_{n}(const {n} *p) {{ (void)p; }}\n" for n in sorted(set(enums)))
     subprocess.run([cc, "-std=c11", "-g", "-O0", "-w", "-shared", "-fPIC", "-I", folder, source, "-o", library], check=True)
     return library
 
@@ -60,16 +65,16 @@ def compare_fields(cc: str, released: str, current: str, folder: pathlib.Path) -
     old = re.sub(r"\b(ra_|RA_|RINGATTN_)", r"released_\1", released)
     (folder / "old.h").write_text(old)
     (folder / "new.h").write_text(current)
-    code = re.sub(r"/\*.*?\*/", "", released, flags=re.DOTALL)
-    structs = re.findall(r"^typedef struct (ra_\w+) \{(.*?)^\}", code, flags=re.MULTILINE | re.DOTALL)
+    structs = header.read(folder / "released.h").structs
     lines = ["#include <stddef.h>", '#include "old.h"', '#include "new.h"']
-    for struct, body in structs:
-        for type_, field in re.findall(r"([\w ]+?[ *]+)(\w+)(?:\[\d+\])?;", body):
-            new, then = (f"(({name} *)0)->{field}" for name in (struct, f"released_{struct}"))
-            same = [f"offsetof({struct}, {field}) == offsetof(released_{struct}, {field})", f"sizeof({new}) == sizeof({then})"]
-            if type_.strip() not in dict(structs):  # one of these has another name there, and is compared by itself
+    for struct in structs:
+        for field in struct.fields:
+            new, then = (f"(({name} *)0)->{field.name}" for name in (struct.name, f"released_{struct.name}"))
+            places = (f"offsetof({name}, {field.name})" for name in (struct.name, f"released_{struct.name}"))
+            same = [" == ".join(places), f"sizeof({new}) == sizeof({then})"]
+            if field.type not in {s.name for s in structs}:  # one of these has another name there, and is compared by itself
                 same.append(f"_Generic(&{new}, __typeof__(&{then}): 1, default: 0)")
-            lines += [f'_Static_assert({condition}, "{struct}.{field}");' for condition in same]
+            lines += [f'_Static_assert({condition}, "{struct.name}.{field.name}");' for condition in same]
     source = folder / "fields.c"
     source.write_text("\n".join(lines) + "\n")
     run = subprocess.run(
@@ -92,13 +97,13 @@ def compare(cc: str, released: str, current: str) -> tuple[bool, str]:
     return run.returncode != 0 or bool(complaints), run.stdout + complaints
 
 
-def self_test(cc: str, header: str) -> int:
+def self_test(cc: str, text: str) -> int:
     failed = 0
     for what, (pattern, replacement, breaks) in CHANGES.items():
-        changed, count = re.subn(pattern, replacement, header, count=1)
+        changed, count = re.subn(pattern, replacement, text, count=1)
         if count != 1:
             sys.exit(f"{what}: nothing in the header matches {pattern}")
-        found, report = compare(cc, header, changed)
+        found, report = compare(cc, text, changed)
         failed += found != breaks
         print(f"{what:40} {'breaks' if found else 'compatible':12}{'' if found == breaks else 'WRONG'}")
         if found != breaks:
@@ -112,10 +117,11 @@ def main() -> int:
     parser.add_argument("--self-test", action="store_true")
     parser.add_argument("headers", nargs="+", type=pathlib.Path)
     options = parser.parse_args()
-    if not shutil.which("abidiff"):
-        print("no abidiff: Debian package abigail-tools")
-        return 77
-    texts = [header.read_text() for header in options.headers]
+    for tool, package in (("abidiff", "abigail-tools"), ("doxygen", "doxygen")):
+        if not shutil.which(tool):
+            print(f"no {tool}: Debian package {package}")
+            return 77
+    texts = [path.read_text() for path in options.headers]
     if options.self_test:
         return self_test(options.cc, *texts)
     breaks, report = compare(options.cc, *texts)
