@@ -8,8 +8,8 @@
 #   RINGATTN_MIRROR   Debian mirror; default: debootstrap's own
 #   RINGATTN_KEEP=1   keeps the tree and says where it is
 #
-# How this machine reaches the network (apt's sources and options, proxies, certificates) is copied into the
-# tree where it differs from the default, with that of pip, cargo, Maven and Go; nothing else is.
+# How this machine reaches the network (apt's sources and options, proxies, certificates, the configuration of pip, cargo, Maven and Go)
+# is copied into the tree where it differs from the default; nothing else is.
 set -euo pipefail
 
 commands=("${@:-demo}")
