@@ -222,7 +222,7 @@ impl Progress {
 fn group_digits(number: usize) -> String {
     let digits = number.to_string();
     let comma = |i: usize| {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             ","
         } else {
             ""
