@@ -1,6 +1,6 @@
 /* What a call costs in C: the measure for other languages' calls of the same (./dev bench bindings).
  *
- *     call [--rounds N]     median over rounds of 2,000 calls of ra_forward: one rank and thread, one head of 64 tokens and 64 dimensions */
+ *     call [--calls N]     median and mean of N calls of ra_forward: one rank and thread, one head of 64 tokens and 64 dimensions */
 #define _POSIX_C_SOURCE 199309L
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 
 #include "ringattn/ringattn.h"
 
-enum { TOKENS = 64, DIM = 64, CALLS = 2000, MOST_ROUNDS = 1000 };
+enum { TOKENS = 64, DIM = 64, FIRST = 2000 }; /* the first calls warm up and are not counted */
 
 static float q[TOKENS * DIM], k[TOKENS * DIM], v[TOKENS * DIM], out[TOKENS * DIM], lse[TOKENS];
 
@@ -25,9 +25,10 @@ static int compare(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-  const int rounds = argc == 3 && strcmp(argv[1], "--rounds") == 0 ? atoi(argv[2]) : 21;
-  if (rounds < 1 || rounds > MOST_ROUNDS) {
-    fprintf(stderr, "call: --rounds must be 1 .. %d\n", MOST_ROUNDS);
+  const int calls = argc == 3 && strcmp(argv[1], "--calls") == 0 ? atoi(argv[2]) : 30000;
+  double *const times = calls > 0 ? malloc((size_t)calls * sizeof *times) : NULL;
+  if (times == NULL) {
+    fprintf(stderr, "call: --calls must be 1 or more, and fit into memory\n");
     return 1;
   }
   for (int i = 0; i < TOKENS * DIM; ++i) {
@@ -44,28 +45,27 @@ int main(int argc, char **argv) {
   ra_init_attention_desc(&desc, sizeof desc);
   desc.seqlen_q = TOKENS;
   desc.head_dim = DIM;
-  double times[MOST_ROUNDS];
-  for (int round = -1; round < rounds; ++round) { /* the first warms up */
+  double sum = 0;
+  for (int call = -FIRST; call < calls; ++call) {
     const double begin = now();
-    for (int call = 0; call < CALLS; ++call) {
-      ra_forward_args args;
-      ra_init_forward_args(&args, sizeof args);
-      args.q.data = q;
-      args.k.data = k;
-      args.v.data = v;
-      args.out.data = out;
-      args.q.size = args.k.size = args.v.size = args.out.size = sizeof q;
-      args.lse = lse;
-      args.lse_size = sizeof lse;
-      if (context == NULL || ra_forward(context, &desc, &args, &error) != RA_STATUS_SUCCESS) {
-        fprintf(stderr, "call: %s\n", error.message);
-        return 1;
-      }
+    ra_forward_args args;
+    ra_init_forward_args(&args, sizeof args);
+    args.q.data = q;
+    args.k.data = k;
+    args.v.data = v;
+    args.out.data = out;
+    args.q.size = args.k.size = args.v.size = args.out.size = sizeof q;
+    args.lse = lse;
+    args.lse_size = sizeof lse;
+    if (context == NULL || ra_forward(context, &desc, &args, &error) != RA_STATUS_SUCCESS) {
+      fprintf(stderr, "call: %s\n", error.message);
+      return 1;
     }
-    if (round >= 0) times[round] = (now() - begin) / CALLS;
+    if (call >= 0) sum += times[call] = now() - begin;
   }
-  qsort(times, (size_t)rounds, sizeof times[0], compare);
-  printf("{\"language\": \"c\", \"ns_per_call\": %.1f}\n", times[rounds / 2]);
+  qsort(times, (size_t)calls, sizeof *times, compare);
+  printf("{\"language\": \"c\", \"median_ns\": %.1f, \"mean_ns\": %.1f}\n", times[calls / 2], sum / calls);
+  free(times);
   ra_destroy_context(context);
   return 0;
 }

@@ -1,5 +1,5 @@
-// Command bench prints what a call costs in Go, for ./dev bench bindings: the median over rounds of 2,000 calls of Forward, of one rank
-// and thread with one head of 64 tokens and 64 dimensions. bindings/bench/call.c makes the same calls in C.
+// Command bench prints what a call costs in Go, for ./dev bench bindings: the median and the mean of calls of Forward, of one rank and
+// thread with one head of 64 tokens and 64 dimensions. bindings/bench/call.c makes the same calls in C.
 package main
 
 import (
@@ -16,15 +16,15 @@ import (
 const (
 	tokens = 64
 	dim    = 64
-	calls  = 2000
+	first  = 2000 // calls that warm up and are not counted
 )
 
 func main() {
 	log.SetFlags(0)
-	rounds := flag.Int("rounds", 21, "rounds that are measured")
+	calls := flag.Int("calls", 30000, "calls that are measured")
 	flag.Parse()
-	if *rounds < 1 {
-		log.Fatalf("--rounds is %d; must be 1 at least", *rounds)
+	if *calls < 1 {
+		log.Fatalf("--calls is %d; must be 1 at least", *calls)
 	}
 	config := ringattn.NewContextConfig()
 	config.NumThreads = 1
@@ -41,20 +41,19 @@ func main() {
 	for i := range q {
 		q[i], k[i], v[i] = float32(i%7)/7, float32(i%5)/5, float32(i%3)/3
 	}
-	times := make([]float64, *rounds)
-	for round := -1; round < *rounds; round++ { // the first warms up
+	times, sum := make([]time.Duration, *calls), time.Duration(0)
+	for call := -first; call < *calls; call++ {
 		begin := time.Now()
-		for range calls {
-			err := ranks.Forward(context.Background(), desc, ringattn.ForwardArgs{Q: ringattn.Packed(q[:]), K: ringattn.Packed(k[:]),
-				V: ringattn.Packed(v[:]), Out: ringattn.Packed(out[:]), LSE: ringattn.Packed(lse[:])})
-			if err != nil {
-				log.Fatal(err)
-			}
+		err := ranks.Forward(context.Background(), desc, ringattn.ForwardArgs{Q: ringattn.Packed(q[:]), K: ringattn.Packed(k[:]),
+			V: ringattn.Packed(v[:]), Out: ringattn.Packed(out[:]), LSE: ringattn.Packed(lse[:])})
+		if err != nil {
+			log.Fatal(err)
 		}
-		if round >= 0 {
-			times[round] = float64(time.Since(begin).Nanoseconds()) / calls
+		if call >= 0 {
+			times[call] = time.Since(begin)
+			sum += times[call]
 		}
 	}
 	slices.Sort(times)
-	fmt.Printf("{\"language\": \"go\", \"ns_per_call\": %.1f}\n", times[*rounds/2])
+	fmt.Printf("{\"language\": \"go\", \"median_ns\": %d, \"mean_ns\": %d}\n", times[*calls/2].Nanoseconds(), sum.Nanoseconds()/int64(*calls))
 }
