@@ -57,15 +57,24 @@ struct Extent {
   std::int64_t dim = 0;
 };
 
+// Which entry and query head of the whole problem a step's are: entry + b and head + h * head_step.
+struct Origin {
+  std::int64_t entry = 0, head = 0, head_step = 1;
+};
+
 struct ForwardStep {
   std::span<const WorkItem> items;
+  Origin origin;
   Tensor q, k, v;  // k, v: the chunk
   std::int64_t query_rows = 0;
   Tensor running;        // fp32 output between steps; unused if this is the only step
   float* max = nullptr;  // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
   float* sum = nullptr;
-  Tensor out;               // written by the last step
-  float* lse = nullptr;     // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
+  Tensor out;            // written by the last step
+  float* lse = nullptr;  // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
+  const float* key_bias = nullptr;  // [batch, rows of the chunk], where the problem has one
+  const float* sinks =
+      nullptr;              // [num_heads_q], log-sum-exp of each head's; where the problem has any, of the first step
   bool first = true;        // no running result yet: the items list every row
   bool last = true;         // divide, round, and write out and lse: the items list every row
   void* scratch = nullptr;  // scratch_bytes
@@ -73,14 +82,16 @@ struct ForwardStep {
 
 struct BackwardStep {
   std::span<const WorkItem> items;
+  Origin origin;
   Tensor q, k, v, dout;  // k, v: the chunk
   std::int64_t query_rows = 0;
-  std::int64_t key_rows = 0;     // of the chunk
-  const float* lse = nullptr;    // [batch, num_heads_q, query_rows], as is delta
-  const float* delta = nullptr;  // rowsum(dout * out)
-  Tensor dq;                     // fp32, added to
-  Tensor dk, dv;                 // fp32, of the chunk, added to
-  void* scratch = nullptr;       // scratch_bytes
+  std::int64_t key_rows = 0;        // of the chunk
+  const float* lse = nullptr;       // [batch, num_heads_q, query_rows], as is delta
+  const float* delta = nullptr;     // rowsum(dout * out)
+  const float* key_bias = nullptr;  // [batch, key_rows], where the problem has one
+  Tensor dq;                        // fp32, added to
+  Tensor dk, dv;                    // fp32, of the chunk, added to
+  void* scratch = nullptr;          // scratch_bytes
 };
 
 class Engine {

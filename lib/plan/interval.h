@@ -24,7 +24,9 @@ struct Interval {
 // All queries and all keys that a step has of one document. Pieces of one side never share a row or a position.
 struct WorkItem {
   Band band;
-  std::int64_t kv_begin = 0;  // of the document, in the whole sequence
+  std::int64_t q_begin = 0;   // of the document, in the whole sequence, as is
+  std::int64_t kv_begin = 0;  // that of its keys
+  std::int64_t shift = 0;     // the query at position i faces the key at position i + shift
   std::span<const Piece> queries;
   std::span<const Piece> keys;  // may be empty: the rows take part but see nothing here
 

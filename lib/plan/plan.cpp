@@ -252,7 +252,11 @@ StepItems Plan::items(const Moment& moment, bool all_rows) const {
       row += piece.length;
     }
     const Document& document = problem_.documents[static_cast<std::size_t>(d)];
-    WorkItem item{problem_.band(document), document.kv_begin, std::span(step.queries).subspan(first_query),
+    WorkItem item{problem_.band(document),
+                  document.q_begin,
+                  document.kv_begin,
+                  problem_.shift(document),
+                  std::span(step.queries).subspan(first_query),
                   std::span(step.keys).subspan(first_key)};
     const bool sees = item_sees(item, kv_length_);
     if (!sees) item.keys = {};

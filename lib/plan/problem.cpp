@@ -9,7 +9,7 @@ std::int64_t Problem::longest_kv() const {
 }
 
 Band Problem::band(const Document& document) const {
-  const std::int64_t shift = bottom_right ? document.kv_length - document.q_length : 0;
+  const std::int64_t shift = this->shift(document);
   Band band;
   if (window_left >= 0) band.lower = shift - std::min(window_left, Band::unbounded);
   if (window_right >= 0) band.upper = shift + std::min(window_right, Band::unbounded);

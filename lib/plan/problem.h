@@ -11,11 +11,16 @@
 
 namespace ringattn {
 
-// Values equal ra_dtype, ra_sharding, ra_side and ra_schedule; lib/api asserts it.
+// Values equal those of the enums of the same names in ringattn.h; lib/api asserts it.
 enum class DType : std::int32_t { float32 = 1, bfloat16 = 2, float16 = 3 };
 enum class Sharding : std::int32_t { contiguous = 0, zigzag = 1, striped = 2 };
 enum class Side : std::int32_t { query = 0, key_value = 1 };
 enum class Schedule : std::int32_t { automatic = 0, ring = 1, all_gather = 2 };
+
+enum class SliceKind : std::int32_t { full = 0, causal = 1, inverse_causal = 2, bidirectional_causal = 3 };
+enum class DilationPhase : std::int32_t { blocks_of_heads = 0, interleaved_heads = 1 };
+enum class DilationPadding : std::int32_t { masked = 0, zero_keys = 1 };
+enum class DilationGradient : std::int32_t { exact = 0, constant_weights = 1 };
 
 enum class Pass { forward, backward };
 
@@ -29,6 +34,9 @@ constexpr std::int64_t most_tensor_bytes = std::int64_t{1} << 58;  // of one ten
 constexpr std::int64_t most_documents = std::int64_t{1} << 31;
 constexpr std::int64_t most_chunks = 65536;  // that a caller can ask for
 constexpr int most_ranks = 4096;
+constexpr std::int64_t most_sinks = 1024;  // of a head
+constexpr std::int64_t most_slices = std::int64_t{1} << 20;
+constexpr std::int64_t most_branches = 16;
 
 constexpr std::int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
@@ -51,6 +59,26 @@ struct Band {
   std::int64_t upper = unbounded;
 };
 
+// A rectangle of queries and keys of the whole sequence that see each other, between its diagonals (ra_mask_slice_kind).
+struct MaskSlice {
+  std::int64_t q_begin = 0, q_end = 0, kv_begin = 0, kv_end = 0;
+  SliceKind kind = SliceKind::full;
+  friend bool operator==(const MaskSlice&, const MaskSlice&) = default;
+};
+
+// Dilated attention: heads keep every dilation-th position of each segment.
+struct Branch {
+  std::int64_t segment_length = 0, dilation = 1;
+  friend bool operator==(const Branch&, const Branch&) = default;
+};
+
+// Weights that are 0 by chance, the others made larger by 1 / (1 - probability): engine/dropout.h.
+struct Dropout {
+  float probability = 0;  // 0: none
+  std::uint64_t seed = 0, offset = 0;
+  friend bool operator==(const Dropout&, const Dropout&) = default;
+};
+
 struct Problem {
   std::int64_t batch = 1;
   std::int64_t seqlen_q = 0;
@@ -70,11 +98,20 @@ struct Problem {
   std::int64_t window_right = -1;
   float softmax_scale = 1.0F;
   float softcap = 0.0F;
+  std::vector<float> alibi_slopes;  // empty: none; else one per query head
+  std::int64_t num_sinks = 0;       // of each query head
+  bool has_key_bias = false;
+  Dropout dropout;
   std::int64_t num_chunks = 0;  // 0: the planner chooses
   Schedule schedule = Schedule::automatic;
   std::int64_t gather_bytes = 0;         // of Schedule::all_gather (schedule.h); 0: usual_gather_bytes
   std::vector<Document> documents;       // at least one, ascending and contiguous on both sides
   std::vector<std::int64_t> kv_lengths;  // empty: no padding; else one per batch entry
+  std::vector<MaskSlice> slices;         // empty: no slices; else only what a slice has is seen; they do not overlap
+  std::vector<Branch> branches;          // empty: not dilated
+  DilationPhase dilation_phase = DilationPhase::blocks_of_heads;
+  DilationPadding dilation_padding = DilationPadding::masked;
+  DilationGradient dilation_gradient = DilationGradient::exact;
 
   std::int64_t group() const { return num_heads_q / num_heads_kv; }
   std::int64_t seqlen(Side side) const { return side == Side::query ? seqlen_q : seqlen_kv; }
@@ -85,6 +122,10 @@ struct Problem {
   }
   std::int64_t longest_kv() const;
 
+  // By which the positions of a document's queries are counted on, to face its keys.
+  std::int64_t shift(const Document& document) const {
+    return bottom_right ? document.kv_length - document.q_length : 0;
+  }
   Band band(const Document& document) const;
 
   friend bool operator==(const Problem&, const Problem&) = default;

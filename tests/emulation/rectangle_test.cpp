@@ -17,7 +17,7 @@ using reference::Random;
 using Pairs = std::set<std::pair<std::int64_t, std::int64_t>>;
 
 Pairs seen(const Band& band, const Piece& queries, const Piece& keys) {
-  const WorkItem item{band, 0, {&queries, 1}, {&keys, 1}};
+  const WorkItem item{.band = band, .queries = {&queries, 1}, .keys = {&keys, 1}};
   Pairs pairs;
   for (std::int64_t i = 0; i < queries.length; ++i) {
     const Interval visible = item.visible(queries, i, keys, Band::unbounded);
