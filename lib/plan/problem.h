@@ -122,6 +122,9 @@ struct Problem {
   }
   std::int64_t longest_kv() const;
 
+  // Whether it is computed in layers (layer.h).
+  bool is_layered() const { return !slices.empty() || !branches.empty(); }
+
   // By which the positions of a document's queries are counted on, to face its keys.
   std::int64_t shift(const Document& document) const {
     return bottom_right ? document.kv_length - document.q_length : 0;

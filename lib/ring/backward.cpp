@@ -45,11 +45,11 @@ class Backward {
     step.dout = call_.dout;
     step.query_rows = plan_.query_rows();
     step.lse = call_.lse;
-    step.delta = memory.delta;
+    step.delta = call_.delta != nullptr ? call_.delta : memory.delta;
     step.dq =
         in_place ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
     step.scratch = memory.scratch;
-    on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
+    if (call_.delta == nullptr) on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
     if (!in_place || !call_.accumulate) on_.engine.clear(p_, step.dq, queries);
 
     for (const Moment& m : plan_.moments()) {
@@ -82,11 +82,11 @@ class Backward {
 
 }  // namespace
 
-Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call) {
+Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call, std::int64_t moments_before) {
   Arena arena(call.workspace);
   PartProblem problems(plan);
   const BackwardMemory memory = BackwardMemory::take(arena, plan, problems.of(plan.part(0)), on.engine);
-  Journey journey(plan, on, memory.chunks, memory.gradients);
+  Journey journey(plan, on, moments_before, memory.chunks, memory.gradients);
   for (std::int64_t n = 0; n < plan.num_parts(); ++n) {
     const Part part = plan.part(n);
     const Problem& p = problems.of(part);
@@ -97,6 +97,7 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
     for (Tensor BackwardCall::*const t : {&BackwardCall::k, &BackwardCall::v, &BackwardCall::dk, &BackwardCall::dv})
       own.*t = tensors.of_keys(call.*t);
     own.lse = tensors.of_rows(call.lse);
+    own.delta = tensors.of_rows(call.delta);
     journey.begin_part(n, p, {own.k, own.v});
     Backward(plan, on, journey, p, own).run(memory);
   }

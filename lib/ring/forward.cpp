@@ -6,11 +6,11 @@
 
 namespace ringattn {
 
-Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call) {
+Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call, std::int64_t moments_before) {
   Arena arena(call.workspace);
   PartProblem problems(plan);
   const ForwardMemory memory = ForwardMemory::take(arena, plan, problems.of(plan.part(0)), on.engine);
-  Journey journey(plan, on, memory.chunks, {});
+  Journey journey(plan, on, moments_before, memory.chunks, {});
 
   // The first moment begins every row, and the last step ends every row, whether they see something there or not.
   const std::vector<Moment>& moments = plan.moments();

@@ -8,7 +8,7 @@
 #include <cstddef>
 
 #include "engine/engine.h"
-#include "plan/plan.h"
+#include "plan/pass_plan.h"
 #include "transport/transport.h"
 
 namespace ringattn {
@@ -17,13 +17,16 @@ namespace ringattn {
 struct ForwardCall {
   Tensor q, k, v, out;
   float* lse = nullptr;  // may be null
+  Origin origin = {};
   void* workspace = nullptr;
 };
 
 struct BackwardCall {
   Tensor dout, q, k, v, out, dq, dk, dv;
   const float* lse = nullptr;
+  const float* delta = nullptr;  // null: rowsum(dout * out)
   bool accumulate = false;
+  Origin origin = {};
   void* workspace = nullptr;
 };
 
@@ -40,10 +43,16 @@ struct Machinery {
   Transport& transport;
 };
 
-std::size_t workspace_bytes(const Plan& plan, const Engine& engine);
+std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine);
 
 // Collective over the ranks whose plans have the same problem. Throws Error, as Transport does.
-Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call);
-Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call);
+Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardCall& call);
+Statistics run_backward(const PassPlan& plan, const Machinery& on, const BackwardCall& call);
+
+// The same for one plan of a pass, after so many moments of others.
+std::size_t workspace_bytes(const Plan& plan, const Engine& engine);
+Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call, std::int64_t moments_before = 0);
+Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call,
+                        std::int64_t moments_before = 0);
 
 }  // namespace ringattn
