@@ -17,8 +17,8 @@ namespace ringattn {
 struct ForwardCall {
   Tensor q, k, v, out;
   float* lse = nullptr;  // may be null
-  Origin origin = {};
   void* workspace = nullptr;
+  Origin origin = {};
 };
 
 struct BackwardCall {
@@ -26,8 +26,8 @@ struct BackwardCall {
   const float* lse = nullptr;
   const float* delta = nullptr;  // null: rowsum(dout * out)
   bool accumulate = false;
-  Origin origin = {};
   void* workspace = nullptr;
+  Origin origin = {};
 };
 
 // What a pass really did.
