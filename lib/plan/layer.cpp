@@ -371,20 +371,21 @@ std::vector<std::vector<Region>> part_by_owners(const Problem& p, std::vector<Re
 std::vector<Layer> find_layers(const Problem& p, int world_size) {
   const std::vector<Branch> branches =
       p.branches.empty() ? std::vector<Branch>{{std::max<std::int64_t>(p.seqlen_kv, 1), 1}} : p.branches;
+  const std::vector<std::vector<Rectangle>> lists = find_rectangles(p);
   std::vector<Layer> layers;
-  for (const std::vector<Rectangle>& rectangles : find_rectangles(p))
-    for (const Branch& branch : branches)
-      for (const Phase& phase : find_phases(p, branch.dilation)) {
+  for (std::size_t branch = 0; branch < branches.size(); ++branch)
+    for (const std::vector<Rectangle>& rectangles : lists)
+      for (const Phase& phase : find_phases(p, branches[branch].dilation)) {
         std::vector<Region> regions;
         for (const Rectangle& r : rectangles) {
           const auto first = std::partition_point(p.documents.begin(), p.documents.end(), [&](const Document& d) {
             return d.q_begin + d.q_length <= r.q_begin;
           });
           for (auto d = first; d != p.documents.end() && d->q_begin < r.q_end; ++d)
-            add_regions(p, d - p.documents.begin(), r, branch, phase.number, regions);
+            add_regions(p, d - p.documents.begin(), r, branches[branch], phase.number, regions);
         }
-        for (std::vector<Region>& part : part_by_owners(p, std::move(regions), world_size))
-          for (const HeadSet& heads : phase.heads) layers.push_back({heads, part});
+        for (const std::vector<Region>& part : part_by_owners(p, std::move(regions), world_size))
+          for (const HeadSet& heads : phase.heads) layers.push_back({static_cast<std::int64_t>(branch), heads, part});
       }
   return layers;
 }

@@ -46,11 +46,12 @@ struct Region {
 };
 
 struct Layer {
+  std::int64_t branch = 0;
   HeadSet heads;
   std::vector<Region> regions;
 };
 
-// Of a problem that is_layered(); the same on all ranks.
+// Of a problem that is_layered(); the same on all ranks. Those of one branch follow one another.
 std::vector<Layer> find_layers(const Problem& problem, int world_size);
 
 // A layer's regions. Sums of rows are kept for each rank.

@@ -43,7 +43,8 @@ std::vector<LayerPlan> PassPlan::plan_layers(const std::vector<Layer>& layers, i
   std::vector<LayerPlan> plans;
   for (const Layer& layer : layers) {
     const auto regions = std::make_shared<const LayerRegions>(problem_, layer.regions, world_size);
-    plans.push_back({layer.heads, regions, Plan(problem_of(*problem_, layer.heads), regions, world_size, rank_, pass)});
+    plans.push_back({layer.branch, layer.heads, regions,
+                     Plan(problem_of(*problem_, layer.heads), regions, world_size, rank_, pass)});
   }
   return plans;
 }

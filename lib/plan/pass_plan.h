@@ -11,6 +11,7 @@
 namespace ringattn {
 
 struct LayerPlan {
+  std::int64_t branch;
   HeadSet heads;
   std::shared_ptr<const LayerRegions> regions;
   Plan plan;
@@ -29,7 +30,7 @@ class PassPlan {
   bool has_layers() const { return whole_ == nullptr; }
   // Each is a problem with fp32 results.
   const std::vector<LayerPlan>& layers() const { return layers_; }
-  // In a backward pass, what makes each layer's own output again: where Problem::dilation_gradient is constant_weights, else none.
+  // In a backward pass, what makes each layer's output again: where Problem::dilation_gradient is constant_weights, else none.
   const std::vector<LayerPlan>& outputs() const { return outputs_; }
 
   std::int64_t query_rows() const { return documents_.rows(Side::query, rank_); }  // of the shard

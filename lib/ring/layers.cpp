@@ -8,8 +8,8 @@
 //              for each layer:  pack q, dout, lse, delta;  add its gradients, by the weights of the whole
 //              round dq, dk, dv
 //
-// With the lse and delta of the whole, a layer's gradients are its part of the exact ones. Where the weights by which layers are put
-// together count as constants (DilationGradient::constant_weights), a row's delta is that of the layer's own output, which is made again.
+// With the lse and delta of the whole, a layer's gradients are its part of the exact ones. Where the weights by which branches are put
+// together count as constants (DilationGradient::constant_weights), a row's delta is that of the branch's own output, which is made again.
 //
 // K and V of a layer are packed chunk by chunk, as those of any plan.
 #include <algorithm>
@@ -67,24 +67,8 @@ class KeptRows {
         row += piece.length;
       }
   }
-  // Makes packed results what they are with the zero keys, and nothing else.
-  void count_zero_keys(const RunningRows& packed) const {
-    const Domain& regions = layer_.plan.domain();
-    std::int64_t row = 0;
-    for (const std::int64_t unit : regions.units()) {
-      const std::int64_t own = row_count_of(regions, unit), zeros = layer_.regions->region(unit).zero_keys;
-      const RunningRows rows{packed.out.from_row(row), packed.lse.from_row(row)};
-      if (zeros > 0 && own > 0) on_.engine.merge_rows(p_, {}, rows, {own, p_.num_heads_q, p_.head_dim_v}, zeros);
-      row += own;
-    }
-  }
 
  private:
-  std::int64_t row_count_of(const Domain& regions, std::int64_t unit) const {
-    return regions.first_row(Side::query, layer_.plan.rank(), unit + 1) -
-           regions.first_row(Side::query, layer_.plan.rank(), unit);
-  }
-
   const LayerPlan& layer_;
   const Problem& p_;
   const Machinery& on_;
@@ -147,8 +131,9 @@ struct SharedForward {
 };
 
 struct SharedBackward {
-  float* delta;
+  float* delta;  // of the whole, or of one branch after the other
   Tensor dq, dk, dv;
+  RunningRows branch;  // where branches have outputs of their own
 
   static SharedBackward take(Arena& arena, const PassPlan& plan) {
     const Problem& p = plan.problem();
@@ -163,21 +148,13 @@ struct SharedBackward {
     m.dq = tensor(rows, p.num_heads_q, p.head_dim);
     m.dk = tensor(keys, p.num_heads_kv, p.head_dim);
     m.dv = tensor(keys, p.num_heads_kv, p.head_dim_v);
+    const std::int64_t own = plan.outputs().empty() ? 0 : p.batch * rows * p.num_heads_q;
+    m.branch.out =
+        packed_tensor(arena.take<float>(own * p.head_dim_v), DType::float32, rows, p.num_heads_q, p.head_dim_v);
+    m.branch.lse = row_tensor(arena.take<float>(own), rows, p.num_heads_q);
     return m;
   }
 };
-
-// The workspace of one layer's call, with that which makes its output again, if any does.
-std::size_t layer_bytes(const PassPlan& plan, std::size_t number, const Engine& engine) {
-  Arena arena;
-  if (plan.pass() == Pass::forward) {
-    LayerForward::take(arena, plan.layers()[number].plan, engine);
-    return arena.size();
-  }
-  LayerBackward::take(arena, plan.layers()[number].plan, engine, plan.problem().out_dtype);
-  if (!plan.outputs().empty()) LayerForward::take(arena, plan.outputs()[number].plan, engine);
-  return arena.size();
-}
 
 // Of all layers' calls together.
 class Total {
@@ -200,19 +177,58 @@ class Total {
 
 Origin origin_of(const HeadSet& heads) { return {0, heads.first_q, heads.step_q}; }
 
-// (out, lse) of one layer's rows, packed.
-RunningRows run_layer(const LayerPlan& layer, const Machinery& on, const LayerForward& memory, const Tensor& q,
-                      const Tensor& k, const Tensor& v, Total& total) {
+// Adds a layer's results to those of other layers.
+void add_layer(const LayerPlan& layer, const Machinery& on, const Arena& rest, const ForwardCall& call,
+               const RunningRows& running, Total& total) {
+  Arena arena = rest;
+  const LayerForward memory = LayerForward::take(arena, layer.plan, on.engine);
+  const KeptRows rows(layer, on);
+  rows.pack(call.q, memory.q, layer.plan.problem().head_dim);
   ForwardCall own;
-  own.q = q;
-  own.k = heads_of_keys(k, layer.heads);
-  own.v = heads_of_keys(v, layer.heads);
+  own.q = memory.q;
+  own.k = heads_of_keys(call.k, layer.heads);
+  own.v = heads_of_keys(call.v, layer.heads);
   own.out = memory.result.out;
   own.lse = memory.result.lse.at<float>(0, 0, 0);
   own.workspace = memory.rest;
   own.origin = origin_of(layer.heads);
   total.add(layer.plan, run_forward(layer.plan, on, own, total.moments()));
-  return memory.result;
+  rows.merge(memory.result, running);
+}
+
+// Those of K and V, and of the queries, of a whole call.
+struct Gradients {
+  Tensor dq, dk, dv;
+};
+
+// Adds a layer's gradients, by the lse and delta of all rows of the shard.
+void add_gradients(const LayerPlan& layer, const Machinery& on, const Arena& rest, const BackwardCall& call,
+                   const Tensor& lse, const Tensor& delta, const Gradients& sums, Total& total) {
+  const Problem& p = layer.plan.problem();
+  Arena arena = rest;
+  const LayerBackward memory = LayerBackward::take(arena, layer.plan, on.engine, call.dout.dtype);
+  const KeptRows rows(layer, on);
+  rows.pack(call.q, memory.q, p.head_dim);
+  rows.pack(call.dout, memory.dout, p.head_dim_v);
+  const HeadSet& heads = layer.heads;
+  rows.pack(lse, memory.lse, 1);
+  rows.pack(delta, memory.delta, 1);
+  BackwardCall own;
+  own.dout = memory.dout;
+  own.q = memory.q;
+  own.k = heads_of_keys(call.k, heads);
+  own.v = heads_of_keys(call.v, heads);
+  own.dq = memory.dq;
+  own.dk = heads_of_keys(sums.dk, heads);
+  own.dv = heads_of_keys(sums.dv, heads);
+  own.lse = memory.lse.at<float>(0, 0, 0);
+  own.delta = memory.delta.at<float>(0, 0, 0);
+  own.accumulate = true;
+  own.origin = origin_of(heads);
+  own.workspace = memory.rest;
+  on.engine.clear(p, memory.dq, {layer.plan.query_rows(), p.num_heads_q, p.head_dim});
+  total.add(layer.plan, run_backward(layer.plan, on, own, total.moments()));
+  rows.add(memory.dq, sums.dq, p.head_dim);
 }
 
 }  // namespace
@@ -225,7 +241,18 @@ std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine) {
   else
     SharedBackward::take(shared, plan);
   std::size_t most = 0;
-  for (std::size_t n = 0; n < plan.layers().size(); ++n) most = std::max(most, layer_bytes(plan, n, engine));
+  const auto count = [&](const LayerPlan& layer, const auto& take) {
+    Arena arena;
+    take(arena, layer.plan);
+    most = std::max(most, arena.size());
+  };
+  const auto take_forward = [&](Arena& arena, const Plan& layer) { LayerForward::take(arena, layer, engine); };
+  const auto take_backward = [&](Arena& arena, const Plan& layer) {
+    LayerBackward::take(arena, layer, engine, plan.problem().out_dtype);
+  };
+  for (const LayerPlan& layer : plan.layers())
+    plan.pass() == Pass::forward ? count(layer, take_forward) : count(layer, take_backward);
+  for (const LayerPlan& layer : plan.outputs()) count(layer, take_forward);
   return shared.size() + most;
 }
 
@@ -233,20 +260,14 @@ Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardC
   if (!plan.has_layers()) return run_forward(plan.whole(), on, call);
   const Problem& p = plan.problem();
   const Extent whole{plan.query_rows(), p.num_heads_q, p.head_dim_v};
-  Arena shared(call.workspace);
-  const SharedForward memory = SharedForward::take(shared, plan);
+  Arena arena(call.workspace);
+  const SharedForward memory = SharedForward::take(arena, plan);
   const bool in_place = p.out_dtype == DType::float32;
   const RunningRows running{in_place ? call.out : memory.out,
                             call.lse == nullptr ? memory.lse : row_tensor(call.lse, whole.rows, whole.heads)};
   on.engine.begin_rows(p, running, whole, nullptr);
   Total total;
-  for (const LayerPlan& layer : plan.layers()) {
-    Arena arena = shared;
-    const LayerForward own = LayerForward::take(arena, layer.plan, on.engine);
-    const KeptRows rows(layer, on);
-    rows.pack(call.q, own.q, p.head_dim);
-    rows.merge(run_layer(layer, on, own, own.q, call.k, call.v, total), running);
-  }
+  for (const LayerPlan& layer : plan.layers()) add_layer(layer, on, arena, call, running, total);
   if (!in_place) on.engine.round(p, running.out, call.out, whole, false);
   return total.statistics();
 }
@@ -255,9 +276,8 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
   if (!plan.has_layers()) return run_backward(plan.whole(), on, call);
   const Problem& p = plan.problem();
   const std::int64_t rows = plan.query_rows(), keys = plan.key_rows();
-  Arena shared(call.workspace);
-  const SharedBackward memory = SharedBackward::take(shared, plan);
-  on.engine.compute_delta(p, call.dout, call.out, rows, memory.delta);
+  Arena arena(call.workspace);
+  const SharedBackward memory = SharedBackward::take(arena, plan);
 
   const bool in_place = p.grad_dtype == DType::float32;
   struct Gradient {
@@ -270,41 +290,23 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
   for (const Gradient& g : {dq, dk, dv})
     if (!in_place || !call.accumulate) on.engine.clear(p, g.sum, g.extent);
 
+  const bool branches_apart = !plan.outputs().empty();
   Total total;
+  if (!branches_apart) on.engine.compute_delta(p, call.dout, call.out, rows, memory.delta);
   for (std::size_t n = 0; n < plan.layers().size(); ++n) {
     const LayerPlan& layer = plan.layers()[n];
-    const Problem& lp = layer.plan.problem();
-    Arena arena = shared;
-    const LayerBackward own = LayerBackward::take(arena, layer.plan, on.engine, p.out_dtype);
-    const KeptRows kept(layer, on);
-    kept.pack(call.q, own.q, p.head_dim);
-    kept.pack(call.dout, own.dout, p.head_dim_v);
-    kept.pack(row_tensor(call.lse, rows, p.num_heads_q), own.lse, 1);
-    float* const delta = own.delta.at<float>(0, 0, 0);
-    if (plan.outputs().empty()) {
-      kept.pack(row_tensor(memory.delta, rows, p.num_heads_q), own.delta, 1);
-    } else {
-      const LayerForward again = LayerForward::take(arena, plan.outputs()[n].plan, on.engine);
-      const RunningRows result = run_layer(plan.outputs()[n], on, again, own.q, call.k, call.v, total);
-      kept.count_zero_keys(result);
-      on.engine.compute_delta(lp, own.dout, result.out, layer.plan.query_rows(), delta);
+    if (branches_apart && (n == 0 || layer.branch != plan.layers()[n - 1].branch)) {
+      on.engine.begin_rows(p, memory.branch, {rows, p.num_heads_q, p.head_dim_v}, nullptr);
+      ForwardCall again;
+      again.q = call.q;
+      again.k = call.k;
+      again.v = call.v;
+      for (const LayerPlan& output : plan.outputs())
+        if (output.branch == layer.branch) add_layer(output, on, arena, again, memory.branch, total);
+      on.engine.compute_delta(p, call.dout, memory.branch.out, rows, memory.delta);
     }
-    BackwardCall part;
-    part.dout = own.dout;
-    part.q = own.q;
-    part.k = heads_of_keys(call.k, layer.heads);
-    part.v = heads_of_keys(call.v, layer.heads);
-    part.dq = own.dq;
-    part.dk = heads_of_keys(dk.sum, layer.heads);
-    part.dv = heads_of_keys(dv.sum, layer.heads);
-    part.lse = own.lse.at<float>(0, 0, 0);
-    part.delta = delta;
-    part.accumulate = true;
-    part.origin = origin_of(layer.heads);
-    part.workspace = own.rest;
-    on.engine.clear(lp, own.dq, {layer.plan.query_rows(), lp.num_heads_q, lp.head_dim});
-    total.add(layer.plan, run_backward(layer.plan, on, part, total.moments()));
-    kept.add(own.dq, dq.sum, p.head_dim);
+    add_gradients(layer, on, arena, call, row_tensor(call.lse, rows, p.num_heads_q),
+                  row_tensor(memory.delta, rows, p.num_heads_q), {dq.sum, dk.sum, dv.sum}, total);
   }
   if (!in_place)
     for (const Gradient& g : {dq, dk, dv}) on.engine.round(p, g.sum, g.to, g.extent, call.accumulate);

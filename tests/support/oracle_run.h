@@ -130,6 +130,30 @@ struct Shards {
 
 }  // namespace detail
 
+inline Results empty_results(const reference::Oracle& oracle) {
+  Results results;
+  results.out.resize(oracle.out.exact.size());
+  results.lse.resize(oracle.lse.exact.size());
+  results.dq.resize(oracle.dq.exact.size());
+  results.dk.resize(oracle.dk.exact.size());
+  results.dv.resize(oracle.dv.exact.size());
+  return results;
+}
+
+// Writes one rank's part.
+inline void join_results(const Problem& p, detail::Shards& shards, const std::vector<float>& lse, Results& results) {
+  shards.out.join(results.out);
+  shards.dq.join(results.dq);
+  shards.dk.join(results.dk);
+  shards.dv.join(results.dv);
+  const std::int64_t rows = row_count(shards.q.pieces);
+  std::size_t n = 0;
+  for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
+    for (std::int64_t i = 0; i < rows; ++i, ++n)
+      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, shards.q.pieces, i))] =
+          static_cast<double>(lse[n]);
+}
+
 // Collective: every rank of a group calls it; each writes its part of `results`, whose vectors have their full size.
 inline void run_problem(ra_context* context, int world_size, int rank, const reference::Oracle& oracle,
                         Results& results) {
@@ -162,24 +186,11 @@ inline void run_problem(ra_context* context, int world_size, int rank, const ref
   backward.dv = shards.dv.tensor();
   ASSERT_EQ(ra_backward(context, &description.desc, &backward, &error), RA_STATUS_SUCCESS) << error;
 
-  shards.out.join(results.out);
-  shards.dq.join(results.dq);
-  shards.dk.join(results.dk);
-  shards.dv.join(results.dv);
-  std::size_t n = 0;
-  for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
-    for (std::int64_t i = 0; i < rows; ++i, ++n)
-      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, shards.q.pieces, i))] =
-          static_cast<double>(lse[n]);
+  join_results(p, shards, lse, results);
 }
 
 inline Results run_on(const Ranks& ranks, const reference::Oracle& oracle) {
-  Results results;
-  results.out.resize(oracle.out.exact.size());
-  results.lse.resize(oracle.lse.exact.size());
-  results.dq.resize(oracle.dq.exact.size());
-  results.dk.resize(oracle.dk.exact.size());
-  results.dv.resize(oracle.dv.exact.size());
+  Results results = empty_results(oracle);
   ranks.run(
       [&](std::int32_t rank, ra_context* context) { run_problem(context, ranks.world_size(), rank, oracle, results); });
   return results;
