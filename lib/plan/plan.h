@@ -103,6 +103,8 @@ class Plan {
   Plan(const Problem& problem, int world_size, int rank, Pass pass);
 
   const Problem& problem() const { return problem_; }
+  // Nothing else in a plan depends on it.
+  void set_dropout(const Dropout& dropout) { problem_.dropout = dropout; }
   int world_size() const { return world_size_; }
   int rank() const { return rank_; }
   Pass pass() const { return pass_; }
@@ -129,8 +131,10 @@ class Plan {
   std::int64_t part_entries() const { return cutting_.entries; }
   std::int64_t part_heads_kv() const { return cutting_.heads_kv; }
 
-  // K and V of one chunk as they travel: packed [entries, rows, heads, head_dim] of a part and then the same with head_dim_v.
+  // One chunk as it travels: K, packed [entries, rows, heads, head_dim] of a part, V, the same with head_dim_v, and where the problem
+  // has one the keys' bias, fp32 [entries, rows], at that offset.
   std::int64_t chunk_bytes(std::int64_t rows) const;
+  std::int64_t key_bias_offset(std::int64_t rows) const;
   // Their gradients, fp32, in the same order.
   std::int64_t gradient_bytes(std::int64_t rows) const;
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "plan/plan.h"
+#include "ring/journey.h"
 #include "ring/ring.h"
 
 namespace ringattn {
@@ -41,6 +42,16 @@ class PartTensors {
 
   Tensor of_queries(const Tensor& whole) const { return whole.from(part_.entry, 0, head_q_); }
   Tensor of_keys(const Tensor& whole) const { return whole.from(part_.entry, 0, part_.head_kv); }
+  // [batch, rows of the shard], as a tensor; may be null.
+  Tensor of_key_bias(const float* whole, std::int64_t rows) const {
+    return key_bias_tensor(whole, rows).from(part_.entry, 0, 0);
+  }
+  // [num_heads_q, count]; may be null.
+  template <class T>
+  T* of_heads(T* whole, std::int64_t count) const {
+    return whole == nullptr ? nullptr : whole + head_q_ * count;
+  }
+  Origin origin() const { return {part_.entry, head_q_, 1}; }
   // [batch, num_heads_q, query rows]; several entries are so with all heads only. May be null.
   template <class T>
   T* of_rows(T* whole) const {

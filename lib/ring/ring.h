@@ -16,13 +16,18 @@ namespace ringattn {
 // Tensors of one rank, over its shard. Memory of `workspace`: workspace_bytes.
 struct ForwardCall {
   Tensor q, k, v, out;
-  float* lse = nullptr;  // may be null
+  float* lse = nullptr;             // may be null
+  const float* key_bias = nullptr;  // [batch, rows of the shard], where the problem has one
+  const float* sinks = nullptr;     // [num_heads_q, num_sinks], where the problem has any
   void* workspace = nullptr;
 };
 
 struct BackwardCall {
   Tensor dout, q, k, v, out, dq, dk, dv;
   const float* lse = nullptr;
+  const float* key_bias = nullptr;  // as in the forward pass
+  const float* sinks = nullptr;
+  float* dsinks = nullptr;  // their shape; may be null
   bool accumulate = false;
   void* workspace = nullptr;
 };
