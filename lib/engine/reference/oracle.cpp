@@ -71,10 +71,28 @@ std::vector<float> reordered(const std::vector<Real>& values, const std::vector<
   return result;
 }
 
+template <class Real>
+Modifiers<Real> modifiers_of(const Inputs& inputs) {
+  return {{inputs.key_bias.begin(), inputs.key_bias.end()}, {inputs.sinks.begin(), inputs.sinks.end()}};
+}
+
 std::vector<std::size_t> inverse(const std::vector<std::size_t>& order) {
   std::vector<std::size_t> result(order.size());
   for (std::size_t d = 0; d < order.size(); ++d) result[order[d]] = d;
   return result;
+}
+
+void draw_modifiers(Random& random, Problem& p) {
+  const auto has = [&] { return draw(random, 0, 2) == 0; };
+  const bool alibi = has();
+  for (std::int64_t h = 0; alibi && h < p.num_heads_q; ++h) {
+    const float slope = std::ldexp(1.0F, -static_cast<int>(draw(random, 1, 8)));
+    const std::int64_t kind = draw(random, 0, 9);
+    p.alibi_slopes.push_back(kind == 0 ? 0.0F : kind == 1 ? -slope : slope);
+  }
+  p.has_key_bias = has();
+  if (has()) p.num_sinks = draw(random, 1, 3);
+  if (has()) p.dropout = {static_cast<float>(draw(random, 1, 9)) / 10, random(), random()};
 }
 
 }  // namespace
@@ -109,6 +127,7 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
   Random next = random, apart(next());  // no problem depends on how it is exchanged
   p.schedule = static_cast<Schedule>(draw(apart, 0, 2));
   if (draw(apart, 0, 2) != 0) p.gather_bytes = std::int64_t{1} << draw(apart, 0, 20);
+  if (limits.modifiers) draw_modifiers(apart, p);
 
   const std::int64_t documents = draw(random, 0, 2) == 0 ? draw(random, 1, 6) : 1;
   const auto offsets_q = draw_offsets(random, p.seqlen_q, documents);
@@ -135,6 +154,12 @@ std::string describe(const Problem& p) {
   for (const Document& d : p.documents) s << " " << d.q_length << "x" << d.kv_length;
   s << ", kv_lengths";
   for (const std::int64_t length : p.kv_lengths) s << " " << length;
+  if (!p.alibi_slopes.empty()) s << ", alibi_slopes";
+  for (const float slope : p.alibi_slopes) s << " " << slope;
+  if (p.has_key_bias) s << ", key_bias";
+  if (p.num_sinks > 0) s << ", num_sinks " << p.num_sinks;
+  if (p.dropout.probability != 0)
+    s << ", dropout " << p.dropout.probability << " (seed " << p.dropout.seed << ", offset " << p.dropout.offset << ")";
   return std::move(s).str();
 }
 
@@ -210,21 +235,33 @@ Inputs::Inputs(const Problem& p, Random& random) : problem(p) {
   k = draw_tensor(p.seqlen_kv, p.num_heads_kv, p.head_dim, p.dtype);
   v = draw_tensor(p.seqlen_kv, p.num_heads_kv, p.head_dim_v, p.dtype);
   dout = draw_tensor(p.seqlen_q, p.num_heads_q, p.head_dim_v, p.out_dtype);
+  const auto draw_logits = [&](std::int64_t count, std::int64_t one_is_hopeless) {
+    std::vector<double> values(static_cast<std::size_t>(count));
+    for (double& x : values)
+      x = draw(random, 1, one_is_hopeless) == 1 ? -std::numeric_limits<double>::infinity()
+                                                : rounded(2 * normal(random), DType::float32);
+    return values;
+  };
+  if (p.has_key_bias) key_bias = draw_logits(p.batch * p.seqlen_kv, 6);
+  if (p.num_sinks > 0) sinks = draw_logits(p.num_heads_q * p.num_sinks, 12);
 }
 
 Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
   const bool backwards = of == Of::all;
-  Result<double> exact = forward(p, q, k, v);
+  const Modifiers<double> modifiers = modifiers_of<double>(*this);
+  const Modifiers<float> plain_modifiers = modifiers_of<float>(*this);
+  Result<double> exact = forward(p, q, k, v, modifiers);
   constexpr Summation of_magnitudes{.magnitudes = true};
-  const Result<double> magnitudes = forward(p, q, k, v, of_magnitudes);
+  const Result<double> magnitudes = forward(p, q, k, v, modifiers, of_magnitudes);
   if (backwards) {
-    Gradients<double> gradients = backward(p, q, k, v, exact, dout);
-    const Gradients<double> gradient_magnitudes = backward(p, q, k, v, exact, dout, of_magnitudes);
+    Gradients<double> gradients = backward(p, q, k, v, exact, dout, modifiers);
+    const Gradients<double> gradient_magnitudes = backward(p, q, k, v, exact, dout, modifiers, of_magnitudes);
     dq = expect(std::move(gradients.dq), gradient_magnitudes.dq, p.grad_dtype);
     dk = expect(std::move(gradients.dk), gradient_magnitudes.dk, p.grad_dtype);
     dv = expect(std::move(gradients.dv), gradient_magnitudes.dv, p.grad_dtype);
+    dsinks = expect(std::move(gradients.dsinks), gradient_magnitudes.dsinks, DType::float32);
   }
-  lse = expect(exact.lse, exact.lse, DType::float32);
+  lse = expect(exact.lse, magnitudes.lse, DType::float32);
   out = expect(exact.out, magnitudes.out, p.out_dtype);
   for (double& x : exact.out) x = rounded(x, p.out_dtype);
 
@@ -238,16 +275,18 @@ Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
   for (std::int64_t n = 0; n < orders; ++n) {
     const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v);
     const Summation from{.first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv))};
-    Result<float> plain = forward(p, q_n, k_n, v_n, from);
+    Result<float> plain = forward(p, q_n, k_n, v_n, plain_modifiers, from);
     for (float& x : plain.out) x = static_cast<float>(rounded(static_cast<double>(x), p.out_dtype));
     allow(out, reordered(plain.out, inverse(order_v)), p.out_dtype);
     allow(lse, plain.lse, DType::float32);
     if (backwards) {
       if (n % 2 == 1) plain = {reordered(exact.out, order_v), {exact.lse.begin(), exact.lse.end()}};
-      const Gradients<float> gradients = backward(p, q_n, k_n, v_n, plain, reordered(dout, order_v), from);
+      const Gradients<float> gradients =
+          backward(p, q_n, k_n, v_n, plain, reordered(dout, order_v), plain_modifiers, from);
       allow(dq, reordered(gradients.dq, inverse(order)), p.grad_dtype);
       allow(dk, reordered(gradients.dk, inverse(order)), p.grad_dtype);
       allow(dv, reordered(gradients.dv, inverse(order_v)), p.grad_dtype);
+      allow(dsinks, gradients.dsinks, DType::float32);
     }
     std::shuffle(order.begin(), order.end(), random);
     std::shuffle(order_v.begin(), order_v.end(), random);
@@ -256,10 +295,12 @@ Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
 
 double finite_difference_error(const Oracle& oracle, Random& random, int samples) {
   constexpr double step = 1e-5;
-  std::vector<double> inputs[] = {oracle.q, oracle.k, oracle.v};
-  const std::vector<double>* const gradients[] = {&oracle.dq.exact, &oracle.dk.exact, &oracle.dv.exact};
+  std::vector<double> inputs[] = {oracle.q, oracle.k, oracle.v, oracle.sinks};
+  const std::vector<double>* const gradients[] = {&oracle.dq.exact, &oracle.dk.exact, &oracle.dv.exact,
+                                                  &oracle.dsinks.exact};
   const auto loss = [&] {
-    const Result<double> result = forward(oracle.problem, inputs[0], inputs[1], inputs[2]);
+    const Result<double> result =
+        forward(oracle.problem, inputs[0], inputs[1], inputs[2], Modifiers<double>{oracle.key_bias, inputs[3]});
     double sum = 0;
     for (std::size_t i = 0; i < result.out.size(); ++i) sum += result.out[i] * oracle.dout[i];
     return sum;

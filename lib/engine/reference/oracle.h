@@ -31,6 +31,7 @@ struct ProblemLimits {
   std::int64_t num_heads_kv = 2;
   std::int64_t group = 4;
   std::int64_t head_dim = 48;
+  bool modifiers = false;  // some of alibi_slopes, key_bias, sinks and dropout
 };
 
 // Any mask, sharding, alignment, dtype and length that ra_attention_desc can say, small enough to check.
@@ -49,12 +50,13 @@ struct Expected {
   double tolerance = 0;  // of the largest error
 };
 
-// Drawn from a normal distribution and rounded to their dtypes.
+// Drawn from a normal distribution and rounded to their dtypes; of key_bias and sinks, which are fp32 and which only some problems
+// have, some are -infinity.
 struct Inputs {
   Inputs(const Problem& problem, Random& random);
 
   Problem problem;
-  std::vector<double> q, k, v, dout;
+  std::vector<double> q, k, v, dout, key_bias, sinks;
 };
 
 enum class Of { all, forward };  // of a forward pass only out and lse, which costs a fifth
@@ -62,11 +64,11 @@ enum class Of { all, forward };  // of a forward pass only out and lse, which co
 struct Oracle : Inputs {
   Oracle(const Problem& problem, Random& random, Of of = Of::all);
 
-  Expected out, lse, dq, dk, dv;
+  Expected out, lse, dq, dk, dv, dsinks;
 };
 
 // Largest difference between fp64 gradients and central finite differences of sum(dout * out), over `samples` entries of
-// each of q, k and v, relative to the largest gradient; NaN where a gradient is. Checks the oracle itself; about 1e-7 where it
+// each of q, k, v and sinks, relative to the largest gradient; NaN where a gradient is. Checks the oracle itself; about 1e-7 where it
 // is right.
 double finite_difference_error(const Oracle& oracle, Random& random, int samples);
 

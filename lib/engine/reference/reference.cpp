@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <limits>
 
+#include "engine/dropout.h"
+
 namespace ringattn::reference {
 namespace {
 
@@ -76,6 +78,68 @@ Score<Real> score(const Problem& p, Real product) {
   return {cap * t, scale * (1 - t * t)};
 }
 
+// How far apart a query and a key of one document are, of which alibi_slopes takes its share off.
+std::int64_t distance(const Problem& p, std::int64_t i, std::int64_t j) {
+  for (const Document& d : p.documents)
+    if (d.q_begin <= i && i < d.q_begin + d.q_length)
+      return std::abs((i - d.q_begin) + (p.bottom_right ? d.kv_length - d.q_length : 0) - (j - d.kv_begin));
+  return 0;
+}
+
+// What is added to the score of a query and a key: its two parts.
+template <class Real>
+struct Added {
+  Real alibi = 0, bias = 0;
+  Real to(Real score) const { return score + alibi + bias; }
+  Real magnitude() const { return std::abs(alibi) + (std::isfinite(bias) ? std::abs(bias) : 0); }
+};
+template <class Real>
+Added<Real> added(const Problem& p, const Modifiers<Real>& m, std::int64_t b, std::int64_t h, std::int64_t i,
+                  std::int64_t j) {
+  Added<Real> a;
+  if (!p.alibi_slopes.empty())
+    a.alibi = -static_cast<Real>(p.alibi_slopes[static_cast<std::size_t>(h)]) * static_cast<Real>(distance(p, i, j));
+  if (p.has_key_bias) a.bias = m.key_bias[static_cast<std::size_t>(b * p.seqlen_kv + j)];
+  return a;
+}
+
+// The logarithm of the sum of a head's sinks, which stand for keys without values.
+template <class Real>
+Real sink_of(const Problem& p, const Modifiers<Real>& m, std::int64_t h) {
+  constexpr Real infinity = std::numeric_limits<Real>::infinity();
+  const Real* const sinks = m.sinks.data() + h * p.num_sinks;
+  Real max = -infinity, sum = 0;
+  for (std::int64_t n = 0; n < p.num_sinks; ++n) max = std::max(max, sinks[n]);
+  if (max == -infinity) return max;
+  for (std::int64_t n = 0; n < p.num_sinks; ++n) sum += std::exp(sinks[n] - max);
+  return max + std::log(sum);
+}
+
+// Of the logarithm of a sum, how far off it is for one rounding of a term that is `weight` of the sum.
+template <class Real>
+Real rounding_of(Real weight, Real logarithm) {
+  return weight == 0 ? 0 : weight * std::abs(logarithm);
+}
+
+// The factors of a row's weights: 0 where dropout drops them, else 1 / (1 - probability).
+template <class Real>
+class Kept {
+ public:
+  Kept(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t i) : dropout_(p.dropout) {
+    if (drops()) key_ = dropout_row_key(dropout_.seed, i, b, h);
+  }
+  Real operator()(std::int64_t j) const {
+    if (!drops()) return 1;
+    const bool kept = dropout_keeps(key_, dropout_.offset, j, dropout_threshold(dropout_.probability));
+    return kept ? 1 / (1 - static_cast<Real>(dropout_.probability)) : 0;
+  }
+
+ private:
+  bool drops() const { return dropout_.probability != 0; }
+  Dropout dropout_;
+  PhiloxKey key_{};
+};
+
 template <class F>
 void for_each_index(std::int64_t count, std::int64_t first, F&& f) {
   if (count == 0) return;
@@ -125,33 +189,44 @@ bool sees(const Problem& p, std::int64_t b, std::int64_t i, std::int64_t j) {
 
 template <class Real>
 Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::vector<Real>& k,
-                     const std::vector<Real>& v, const Summation& summation) {
+                     const std::vector<Real>& v, const Modifiers<Real>& modifiers, const Summation& summation) {
+  constexpr Real infinity = std::numeric_limits<Real>::infinity();
   const Shapes at(p);
   Result<Real> result;
   result.out.assign(count(p, at.out), 0);
-  result.lse.assign(static_cast<std::size_t>(p.batch * p.num_heads_q * p.seqlen_q),
-                    -std::numeric_limits<Real>::infinity());
+  result.lse.assign(static_cast<std::size_t>(p.batch * p.num_heads_q * p.seqlen_q), -infinity);
   std::vector<Real> scores;
   std::vector<std::int64_t> keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
     find_keys(p, b, i, summation.first, keys);
-    if (keys.empty()) return;
+    const Real sink = sink_of(p, modifiers, h);
     const auto key = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
     dots(&q[at.q.at(b, i, h)], keys, key, p.head_dim, scores);
-    Real max = -std::numeric_limits<Real>::infinity();
-    for (Real& s : scores) {
-      s = score(p, s).value;
-      max = std::max(max, s);
+    Real max = sink;
+    for (std::size_t n = 0; n < keys.size(); ++n) {
+      scores[n] = added(p, modifiers, b, h, i, keys[n]).to(score(p, scores[n]).value);
+      max = std::max(max, scores[n]);
     }
-    Real sum = 0;
+    if (max == -infinity) return;
+    const Real sink_weight = std::exp(sink - max);
+    Real sum = sink_weight;
     for (std::size_t n = 0; n < keys.size(); ++n) sum += scores[n] = std::exp(scores[n] - max);
+    Real& lse = result.lse[at.row(b, i, h)];
+    lse = max + std::log(sum);
+
     Real* out = &result.out[at.out.at(b, i, h)];
+    const Kept<Real> kept(p, b, h, i);
+    const Real own_size = 1 + rounding_of(sink_weight / sum, sink);
+    Real lse_size = std::abs(lse) + own_size - 1;
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Real* row = &v[at.v.at(b, keys[n], h_kv)];
-      for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] += term(scores[n] * row[d], summation);
+      const Real weight = kept(keys[n]) * scores[n], magnitude = added(p, modifiers, b, h, i, keys[n]).magnitude();
+      const Real size = summation.magnitudes ? own_size + magnitude : 1;
+      lse_size += scores[n] / sum * magnitude;
+      for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] += size * term(weight * row[d], summation);
     }
     for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] /= sum;
-    result.lse[at.row(b, i, h)] = max + std::log(sum);
+    if (summation.magnitudes) lse = lse_size;
   });
   return result;
 }
@@ -159,39 +234,53 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
 template <class Real>
 Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std::vector<Real>& k,
                          const std::vector<Real>& v, const Result<Real>& forward, const std::vector<Real>& dout,
-                         const Summation& summation) {
+                         const Modifiers<Real>& modifiers, const Summation& summation) {
   const Shapes at(p);
   Gradients<Real> gradients;
   gradients.dq.assign(q.size(), 0);
   gradients.dk.assign(k.size(), 0);
   gradients.dv.assign(v.size(), 0);
+  gradients.dsinks.assign(modifiers.sinks.size(), 0);
   std::vector<Real> products, dweights;
   std::vector<std::int64_t> keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
     const Real lse = forward.lse[at.row(b, i, h)];
+    if (lse == -std::numeric_limits<Real>::infinity()) return;
     const Real* query = &q[at.q.at(b, i, h)];
     const Real* grad = &dout[at.out.at(b, i, h)];
-    const Real delta = dot(grad, &forward.out[at.out.at(b, i, h)], p.head_dim_v);
+    const Real* out = &forward.out[at.out.at(b, i, h)];
+    const Real delta = dot(grad, out, p.head_dim_v);
     Real* dq = &gradients.dq[at.q.at(b, i, h)];
     find_keys(p, b, i, summation.first, keys);
     const auto row_of_k = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
     const auto row_of_v = [&](std::int64_t j) { return &v[at.v.at(b, j, h_kv)]; };
     dots(query, keys, row_of_k, p.head_dim, products);
     dots(grad, keys, row_of_v, p.head_dim_v, dweights);
+    const Kept<Real> kept(p, b, h, i);
+    const Real sink = sink_of(p, modifiers, h), own_size = 1 + rounding_of(std::exp(sink - lse), sink);
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const std::int64_t j = keys[n];
-      const Real* key = row_of_k(j);
       const Score<Real> s = score(p, products[n]);
-      const Real weight = std::exp(s.value - lse);
-      const Real dp = dweights[n];
+      const Added<Real> a = added(p, modifiers, b, h, i, j);
+      const Real size = summation.magnitudes ? own_size + a.magnitude() : 1;
+      const Real weight = size * std::exp(a.to(s.value) - lse);
+      const Real factor = kept(j), dp = factor * dweights[n];
       const Real ds = weight * (summation.magnitudes ? std::abs(dp) + std::abs(delta) : dp - delta) * s.slope;
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
       for (std::int64_t d = 0; d < p.head_dim; ++d) {
-        dq[d] += term(ds * key[d], summation);
+        dq[d] += term(ds * row_of_k(j)[d], summation);
         dk[d] += term(ds * query[d], summation);
       }
-      for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += term(weight * grad[d], summation);
+      for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += term(factor * weight * grad[d], summation);
+    }
+    Real through = 0;
+    for (std::int64_t d = 0; d < p.head_dim_v; ++d) through += term(grad[d] * out[d], summation);
+    for (std::int64_t n = 0; n < p.num_sinks; ++n) {
+      const auto index = static_cast<std::size_t>(h * p.num_sinks + n);
+      const Real weight = std::exp(modifiers.sinks[index] - lse);
+      const Real size = summation.magnitudes ? 1 + rounding_of(Real{1}, sink) : 1;
+      if (weight != 0) gradients.dsinks[index] -= size * weight * through;
     }
   });
   return gradients;
@@ -199,10 +288,10 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
 
 #define INSTANTIATE(Real)                                                                                    \
   template Result<Real> forward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,          \
-                                const std::vector<Real>&, const Summation&);                                 \
+                                const std::vector<Real>&, const Modifiers<Real>&, const Summation&);         \
   template Gradients<Real> backward(const Problem&, const std::vector<Real>&, const std::vector<Real>&,      \
                                     const std::vector<Real>&, const Result<Real>&, const std::vector<Real>&, \
-                                    const Summation&);
+                                    const Modifiers<Real>&, const Summation&);
 INSTANTIATE(double)
 INSTANTIATE(float)
 #undef INSTANTIATE

@@ -8,6 +8,8 @@
 //   out  [batch, seqlen_q,  num_heads_q,  head_dim_v]   v  [batch, seqlen_kv, num_heads_kv, head_dim_v]
 //   lse  [batch, num_heads_q, seqlen_q]                 gradients have the shape of what they belong to
 //
+//   key_bias [batch, seqlen_kv]     sinks [num_heads_q, num_sinks]
+//
 // All tensors are packed. Cost: O(batch heads seqlen_q seqlen_kv (head_dim + head_dim_v)).
 #pragma once
 
@@ -25,7 +27,13 @@ struct Result {
 
 template <class Real>
 struct Gradients {
-  std::vector<Real> dq, dk, dv;
+  std::vector<Real> dq, dk, dv, dsinks;
+};
+
+// Tensors of which a problem may have none.
+template <class Real>
+struct Modifiers {
+  std::vector<Real> key_bias, sinks;
 };
 
 // Whether query i sees key j of batch entry b, by the definition of ra_attention_desc.
@@ -35,17 +43,18 @@ bool sees(const Problem& problem, std::int64_t b, std::int64_t i, std::int64_t j
 struct Summation {
   std::int64_t first = 0;  // keys and query rows are taken from this index on, wrapping around
   bool magnitudes =
-      false;  // out, dq, dk and dv sum the magnitudes of their terms: what rounding errors are relative to
+      false;  // all but lse sum the magnitudes of their terms, and of what is added to scores: what rounding errors are relative to
 };
 
 template <class Real>
 Result<Real> forward(const Problem& problem, const std::vector<Real>& q, const std::vector<Real>& k,
-                     const std::vector<Real>& v, const Summation& summation = {});
+                     const std::vector<Real>& v, const Modifiers<Real>& modifiers = {},
+                     const Summation& summation = {});
 
 // `forward` is the result for the same q, k, v; its out and lse may have been rounded.
 template <class Real>
 Gradients<Real> backward(const Problem& problem, const std::vector<Real>& q, const std::vector<Real>& k,
                          const std::vector<Real>& v, const Result<Real>& forward, const std::vector<Real>& dout,
-                         const Summation& summation = {});
+                         const Modifiers<Real>& modifiers = {}, const Summation& summation = {});
 
 }  // namespace ringattn::reference
