@@ -46,10 +46,14 @@ class Kept {
   const std::int64_t *list(const Json &value) {
     return value.is_null() ? nullptr : lists_.emplace_back(value.get<std::vector<std::int64_t>>()).data();
   }
+  const float *reals(const Json &value) {
+    return value.is_null() ? nullptr : reals_.emplace_back(value.get<std::vector<float>>()).data();
+  }
 
  private:
   std::list<std::string> texts_;
   std::list<std::vector<std::int64_t>> lists_;
+  std::list<std::vector<float>> reals_;
 };
 
 [[noreturn]] inline void unknown(const char *record, const std::string &field) {

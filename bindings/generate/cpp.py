@@ -21,10 +21,6 @@ def generate(header: c.Header) -> dict[str, str]:
         lines.append("};")
     for record in (s for s in header.records if s.is_input):
         lines += ["", f"inline void set({record.name} &record, const std::string &field, const Json &value, Kept &kept) {{"]
-        counted: dict[str, str] = {}  # a count that follows from a list, and the list
-        for f in record.fields:
-            if f.count and f.count.endswith(" + 1"):
-                counted.setdefault(f.count.removesuffix(" + 1"), f.name)
         lines.append("  const auto is = [&](const char *name) { return field == name; };")
         for f in record.values:
             if f.type == "void *":
@@ -34,14 +30,17 @@ def generate(header: c.Header) -> dict[str, str]:
             elif f.type == "const char *":
                 value = "kept.text(value)"
             elif f.count:
-                value = "kept.list(value)"
+                value = "kept.reals(value)" if f.type == "const float *" else "kept.list(value)"
             else:
                 value = f"number<{f.type}>(value)"
             lines.append(f'  if (is("{f.name}")) return void(record.{f.name} = {value});')
-            for count, name in counted.items():
-                if name == f.name:
-                    set_count = f"record.{count} = number_of(value) - 1, record.{f.name} = {value}"
-                    lines[-1] = f'  if (is("{f.name}")) return void(({set_count}));'
+            if f.count and f.count.is_derived and record.derived[f.count.field][0] is f:  # the first list says the count
+                entries = "number_of(value)" + (f" - {f.count.more}" if f.count.more else "") + (f" / {f.count.factor}" if f.count.factor > 1 else "")
+                count_type = next(other.type for other in record.fields if other.name == f.count.field)
+                if count_type != "int64_t":
+                    entries = f"static_cast<{count_type}>({entries})"
+                set_count = f"record.{f.count.field} = {entries}, record.{f.name} = {value}"
+                lines[-1] = f'  if (is("{f.name}")) return void(({set_count}));'
         lines += [f'  unknown("{record.name}", field);', "}"]
     lines += ["", "}  // namespace ringattn::conformance", ""]
     desc = header.struct("ra_attention_desc")

@@ -3,9 +3,9 @@
 An enum is an int32 type whose constants have the values of C's, which cgo reads in the header at every build. A record is a struct with
 toC, which fills C's, or with fromC, which is filled from it. Arguments of calls are records too, whose pointers are tensors:
 
-    ra_tensor, float *           Tensor; of the dtype that the comment names, or else that the same field of ra_forward_args has
+    ra_tensor, float *           Tensor
     void *, <its name>_size      Buffer
-    const int64_t *              []int64, of as many entries as the comment says
+    a list                       []int64 or []float32, of as many entries as the comment says
     const char *                 string, "" for NULL
     void *, ra_stream            uintptr
     int64_t ..._ms               time.Duration
@@ -27,7 +27,7 @@ package ringattn
 
 WORDS = {
     **{word: word.upper() for word in ("cpu", "cuda", "dk", "dq", "dv", "id", "kv", "lse", "nccl")},
-    **{"bfloat16": "BFloat16", "dout": "DOut", "dtype": "DType", "sms": "SMs", "zeromq": "ZeroMQ"},
+    **{"bfloat16": "BFloat16", "alibi": "ALiBi", "dout": "DOut", "dsinks": "DSinks", "dtype": "DType", "sms": "SMs", "zeromq": "ZeroMQ"},
 }
 PHRASES = {  # what identifiers alone would put badly
     "ra_unique_id::text": "what ra_create_unique_id made",
@@ -37,6 +37,7 @@ PHRASES = {  # what identifiers alone would put badly
 TYPES = {"int32_t": "int32", "int64_t": "int64", "size_t": "uint64", "float": "float32", "double": "float64", "void *": "uintptr",
          "ra_stream": "uintptr", "ra_tensor": "Tensor", "float *": "Tensor", "const float *": "Tensor", "const char *": "string",
          "const int64_t *": "[]int64"}  # fmt: skip
+LISTS = {"const int64_t *": "[]int64", "const float *": "[]float32"}
 FUNCTIONS = {
     "ra_abort_context": "Context.Abort",
     "ra_create_context": "NewContext",
@@ -109,7 +110,7 @@ class Writer:
                 null=null,
             )
 
-        self.names = {kind: names(null) for kind, null in (("string", '""'), ("[]int64", "nil"), ("", "zero"))}
+        self.names = {kind: names(null) for kind, null in (("string", '""'), *((t, "nil") for t in LISTS.values()), ("", "zero"))}
 
     def translate(self, text: str, kind: str = "") -> str:
         """A comment of C in Go's words; `kind` is the Go type of the field that it is about."""
@@ -117,13 +118,17 @@ class Writer:
             text = re.sub(rf"\b{re.escape(phrase)}(?!\w)", better, text)
         if kind == "bool":
             text = re.sub(r"^1 if ", "true if ", re.sub(r"^0: (.*); 1: ", r"false: \1; true: ", text))
-        if kind == "[]int64":
-            text = re.sub(r"^host, num_(\w+) \+ 1 entries", r"one entry more than there are \1", text).removeprefix("host, ")
+        if kind in LISTS.values():
+            text = text.removeprefix("host, ")
         if kind == "time.Duration" and re.search(r"\d", text):
             text += ". Numbers here are milliseconds; parts of one count as a whole one"
         text = re.sub(r"\bdesc\.([a-z]\w+)", lambda m: f"desc.{field_name(m[1])}", text)
         text = self.names.get(kind, self.names[""])(text)
         return re.sub(rf"^{re.escape(kind)}(; |$)", "", text) if kind else text
+
+    def field_doc(self, f: c.Field, go_type: str) -> str:
+        text = f.doc.replace(f"{f.count} entries", f.count.in_words()) if f.count and f.count.is_derived else f.doc
+        return self.doc(text, "\t", kind=go_type)
 
     def doc(self, text: str, indent: str = "", title: str = "", kind: str = "") -> str:
         """A Go comment, "" without text; preformatted text is indented as gofmt wants it, its columns are kept."""
@@ -205,6 +210,8 @@ class Writer:
             return type_name(f.enum.name)
         if f.is_bool:
             return "bool"
+        if f.count:
+            return LISTS[f.type]
         if f.type.startswith("char["):
             return "string"
         if f.type == "void *" and any(other.name == f.name + "_size" for other in s.fields):
@@ -217,14 +224,10 @@ class Writer:
 
     def dtype_of(self, s: c.Struct, f: c.Field) -> str:
         """The expression for the dtype that a tensor must have."""
-        if any(own.name == "dtype" for own in s.fields):
-            return "dtype"
-        if found := re.search(r"\bdesc\.(\w+)", f.doc):
-            return "desc.DType" if found[1] == "dtype" else f"desc.{field_name(found[1])}.or(desc.DType)"
-        for given in self.header.struct("ra_forward_args").fields:
-            if given.name == f.name and given is not f and s.name != "ra_forward_args":
-                return self.dtype_of(self.header.struct("ra_forward_args"), given)
-        raise c.HeaderError(f"{s.name}::{f.name}: the comment does not say which dtype it has")
+        owner, _, name = f.dtype.rpartition(".")
+        if not owner:
+            return name
+        return "desc.DType" if name == "dtype" else f"desc.{field_name(name)}.or(desc.DType)"
 
     def struct(self, s: c.Struct) -> str:
         name = type_name(s.name)
@@ -234,7 +237,7 @@ class Writer:
             if any(f.count for f in s.fields):
                 out.append("// A list that is not nil must have as many entries as are said.\n")
         fields = [(f, self.go_type(s, f)) for f in self.fields(s)]
-        lines = aligned([(self.doc(f.doc, "\t", kind=go_type), field_name(f.name), go_type) for f, go_type in fields])
+        lines = aligned([(self.field_doc(f, go_type), field_name(f.name), go_type) for f, go_type in fields])
         return "".join(out) + f"type {name} struct {{\n{lines}}}\n\n"
 
     def constructor(self, s: c.Struct) -> str:
@@ -258,7 +261,7 @@ class Writer:
                 value += " != 0"
             elif go_type == "time.Duration":
                 value = f"time.Duration({value}) * time.Millisecond"
-            elif go_type in ("[]int64", "Tensor", "Buffer", "uintptr"):
+            elif f.count or go_type in ("Tensor", "Buffer", "uintptr"):
                 continue  # begins as nothing
             else:
                 value = f"{go_type}({value})"
@@ -278,21 +281,18 @@ class Writer:
             out.append(f"\tdtype := x.DType{'.or(desc.DType)' if takes_desc else ''}\n")
         out.append(f"\traw.struct_size = C.sizeof_{s.name}\n")
 
-        counts: dict[str, list[c.Field]] = {}
-        for f in s.fields:
-            if f.count:
-                counts.setdefault(f.count, []).append(f)
-        for count, lists in counts.items():
-            if count.endswith(" + 1"):
-                own = ", ".join(f"x.{field_name(f.name)}" for f in lists)
-                out.append(f"\traw.{count.removesuffix(' + 1')} = C.int64_t(documents({own}))\n")
+        for name_of_count, lists in s.derived.items():
+            own = ", ".join(f"x.{field_name(f.name)}" for f in lists)
+            count, c_type = lists[0].count, next(f.type for f in s.fields if f.name == name_of_count)
+            out.append(f"\traw.{name_of_count} = C.{c_type}(counted({count.factor}, {count.more}, {own}))\n")
 
         sizes: dict[str, list[str]] = {}
         for f in self.fields(s):
             go_type, target, own = self.go_type(s, f), f"raw.{c_field(f.name)}", f"x.{field_name(f.name)}"
             if f.count:
-                what = f"int64(raw.{f.count})" if not f.count.endswith(" + 1") else f"int64(raw.{f.count.removesuffix(' + 1')})+1"
-                value = f'k.list("{f.name}", {own}, "{f.count}", {what})'
+                what = f.count.of(f"int64(raw.{f.count.field})").replace(" ", "") # as gofmt has it in arguments
+                c_type = f.type.removeprefix("const ").removesuffix(" *")
+                value = f'(*C.{c_type})(list(k, "{f.name}", {own}, "{f.count}", {what}))'
             elif f.type == "ra_tensor":
                 out.append(f'\tk.tensor("{f.name}", &{own}, {self.dtype_of(s, f)}, &{target})\n')
                 continue

@@ -8,7 +8,11 @@
 
                     /**< ra_dtype of q, k, v ...     an int32_t whose comment begins with an enum's name holds one of its constants
                     /**< 1 if ..., /**< 0: ...; 1:   an int32_t that is 0 or 1: `is_bool`
-                    /**< host, <count> entries ...   a const int64_t * to that many numbers; <count> is a field, or a field + 1
+                    /**< host, <count> entries ...   a list, const int64_t * or const float *, of that many numbers; <count> is a field,
+                                                     a field + 1, or n * a field. If by its comment that field has the `default 0`, it
+                                                     follows from the list and is no field of a language
+                    /**< ... desc.dtype ...          a ra_tensor of that dtype of ra_attention_desc, in arguments without a dtype of their
+                                                     own; one that does not say it has that of its name in ra_forward_args
                     reserved...                       a name that begins so, which is left out
 
 Comments come as paragraphs of text; `Names` turns the identifiers in them, and those of the declarations, into a language's own.
@@ -67,6 +71,30 @@ class Enum:
 
 
 @dataclasses.dataclass(frozen=True)
+class Count:
+    """Entries of a list: `factor` * the field + `more`."""
+
+    field: str
+    factor: int = 1
+    more: int = 0
+    is_derived: bool = False  # the field follows from the list
+
+    def __str__(self) -> str:
+        return f"{self.factor} * {self.field}" if self.factor > 1 else f"{self.field} + {self.more}" if self.more else self.field
+
+    def in_words(self) -> str:
+        """The same where the language has no such field."""
+        what = self.field.removeprefix("num_").replace("_", " ")
+        if self.more:
+            return f"one entry more than there are {what}"
+        return f"{self.factor} entries for each of the {what}" if self.factor > 1 else f"an entry for each of the {what}"
+
+    def of(self, value: str) -> str:
+        """The number of entries, where the field is `value`."""
+        return f"{self.factor} * {value}" if self.factor > 1 else f"{value} + {self.more}" if self.more else value
+
+
+@dataclasses.dataclass(frozen=True)
 class Field:
     name: str
     type: str  # int64_t, const char *, ra_tensor, char[512]
@@ -74,7 +102,8 @@ class Field:
     enum: Enum | None = None
     is_bool: bool = False
     is_reserved: bool = False
-    count: str | None = None  # of a list: "batch", "num_documents + 1"
+    count: Count | None = None  # of a list
+    dtype: str | None = None  # of a tensor of arguments: "desc.out_dtype", or "dtype", their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +122,13 @@ class Struct:
     @property
     def values(self) -> tuple[Field, ...]:
         """What a user sees: neither struct_size, nor what is reserved, nor a count that its list gives."""
-        derived = {f.count.removesuffix(" + 1") for f in self.fields if f.count and f.count.endswith(" + 1")}
-        return tuple(f for f in self.fields if f.name != "struct_size" and not f.is_reserved and f.name not in derived)
+        return tuple(f for f in self.fields if f.name != "struct_size" and not f.is_reserved and f.name not in self.derived)
+
+    @property
+    def derived(self) -> dict[str, tuple[Field, ...]]:
+        """The counts that follow from lists, each with its lists."""
+        lists = [f for f in self.fields if f.count and f.count.is_derived]
+        return {name: tuple(f for f in lists if f.count.field == name) for name in dict.fromkeys(f.count.field for f in lists)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +221,7 @@ def read_field(struct: str, member: ElementTree.Element, enums: dict[str, Enum])
     what = f"{struct}::{name}"
     begins = re.match(r"(ra_\w+)", doc)
     enum = enums.get(begins.group(1)) if begins and type_ == "int32_t" else None
-    entries = re.match(r"host, (\w+(?: \+ 1)?) entries", doc)
+    entries = re.match(r"host, (?:(\d+) \* )?(\w+)(?: \+ (1))? entries", doc)
     if type_ == "const int64_t *" and not entries:
         raise HeaderError(f"{what}: the comment of a list must begin with 'host, <count> entries'")
     return Field(
@@ -197,8 +231,19 @@ def read_field(struct: str, member: ElementTree.Element, enums: dict[str, Enum])
         enum=enum,
         is_bool=type_ == "int32_t" and (doc.startswith("1 if ") or bool(re.match(r"0: .*; 1: ", doc))),
         is_reserved=name.startswith("reserved"),
-        count=entries.group(1) if entries else None,
+        count=Count(entries[2], int(entries[1] or 1), int(entries[3] or 0)) if entries else None,
     )
+
+
+def dtype_of(struct: str, field: Field, own: dict[str, str], given: dict[str, str | None]) -> str | None:
+    """Which dtype a tensor has; `own` are the fields of its struct, `given` the dtypes of ra_forward_args."""
+    if field.type != "ra_tensor":
+        return None
+    said = re.search(r"\bdesc\.\w*dtype\b", field.doc)
+    dtype = "dtype" if "dtype" in own else said[0] if said else given.get(field.name)
+    if dtype is None:
+        raise HeaderError(f"{struct}::{field.name}: the comment does not say which dtype it has")
+    return dtype
 
 
 def read(header: pathlib.Path = HEADER) -> Header:
@@ -234,10 +279,18 @@ def read(header: pathlib.Path = HEADER) -> Header:
     structs = []
     for name, compound in sorted(compounds.items(), key=lambda item: int(item[1].find("location").get("line"))):
         fields = tuple(read_field(name, m, enums) for m in members(compound, "variable"))
-        names = {f.name for f in fields}
-        for field in fields:
-            if field.count and field.count.removesuffix(" + 1") not in names:
+        docs = {f.name: f.doc for f in fields}
+        for n, field in enumerate(fields):
+            if not field.count:
+                continue
+            if field.count.field not in docs:
                 raise HeaderError(f"{name}::{field.name} has '{field.count}' entries, which is no field")
+            is_derived = bool(re.search(r"\bdefault 0\b", docs[field.count.field]))
+            replaced = dataclasses.replace(field, count=dataclasses.replace(field.count, is_derived=is_derived))
+            fields = (*fields[:n], replaced, *fields[n + 1 :])
+        if name.endswith("_args"):
+            given = {f.name: f.dtype for s in structs if s.name == "ra_forward_args" for f in s.fields}
+            fields = tuple(dataclasses.replace(f, dtype=dtype_of(name, f, docs, given)) for f in fields)
         is_record = fields[0].name == "struct_size" and not any(f.type in compounds for f in fields)
         structs.append(Struct(name, fields, comment(compound), is_record, is_record and f"const {name} *" in taken_const))
     return Header(

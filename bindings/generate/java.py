@@ -7,7 +7,8 @@ record.
 Beyond the rules of header.py, a field's C type says what it is in Java:
 
     ra_tensor                         a Tensor. If its comment says `written`, not of a read-only buffer
-    float *, const float *            a packed Tensor of FLOAT32; without const, not of a read-only buffer
+    a list                            long... or float...
+    float *, const float * else       a packed Tensor of FLOAT32; without const, not of a read-only buffer
     void *x, with size_t x_size       a direct buffer, or an address and a size
     size_t x_size                     of a void *: above. Of a float *: the bytes of the shortest of those whose names begin with x
     const char *                      a String, or what the comment begins with: ra_unique_id::text is a UniqueId
@@ -222,11 +223,7 @@ class Writer:
     def input(self, struct: c.Struct) -> tuple[str, str]:
         name, raw = type_name(struct.name), c.pascal(struct.name)
         fields = {f.name: f for f in struct.values}
-        pointers = [f for f in fields.values() if f.type in ("float *", "const float *")]
-        counts: dict[str, list[c.Field]] = {}  # a count that follows from lists, and those
-        for f in fields.values():
-            if f.count and f.count.endswith(" + 1"):
-                counts.setdefault(f.count.removesuffix(" + 1"), []).append(f)
+        pointers = [f for f in fields.values() if f.type in ("float *", "const float *") and not f.count]
 
         def sized(f: c.Field) -> bool:
             return f.type == "void *" and f"{f.name}_size" in fields
@@ -237,9 +234,10 @@ class Writer:
         writes: list[str] = []
         imports = {f"dev.ringattn.internal.{i}" for i in ("RingAttn", "RingAttnConstants", raw)}
 
-        for count, lists in counts.items():
-            lengths = ", ".join(c.camel(f.name) for f in lists)
-            writes.append(f"    c.set{c.pascal(count)}(Struct.length({lengths}) - 1);")
+        for name_of_count, lists in struct.derived.items():
+            given, count = ", ".join(c.camel(f.name) for f in lists), lists[0].count
+            cast = "(int) " if next(f.type for f in struct.fields if f.name == name_of_count) == "int32_t" else ""
+            writes.append(f"    c.set{c.pascal(name_of_count)}({cast}Struct.count({count.factor}, {count.more}, {given}));")
         for f in fields.values():
             field, access = c.camel(f.name), c.pascal(f.name)
             doc, value, setter = sentence(self.names(in_words(f), f.type)), field, None
@@ -270,9 +268,9 @@ class Writer:
                 writes.append(f"    c.set{access}Size({field} == null ? 0 : {field}.size());")
                 continue
             elif f.count:
-                java, default = "long[]", None
+                java, default = LISTS[f.type], None
                 setter = f"{field} == null ? null : {field}.clone()"
-                writes.append(f'    c.set{access}(struct.list("{f.name}", {field}, "{f.count}", {plus(f.count)}));')
+                writes.append(f'    c.set{access}(struct.list("{f.name}", {field}, "{f.count}", {f.count.of(f"c.get{c.pascal(f.count.field)}()")}));')
             elif f.type == "const char *":
                 of_type = re.match(r"(ra_\w+)::text", f.doc)
                 java, default = (type_name(of_type.group(1)) if of_type else "String"), None
@@ -307,6 +305,16 @@ class Writer:
                 f"    return {got};",
                 "  }",
             ]
+        # The dtypes that the tensors of a call must have, where its description says them.
+        typed = [f for f in fields.values() if f.dtype and f.dtype.startswith("desc.")]
+        checks: list[str] = []
+        if typed:
+            checks += ["", "  /** Refuses tensors of other types than `desc` has. */", "  void requireTypes(AttentionDesc desc) {"]
+            for f in typed:
+                of = f.dtype.removeprefix("desc.")
+                own = "desc.dtype()" if of == "dtype" else f"Tensor.orSame(desc.{c.camel(of)}(), desc.dtype())"
+                checks += fit(f'    Tensor.requireType("{f.name}", {c.camel(f.name)}, {own}, "{of}");')
+            checks.append("  }")
         copies = [line.split()[-1].removesuffix(";") for line in declared]
         body = [
             *javadoc(self.names(struct.doc) + "\n\nSeveral threads may give it to calls at the same time; only one may change it, and meanwhile no other use it."),
@@ -330,6 +338,7 @@ class Writer:
             "    made = other.made;",
             "  }",
             *methods,
+            *checks,
             "",
             f"  private static Struct<{raw}> struct() {{",
             *fit(f"    return new Struct<>(RingAttnConstants.{size_of(struct)}, {raw}::new, RingAttn::{c.camel(struct.init)});"),
@@ -354,22 +363,16 @@ class Writer:
 NUMBERS = {"int32_t": "int", "int64_t": "long", "size_t": "long", "float": "float", "double": "double", "void *": "long", "ra_stream": "long"}
 
 
+LISTS = {"const int64_t *": "long[]", "const float *": "float[]"}
+
+
 def size_of(struct: c.Struct) -> str:
     return struct.name.removeprefix("ra_").upper() + "_SIZE"
 
 
 def in_words(f: c.Field) -> str:
     """The comment. A count that follows from lists is no field in Java, so it goes without its name."""
-    if not f.count or not f.count.endswith(" + 1"):
-        return f.doc
-    what = f.count.removeprefix("num_").removesuffix(" + 1")
-    return f.doc.replace(f"{f.count} entries", f"one entry more than there are {what}")
-
-
-def plus(count: str) -> str:
-    """num_documents + 1 -> c.getNumDocuments() + 1: what C will take it for, whatever another thread sets meanwhile."""
-    name, *rest = count.split(" ", 1)
-    return " ".join([f"c.get{c.pascal(name)}()", *rest])
+    return f.doc.replace(f"{f.count} entries", f.count.in_words()) if f.count and f.count.is_derived else f.doc
 
 
 # ---------------------------------------------------------------- SWIG

@@ -39,6 +39,7 @@ PLACES = {
     "ra_get_shard_length": "AttentionDesc::shard_length",
     "ra_get_shard_position": "AttentionDesc::shard_position",
     "ra_get_shard_positions": "AttentionDesc::shard_positions",
+    "ra_get_dropout_mask": "AttentionDesc::dropout_mask",
     "ra_split_sequence": "AttentionDesc::split_sequence",
     "ra_join_sequence": "AttentionDesc::join_sequence",
     "ra_forward": "Context::forward",
@@ -64,6 +65,7 @@ PHRASES = {
     "with rank -1 where": "without a rank where",
 }
 
+LISTS = {"const int64_t *": "Vec<i64>", "const float *": "Vec<f32>"}
 SCALARS = {"int32_t": "i32", "int64_t": "i64", "size_t": "usize", "float": "f32", "double": "f64"}
 
 
@@ -173,11 +175,11 @@ def field_doc(docs: Docs, field: c.Field) -> list[str]:
     alike = [f"as {r.name}::{f.name}" for r in docs.header.records for f in r.fields if f.name == field.name and f.doc]
     doc = field.doc or alike[0]
     for record in docs.header.records:
-        derived = {f.name: f.doc for f in record.fields if f not in record.values}
-        lists = [f for f in record.fields if f.count and f.count.removesuffix(" + 1") in derived]
-        if field in lists[:1]:  # it says the count, too
-            count = field.count.removesuffix(" + 1")
-            doc = f"{doc}. {count}, that is one entry less: {derived[count]}"
+        if field in record.fields and field.count and field.count.is_derived:
+            doc = doc.replace(f"{field.count} entries", field.count.in_words())
+            if field is record.derived[field.count.field][0]:  # it says the count, too
+                count = next(f for f in record.fields if f.name == field.count.field)
+                doc = f"{doc}. {count.name}, which follows from it: {count.doc}"
     return docs.comment(doc, "    ")
 
 
@@ -231,7 +233,7 @@ def rust_type(record: c.Struct, field: c.Field) -> str:
         if field.type == "const char *":
             return "Option<String>"
         if field.count:
-            return "Option<Vec<i64>>"
+            return f"Option<{LISTS[field.type]}>"
         if field.type == "void *":
             return "Pointer"
     elif field.type.startswith("char["):
@@ -258,12 +260,12 @@ def to_c(record: c.Struct, field: c.Field) -> str:
     type_ = rust_type(record, field)
     if field.enum:
         return f"{name}: self.{name} as i32"
-    if name not in {f.name for f in record.values}:  # a count, which the caller made of the list's entries
-        return name
+    if name in record.derived:  # the caller made it of the list's entries
+        return name if field.type == "int64_t" else f"{name}: {name} as {SCALARS[field.type]}"
     return {
         "bool": "{0}: i32::from(self.{0})",
         "Pointer": "{0}: self.{0}.0",
-        "Option<Vec<i64>>": "{0}: entries(&self.{0})",
+        **{f"Option<{list_}>": "{0}: entries(&self.{0})" for list_ in LISTS.values()},
         "Option<String>": "{0}: characters(&{0})",
         "Option<UniqueId>": "{0}: characters(&{0})",
     }.get(type_, "{0}: self.{0}").format(name)
@@ -286,7 +288,7 @@ def setter(record: c.Struct, field: c.Field, docs: Docs) -> list[str]:
             "        self",
             "    }",
         ]
-    inner = {"Option<String>": "String", "Option<UniqueId>": "UniqueId", "Option<Vec<i64>>": "Vec<i64>"}.get(type_)
+    inner = {"Option<String>": "String", "Option<UniqueId>": "UniqueId", **{f"Option<{v}>": v for v in LISTS.values()}}.get(type_)
     given = f"impl Into<{inner}>" if inner else type_
     value = f"Some({name}.into())" if inner else name
     return [
@@ -301,8 +303,27 @@ def setter(record: c.Struct, field: c.Field, docs: Docs) -> list[str]:
 
 def check_entries(field: c.Field, count: str) -> list[str]:
     arguments = [f'"{field.name}"', f"&self.{field.name}", f'"{field.count}"', count]
-    line = f"        check_entries({', '.join(arguments)})?;"
-    return [line] if len(line) <= 100 else ["        check_entries(", *(f"            {a}," for a in arguments), "        )?;"]
+    return checked("check_entries", arguments)
+
+
+def checked(function: str, arguments: list[str]) -> list[str]:
+    """A call that may fail, as rustfmt lays it out."""
+    inside = ", ".join(arguments)
+    if len(inside) <= 60:
+        return [f"        {function}({inside})?;"]
+    return [f"        {function}(", *(f"            {a}," for a in arguments), "        )?;"]
+
+
+def check_dtypes(struct: c.Struct) -> list[str]:
+    """The dtypes that the tensors of a call must have, where its description says them."""
+    lines = ["", f"impl {PLACES[struct.name]}<'_> {{", "    /// Refuses tensors of other dtypes than `desc` has."]
+    lines += ["    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {"]
+    for field in struct.fields:
+        if field.dtype:
+            of = field.dtype.removeprefix("desc.")
+            own = "desc.dtype" if of == "dtype" else f"desc.{of}.or(desc.dtype)"
+            lines += checked("check_dtype", [f'"{field.name}"', f"self.{field.name}.dtype", f'"{of}"', own])
+    return [*lines, "        Ok(())", "    }", "}"]
 
 
 def input_record(record: c.Struct, docs: Docs) -> list[str]:
@@ -326,17 +347,16 @@ def input_record(record: c.Struct, docs: Docs) -> list[str]:
     lines += ["", "    /// Calls `call` with the record as C has it, which lives as long as the call."]
     lines += ["    pub(crate) fn with_raw<R>(", "        &self,", f"        call: impl FnOnce(&sys::{record.name}) -> Result<R>,"]
     lines += ["    ) -> Result<R> {"]
-    lists = [f for f in record.fields if f.count]
-    counted: set[str] = set()
-    for field in lists:
-        count = field.count.removesuffix(" + 1")
-        if count == field.count:
-            lines += check_entries(field, f"self.{count}")
-        elif count not in counted:  # the first list with this count says what it is
-            counted.add(count)
-            lines.append(f"        let {count} = count_entries(&self.{field.name}).map_or(0, |count| count - 1);")
-        else:
-            lines += check_entries(field, f"{count} + 1")
+    for field in (f for f in record.fields if f.count):
+        count = field.count
+        is_first = count.is_derived and field is record.derived[count.field][0]  # it says what the count is
+        if is_first:
+            value = f"(count - {count.more})" if count.more and count.factor > 1 else f"count - {count.more}" if count.more else "count"
+            value += f" / {count.factor}" if count.factor > 1 else ""
+            made = f"count_entries(&self.{field.name})" + (".unwrap_or(0)" if value == "count" else f".map_or(0, |count| {value})")
+            lines.append(f"        let {count.field} = {made};")
+        if not is_first or count.factor > 1:
+            lines += check_entries(field, count.of(count.field if count.is_derived else f"self.{count.field}"))
     for field in record.values:
         if rust_type(record, field) in ("Option<String>", "Option<UniqueId>"):
             lines.append(f'        let {field.name} = c_string("{field.name}", &self.{field.name})?;')
@@ -366,10 +386,14 @@ def records(header: c.Header, docs: Docs) -> str:
         "",
         "use crate::error::call;",
         "use crate::record::*;",
+        "use crate::tensor::check_dtype;",
         "use crate::*;",
     ]
     for record in header.records:
         lines += ["", *(input_record if record.is_input else output_record)(record, docs)]
+    for struct in header.structs:
+        if any((f.dtype or "").startswith("desc.") for f in struct.fields):
+            lines += check_dtypes(struct)
     return "\n".join([*lines, ""])
 
 
@@ -393,7 +417,7 @@ def fields(header: c.Header) -> str:
             type_ = rust_type(record, field)
             if type_ == "Pointer":
                 continue
-            read = {"Option<String>": "text(value)", "Option<UniqueId>": "text(value).map(UniqueId::from)", "Option<Vec<i64>>": "list(value)"}
+            read = {"Option<String>": "text(value)", "Option<UniqueId>": "text(value).map(UniqueId::from)", **{f"Option<{v}>": "list(value)" for v in LISTS.values()}}
             value = "choice(value)" if field.enum else read.get(type_, "number(value)")
             lines.append(f'        "{field.name}" => record.{field.name} = {value},')
         lines += [f'        _ => panic!("{record.name} has no field {{field}}"),', "    }", "}"]

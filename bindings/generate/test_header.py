@@ -61,15 +61,43 @@ class Model(unittest.TestCase):
         )
         desc = self.header.struct("ra_attention_desc")
         self.assertEqual(
-            {f.name: f.count for f in desc.fields if f.count},
-            {"document_offsets_q": "num_documents + 1", "document_offsets_kv": "num_documents + 1", "kv_lengths": "batch"},
+            {f.name: str(f.count) for f in desc.fields if f.count},
+            {
+                "document_offsets_q": "num_documents + 1",
+                "document_offsets_kv": "num_documents + 1",
+                "kv_lengths": "batch",
+                "alibi_slopes": "num_heads_q",
+                "mask_slices": "5 * num_mask_slices",
+                "segment_lengths": "num_branches",
+                "dilations": "num_branches",
+            },
         )
-        self.assertNotIn("num_documents", [f.name for f in desc.values])
+        derived = {name: [f.name for f in lists] for name, lists in desc.derived.items()}
+        self.assertEqual(
+            derived,
+            {
+                "num_documents": ["document_offsets_q", "document_offsets_kv"],
+                "num_mask_slices": ["mask_slices"],
+                "num_branches": ["segment_lengths", "dilations"],
+            },
+        )
+        self.assertFalse(derived.keys() & {f.name for f in desc.values})
+
+    def test_tensors_and_their_dtypes(self):
+        backward = {f.name: f.dtype for f in self.header.struct("ra_backward_args").fields if f.dtype}
+        self.assertEqual(
+            backward,
+            {name: "desc.dtype" for name in ("q", "k", "v")}
+            | {name: "desc.out_dtype" for name in ("out", "dout")}
+            | {name: "desc.grad_dtype" for name in ("dq", "dk", "dv")},
+        )
+        self.assertEqual({f.dtype for f in self.header.struct("ra_merge_args").fields if f.type == "ra_tensor"}, {"dtype"})
 
     def test_comments_keep_their_paragraphs_and_tables(self):
         doc = self.header.struct("ra_attention_desc").doc
         self.assertIn("hold:\n\n    mask           RA_MASK_FULL", doc)
-        self.assertIn("\n    kv_lengths     j < kv_lengths[batch entry]\n\nwhere shift is 0", doc)
+        self.assertIn("\n    kv_lengths     j < kv_lengths[batch entry]\n    mask_slices ", doc)
+        self.assertIn("(ra_mask_slice_kind)\n\nwhere shift is 0", doc)
 
     def test_names_are_translated(self):
         names = c.Names(
@@ -98,6 +126,9 @@ class Rules(unittest.TestCase):
 
     def test_a_list_says_how_long_it_is(self):
         self.refused(r"host, batch entries of", "some entries of", "ra_attention_desc::kv_lengths")
+
+    def test_a_tensor_says_its_dtype(self):
+        self.refused(r"shape of q, desc.grad_dtype; written", "shape of q; written", "ra_backward_args::dq")
 
     def test_the_length_of_a_list_is_a_field(self):
         self.refused(r"host, batch entries of", "host, batches entries of", "'batches' entries, which is no field")

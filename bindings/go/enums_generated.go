@@ -303,6 +303,136 @@ func (x *MaskAlignment) UnmarshalText(text []byte) error {
 	return parseEnum(x, text, MaskAlignmentTopLeft, MaskAlignmentBottomRight)
 }
 
+// MaskSliceKind: Which pairs of its rectangle a mask slice has: query i of q_begin .. q_end - 1, key j of
+// kv_begin .. kv_end - 1.
+type MaskSliceKind int32
+
+const (
+	// all
+	MaskSliceKindFull MaskSliceKind = C.RA_MASK_SLICE_KIND_FULL
+	// j - kv_end <= i - q_end: the last query faces the last key, and sees none behind
+	MaskSliceKindCausal MaskSliceKind = C.RA_MASK_SLICE_KIND_CAUSAL
+	// j - kv_begin >= i - q_begin: the first query faces the first key, and sees none before
+	MaskSliceKindInverseCausal MaskSliceKind = C.RA_MASK_SLICE_KIND_INVERSE_CAUSAL
+	// what both CAUSAL and INVERSE_CAUSAL have: a band, or nothing where there are more queries than keys
+	MaskSliceKindBidirectionalCausal MaskSliceKind = C.RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL
+)
+
+// String is the constant's name in C without its prefix.
+func (x MaskSliceKind) String() string {
+	switch x {
+	case MaskSliceKindFull:
+		return "FULL"
+	case MaskSliceKindCausal:
+		return "CAUSAL"
+	case MaskSliceKindInverseCausal:
+		return "INVERSE_CAUSAL"
+	case MaskSliceKindBidirectionalCausal:
+		return "BIDIRECTIONAL_CAUSAL"
+	}
+	return fmt.Sprintf("MaskSliceKind(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x MaskSliceKind) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *MaskSliceKind) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, MaskSliceKindFull, MaskSliceKindCausal, MaskSliceKindInverseCausal, MaskSliceKindBidirectionalCausal)
+}
+
+// DilationPhase: Which positions of a segment a query head keeps in a branch of dilation r: those whose place
+// in it, mod r, is its phase.
+type DilationPhase int32
+
+const (
+	// of query head h: floor(h / ceil(NumHeadsQ / r)), as in torchscale's code
+	DilationPhaseBlocksOfHeads DilationPhase = C.RA_DILATION_PHASE_BLOCKS_OF_HEADS
+	// of query head h: h mod r, as in the LongNet paper
+	DilationPhaseInterleavedHeads DilationPhase = C.RA_DILATION_PHASE_INTERLEAVED_HEADS
+)
+
+// String is the constant's name in C without its prefix.
+func (x DilationPhase) String() string {
+	switch x {
+	case DilationPhaseBlocksOfHeads:
+		return "BLOCKS_OF_HEADS"
+	case DilationPhaseInterleavedHeads:
+		return "INTERLEAVED_HEADS"
+	}
+	return fmt.Sprintf("DilationPhase(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x DilationPhase) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *DilationPhase) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, DilationPhaseBlocksOfHeads, DilationPhaseInterleavedHeads)
+}
+
+// DilationPadding: What stands behind the end of a last segment that is shorter than the others of its
+// branch.
+type DilationPadding int32
+
+const (
+	// nothing
+	DilationPaddingMasked DilationPadding = C.RA_DILATION_PADDING_MASKED
+	// what torchscale pads with: keys with score 0 and value 0, so many that each head has ceil(g / r) keys
+	// in every segment of g positions; for full masks only. Rows of that segment get smaller outputs for it,
+	// and longer sequences other results for the same tokens
+	DilationPaddingZeroKeys DilationPadding = C.RA_DILATION_PADDING_ZERO_KEYS
+)
+
+// String is the constant's name in C without its prefix.
+func (x DilationPadding) String() string {
+	switch x {
+	case DilationPaddingMasked:
+		return "MASKED"
+	case DilationPaddingZeroKeys:
+		return "ZERO_KEYS"
+	}
+	return fmt.Sprintf("DilationPadding(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x DilationPadding) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *DilationPadding) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, DilationPaddingMasked, DilationPaddingZeroKeys)
+}
+
+// DilationGradient: What the backward pass differentiates.
+type DilationGradient int32
+
+const (
+	// the result
+	DilationGradientExact DilationGradient = C.RA_DILATION_GRADIENT_EXACT
+	// as torchscale: each branch by itself, and the weights by which branches are combined are taken for
+	// constants. Not the gradient of the result, where a row has several branches
+	DilationGradientConstantWeights DilationGradient = C.RA_DILATION_GRADIENT_CONSTANT_WEIGHTS
+)
+
+// String is the constant's name in C without its prefix.
+func (x DilationGradient) String() string {
+	switch x {
+	case DilationGradientExact:
+		return "EXACT"
+	case DilationGradientConstantWeights:
+		return "CONSTANT_WEIGHTS"
+	}
+	return fmt.Sprintf("DilationGradient(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x DilationGradient) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *DilationGradient) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, DilationGradientExact, DilationGradientConstantWeights)
+}
+
 // Schedule: Who computes and sends what, in which order. Results follow the same rules with each, but not to
 // the last bit.
 //

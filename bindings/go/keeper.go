@@ -89,7 +89,7 @@ func (k *keeper) floats(name string, t *Tensor, to **C.float) {
 }
 
 // list refuses another number of entries than C will read; nil is no list.
-func (k *keeper) list(name string, entries []int64, count string, number int64) *C.int64_t {
+func list[T int64 | float32](k *keeper, name string, entries []T, count string, number int64) *T {
 	if entries != nil && int64(len(entries)) != number {
 		k.refuse("%s has %d entries; must have %s, %d", name, len(entries), count, number)
 	}
@@ -97,7 +97,7 @@ func (k *keeper) list(name string, entries []int64, count string, number int64) 
 		return nil
 	}
 	k.pins.Pin(&entries[0])
-	return (*C.int64_t)(&entries[0])
+	return &entries[0]
 }
 
 // text is NULL for "".
@@ -113,11 +113,12 @@ func (k *keeper) text(name, value string) *C.char {
 	return text
 }
 
-// documents is how many there are between the offsets: one less than those of the first list that is given.
-func documents(lists ...[]int64) int {
-	for _, offsets := range lists {
-		if offsets != nil {
-			return len(offsets) - 1
+// counted is how many things lists are of, which have factor entries for each and more entries besides: those of the first list that is
+// given. What does not divide is refused when that list is kept.
+func counted(factor, more int, lists ...[]int64) int {
+	for _, entries := range lists {
+		if entries != nil {
+			return (len(entries) - more) / factor
 		}
 	}
 	return 0

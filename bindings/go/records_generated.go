@@ -162,14 +162,38 @@ func (x *Capabilities) fromC(raw *C.ra_capabilities) {
 //	window         WindowLeft   < 0 or j >= i + shift - WindowLeft;   WindowRight < 0 or j <= i + shift + WindowRight
 //	documents      i and j lie in documents of the same number
 //	KVLengths      j < KVLengths[batch entry]
+//	MaskSlices     there are none, or one of them has (i, j) (MaskSliceKind)
 //
 // where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right). With
-// documents, i, j and shift count inside the document, but KVLengths counts from the start of the sequence
-// and never moves the diagonal.
+// documents, i, j and shift count inside the document, but KVLengths and MaskSlices count from the start of
+// the sequence; neither moves the diagonal.
 //
-// score(i, j) = softcap(SoftmaxScale * dot(q_i, k_j)), with softcap(s) = c * tanh(s / c) where c =
-// desc.Softcap > 0 (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural logarithm; out_i = sum_j exp(score
-// - lse_i) v_j. A row that sees no key has out = 0, lse = -infinity and gradients 0.
+// score(i, j) = softcap(SoftmaxScale * dot(q_i, k_j)) - ALiBiSlopes[head] * |i + shift - j| + KeyBias[batch
+// entry, j], with softcap(s) = c * tanh(s / c) where c = desc.Softcap > 0 (Gemma 2, 2024); the second term as
+// in Press et al. 2022, "ALiBi"; what the description does not ask for is left out. The sinks of a query head
+// are logits that join its softmax without a value (Xiao et al. 2024): lse_i = log(sum_j exp(score) + sum_n
+// exp(sinks[head, n])), natural logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees no key has
+// out = 0 and gradients 0; its lse is that of the sinks alone, -infinity without any.
+//
+// Dropout of probability p makes weights 0 by chance and the others larger: out_i = sum_j kept_ij / (1 - p)
+// exp(score - lse_i) v_j, where lse_i is as without. Which are kept (AttentionDesc.DropoutMask) depends on
+// DropoutSeed, DropoutOffset, the batch entry, the query head and the positions of query and key in the whole
+// sequence, by Philox 4x32-10 (Salmon et al. 2011): it is the same for every world size, sharding, schedule,
+// number of chunks and backend, and the backward pass finds it again.
+//
+// Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the positions of a
+// document's keys into segments of g = min(SegmentLengths[n], keys of the document), of which the last may be
+// shorter; query i stands at position i + shift. With r = dilations[n], each query head keeps those positions
+// of a segment whose place in it, mod r, is the head's phase (DilationPhase). In branch n, i sees j iff all
+// that is said above holds, both are of one segment, and the head keeps both. With o_n, l_n the output and
+// lse of branch n alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
+//
+// So a key that a row sees in several branches counts as often; sinks join the sum once, and dropout keeps or
+// drops a pair for all branches alike. A row that a branch does not keep has nothing from it, and one that no
+// branch keeps sees no key: its out is 0. A branch of dilation 1 keeps all. Where heads share K and V the
+// phase is the query head's, so that they may use different rows. Where g is no multiple of r and there are
+// several segments, places still count from the start of each; torchscale, which counts on through the
+// segments, places rows elsewhere there.
 //
 // NewAttentionDesc has the defaults; the zero value has not.
 // A list that is not nil must have as many entries as are said.
@@ -229,6 +253,34 @@ type AttentionDesc struct {
 	// .. 2^58; default 0: 2^28. It holds more where one head is more than 1,024 times as much: into more
 	// chunks than these the library cuts no shard unasked
 	GatherBytes int64
+	// NumHeadsQ entries, finite: what a key's distance from the diagonal takes off its score, per position,
+	// for each query head; nil: none
+	ALiBiSlopes []float32
+	// sinks of each query head, 0 .. 1024, in ForwardArgs.Sinks; default 0: none
+	NumSinks int64
+	// of a weight to be dropped, 0 <= p < 1; default 0: none
+	DropoutProbability float32
+	// true if scores get ForwardArgs.KeyBias; default 0
+	HasKeyBias bool
+	// 64 bits, any; read where DropoutProbability > 0 only; default 0
+	DropoutSeed int64
+	// 64 bits, any: another one for each call that is to drop other weights, but in the backward pass that of
+	// its forward pass; read as DropoutSeed; default 0
+	DropoutOffset int64
+	// 5 entries for each of the mask slices: q_begin, q_end, kv_begin, kv_end, MaskSliceKind of each, in
+	// positions of the whole sequence, 0 <= begin <= end <= seqlen. In any order; may be empty; no two
+	// rectangles have a pair in common, whatever their kinds
+	MaskSlices []int64
+	// default DilationPhaseBlocksOfHeads. As all that follows it is read where there are branches only
+	DilationPhase DilationPhase
+	// an entry for each of the branches: positions of a segment of each branch, >= 1
+	SegmentLengths []int64
+	// an entry for each of the branches: of how many positions each branch keeps one, 1 .. 2^48
+	Dilations []int64
+	// default DilationPaddingMasked
+	DilationPadding DilationPadding
+	// default DilationGradientExact
+	DilationGradient DilationGradient
 }
 
 // NewAttentionDesc has the library's defaults.
@@ -262,11 +314,21 @@ func (x *AttentionDesc) fromC(raw *C.ra_attention_desc) {
 	x.Schedule = Schedule(raw.schedule)
 	x.NumChunks = int64(raw.num_chunks)
 	x.GatherBytes = int64(raw.gather_bytes)
+	x.NumSinks = int64(raw.num_sinks)
+	x.DropoutProbability = float32(raw.dropout_probability)
+	x.HasKeyBias = raw.has_key_bias != 0
+	x.DropoutSeed = int64(raw.dropout_seed)
+	x.DropoutOffset = int64(raw.dropout_offset)
+	x.DilationPhase = DilationPhase(raw.dilation_phase)
+	x.DilationPadding = DilationPadding(raw.dilation_padding)
+	x.DilationGradient = DilationGradient(raw.dilation_gradient)
 }
 
 func (x *AttentionDesc) toC(k *keeper, raw *C.ra_attention_desc) {
 	raw.struct_size = C.sizeof_ra_attention_desc
-	raw.num_documents = C.int64_t(documents(x.DocumentOffsetsQ, x.DocumentOffsetsKV))
+	raw.num_documents = C.int64_t(counted(1, 1, x.DocumentOffsetsQ, x.DocumentOffsetsKV))
+	raw.num_mask_slices = C.int64_t(counted(5, 0, x.MaskSlices))
+	raw.num_branches = C.int32_t(counted(1, 0, x.SegmentLengths, x.Dilations))
 	raw.batch = C.int64_t(x.Batch)
 	raw.seqlen_q = C.int64_t(x.SeqlenQ)
 	raw.seqlen_kv = C.int64_t(x.SeqlenKV)
@@ -285,12 +347,24 @@ func (x *AttentionDesc) toC(k *keeper, raw *C.ra_attention_desc) {
 	raw.window_right = C.int64_t(x.WindowRight)
 	raw.softmax_scale = C.float(x.SoftmaxScale)
 	raw.softcap = C.float(x.Softcap)
-	raw.document_offsets_q = k.list("document_offsets_q", x.DocumentOffsetsQ, "num_documents + 1", int64(raw.num_documents)+1)
-	raw.document_offsets_kv = k.list("document_offsets_kv", x.DocumentOffsetsKV, "num_documents + 1", int64(raw.num_documents)+1)
-	raw.kv_lengths = k.list("kv_lengths", x.KVLengths, "batch", int64(raw.batch))
+	raw.document_offsets_q = (*C.int64_t)(list(k, "document_offsets_q", x.DocumentOffsetsQ, "num_documents + 1", int64(raw.num_documents)+1))
+	raw.document_offsets_kv = (*C.int64_t)(list(k, "document_offsets_kv", x.DocumentOffsetsKV, "num_documents + 1", int64(raw.num_documents)+1))
+	raw.kv_lengths = (*C.int64_t)(list(k, "kv_lengths", x.KVLengths, "batch", int64(raw.batch)))
 	raw.schedule = C.int32_t(x.Schedule)
 	raw.num_chunks = C.int64_t(x.NumChunks)
 	raw.gather_bytes = C.int64_t(x.GatherBytes)
+	raw.alibi_slopes = (*C.float)(list(k, "alibi_slopes", x.ALiBiSlopes, "num_heads_q", int64(raw.num_heads_q)))
+	raw.num_sinks = C.int64_t(x.NumSinks)
+	raw.dropout_probability = C.float(x.DropoutProbability)
+	raw.has_key_bias = flag(x.HasKeyBias)
+	raw.dropout_seed = C.int64_t(x.DropoutSeed)
+	raw.dropout_offset = C.int64_t(x.DropoutOffset)
+	raw.mask_slices = (*C.int64_t)(list(k, "mask_slices", x.MaskSlices, "5 * num_mask_slices", 5*int64(raw.num_mask_slices)))
+	raw.dilation_phase = C.int32_t(x.DilationPhase)
+	raw.segment_lengths = (*C.int64_t)(list(k, "segment_lengths", x.SegmentLengths, "num_branches", int64(raw.num_branches)))
+	raw.dilations = (*C.int64_t)(list(k, "dilations", x.Dilations, "num_branches", int64(raw.num_branches)))
+	raw.dilation_padding = C.int32_t(x.DilationPadding)
+	raw.dilation_gradient = C.int32_t(x.DilationGradient)
 }
 
 // MemoryRequirements: What one rank needs for one problem, in bytes, and what its calls will do. A rank's
@@ -298,14 +372,16 @@ func (x *AttentionDesc) toC(k *keeper, raw *C.ra_attention_desc) {
 // are the context itself, its transport and threads, and short lists of what is to be computed: about 500
 // bytes for each document and 100 for each chunk of each rank.
 type MemoryRequirements struct {
-	// q, k, v, out and lse, packed
+	// q, k, v, out and lse, packed; and where the description has them, KeyBias and sinks
 	ForwardTensors uint64
-	// q, k, v, out, lse, dout, dq, dk and dv, packed
+	// q, k, v, out, lse, dout, dq, dk and dv, packed; and where the description has them, KeyBias, sinks and
+	// dsinks
 	BackwardTensors uint64
 	// tiles of each thread and, unless WorldSize is 1, two chunks in flight, max and sum of each row, and the
 	// output in fp32 where OutDType is another; where cuDNN may run, what it needs and, unless WorldSize is
 	// 1, one block's output in fp32. ScheduleAllGather: the same for one part, but its own chunk and those of
-	// the r ranks whose keys it sees, 1 + r
+	// the r ranks whose keys it sees, 1 + r. A chunk has its keys' KeyBias with it; sinks take a number for
+	// each query head
 	ForwardWorkspace uint64
 	// tiles of each thread, delta of each row, dq in fp32 where GradDType is another, two chunks in flight
 	// and four of gradients in fp32; if WorldSize is 1, one and one. ScheduleAllGather: the same for one
@@ -459,6 +535,12 @@ type ForwardArgs struct {
 	Workspace Buffer
 	// a stream of the context's device; must be zero on the CPU
 	Stream uintptr
+	// [batch, n_kv] packed, of this rank's keys; where desc.HasKeyBias is 1, else zero. -infinity hides a
+	// key; NaN or +infinity make the rows that see it undefined
+	KeyBias Tensor
+	// [NumHeadsQ, NumSinks] packed, the same on every rank; where desc.NumSinks > 0, else zero. As KeyBias,
+	// never NaN or +infinity
+	Sinks Tensor
 }
 
 func (x *ForwardArgs) toC(k *keeper, raw *C.ra_forward_args, desc *AttentionDesc) {
@@ -470,8 +552,12 @@ func (x *ForwardArgs) toC(k *keeper, raw *C.ra_forward_args, desc *AttentionDesc
 	k.floats("lse", &x.LSE, &raw.lse)
 	k.pointer("workspace", &x.Workspace, unsafe.Pointer(&raw.workspace))
 	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
+	k.floats("key_bias", &x.KeyBias, &raw.key_bias)
+	k.floats("sinks", &x.Sinks, &raw.sinks)
 	raw.lse_size = C.size_t(x.LSE.memory.size)
 	raw.workspace_size = C.size_t(x.Workspace.size)
+	raw.key_bias_size = C.size_t(x.KeyBias.memory.size)
+	raw.sinks_size = C.size_t(x.Sinks.memory.size)
 }
 
 // BackwardArgs: One rank's tensors of Context.Backward; shapes as in ForwardArgs.
@@ -494,13 +580,20 @@ type BackwardArgs struct {
 	DK Tensor
 	// shape of v, desc.GradDType; written
 	DV Tensor
-	// false: overwrite dq, dk and dv; true: add to what they hold
+	// false: overwrite dq, dk, dv and dsinks; true: add to what they hold
 	Accumulate bool
 	// BackwardWorkspace bytes aligned to 64, or zero: the context keeps one of its own, as large as its
 	// largest call needed, until it is destroyed
 	Workspace Buffer
 	// a stream of the context's device; must be zero on the CPU
 	Stream uintptr
+	// as given to Context.Forward
+	KeyBias Tensor
+	// as given to Context.Forward
+	Sinks Tensor
+	// [NumHeadsQ, NumSinks] packed; written: this rank's share of the gradient, that of its own queries. The
+	// gradient is the sum over all ranks, which the caller makes. zero if not wanted
+	DSinks Tensor
 }
 
 func (x *BackwardArgs) toC(k *keeper, raw *C.ra_backward_args, desc *AttentionDesc) {
@@ -517,8 +610,14 @@ func (x *BackwardArgs) toC(k *keeper, raw *C.ra_backward_args, desc *AttentionDe
 	raw.accumulate = flag(x.Accumulate)
 	k.pointer("workspace", &x.Workspace, unsafe.Pointer(&raw.workspace))
 	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
+	k.floats("key_bias", &x.KeyBias, &raw.key_bias)
+	k.floats("sinks", &x.Sinks, &raw.sinks)
+	k.floats("dsinks", &x.DSinks, &raw.dsinks)
 	raw.lse_size = C.size_t(x.LSE.memory.size)
 	raw.workspace_size = C.size_t(x.Workspace.size)
+	raw.key_bias_size = C.size_t(x.KeyBias.memory.size)
+	raw.sinks_size = C.size_t(x.Sinks.memory.size)
+	raw.dsinks_size = C.size_t(x.DSinks.memory.size)
 }
 
 // MergeArgs: Two partial results over disjoint sets of keys, and where their union goes.

@@ -108,6 +108,16 @@ func (d AttentionDesc) ShardPosition(worldSize, rank int32, side Side, index int
 	return int64(position), err
 }
 
+// DropoutMask fills mask with which weights of one row dropout keeps: mask[n] for the key firstKey + n, whether the query sees it or
+// not. entry is of the batch, head of Q; query and the keys are positions of the whole sequence. All true without dropout. For tests,
+// and for those who compute a row by themselves. mask is untouched on errors: [ErrInvalidArgument].
+func (d AttentionDesc) DropoutMask(entry, head, query, firstKey int64, mask []bool) error {
+	return d.run(func(f *frame) {
+		C.ra_get_dropout_mask(&f.desc, C.int64_t(entry), C.int64_t(head), C.int64_t(query), C.int64_t(firstKey),
+			C.int64_t(len(mask)), (*C.uint8_t)(unsafe.Pointer(unsafe.SliceData(mask))), &f.err) // true is 1
+	})
+}
+
 // ShardPositions fills positions with those of the shard's tokens first, first + 1, ...; the way to get many. It is untouched on
 // errors. Errors: [ErrInvalidArgument], as where the shard has not so many tokens.
 func (d AttentionDesc) ShardPositions(worldSize, rank int32, side Side, first int64, positions []int64) error {

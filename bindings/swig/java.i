@@ -7,6 +7,7 @@
 //   other pointers           long: an address
 //   char[]                   String
 //   int64_t *positions       long[] that the call fills
+//   uint8_t *mask            boolean[] that the call fills
 //   size_t struct_size       no parameter
 //   size_t, int64_t          long
 //   (callback, user_data)    an object with a method void log(int level, byte[] message), or null
@@ -148,6 +149,17 @@ static void log_line(int32_t level, const char *message, void *sink) {
   if (!$1) return $null;
 %}
 %typemap(freearg) int64_t *positions "(*jenv)->ReleaseLongArrayElements(jenv, $input, (jlong *)$1, 0);"
+
+%typemap(jni) uint8_t *mask "jbooleanArray"
+%typemap(jtype) uint8_t *mask "boolean[]"
+%typemap(jstype) uint8_t *mask "boolean[]"
+%typemap(javain) uint8_t *mask "$javainput"
+%typemap(check) uint8_t *mask ""
+%typemap(in) uint8_t *mask %{
+  $1 = (uint8_t *)(*jenv)->GetBooleanArrayElements(jenv, $input, NULL);
+  if (!$1) return $null;
+%}
+%typemap(freearg) uint8_t *mask "(*jenv)->ReleaseBooleanArrayElements(jenv, $input, (jboolean *)$1, 0);"
 
 // The address of a direct buffer's first byte, whatever its position.
 %typemap(jni) const void *buffer "jobject"

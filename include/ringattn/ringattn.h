@@ -135,6 +135,38 @@ typedef enum ra_mask_alignment {
   RA_MASK_ALIGNMENT_BOTTOM_RIGHT = 1 /**< query i faces key i + seqlen_kv - seqlen_q; inside each document, its lengths */
 } ra_mask_alignment;
 
+/** Which pairs of its rectangle a mask slice has: query i of q_begin .. q_end - 1, key j of kv_begin .. kv_end - 1. */
+typedef enum ra_mask_slice_kind {
+  RA_MASK_SLICE_KIND_FULL = 0,                /**< all */
+  RA_MASK_SLICE_KIND_CAUSAL = 1,              /**< j - kv_end <= i - q_end: the last query faces the last key, and sees none behind */
+  RA_MASK_SLICE_KIND_INVERSE_CAUSAL = 2,      /**< j - kv_begin >= i - q_begin: the first query faces the first key, and sees none
+                                                   before */
+  RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL = 3 /**< what both CAUSAL and INVERSE_CAUSAL have: a band, or nothing where there are
+                                                   more queries than keys */
+} ra_mask_slice_kind;
+
+/** Which positions of a segment a query head keeps in a branch of dilation r: those whose place in it, mod r, is its phase. */
+typedef enum ra_dilation_phase {
+  RA_DILATION_PHASE_BLOCKS_OF_HEADS = 0,  /**< of query head h: floor(h / ceil(num_heads_q / r)), as in torchscale's code */
+  RA_DILATION_PHASE_INTERLEAVED_HEADS = 1 /**< of query head h: h mod r, as in the LongNet paper */
+} ra_dilation_phase;
+
+/** What stands behind the end of a last segment that is shorter than the others of its branch. */
+typedef enum ra_dilation_padding {
+  RA_DILATION_PADDING_MASKED = 0,   /**< nothing */
+  RA_DILATION_PADDING_ZERO_KEYS = 1 /**< what torchscale pads with: keys with score 0 and value 0, so many that each head has
+                                         ceil(g / r) keys in every segment of g positions; for full masks only. Rows of that
+                                         segment get smaller outputs for it, and longer sequences other results for the same tokens */
+} ra_dilation_padding;
+
+/** What the backward pass differentiates. */
+typedef enum ra_dilation_gradient {
+  RA_DILATION_GRADIENT_EXACT = 0,           /**< the result */
+  RA_DILATION_GRADIENT_CONSTANT_WEIGHTS = 1 /**< as torchscale: each branch by itself, and the weights by which branches are combined
+                                                 are taken for constants. Not the gradient of the result, where a row has
+                                                 several branches */
+} ra_dilation_gradient;
+
 /**
  * Who computes and sends what, in which order. Results follow the same rules with each, but not to the last bit.
  *
@@ -316,13 +348,34 @@ RA_API ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *er
  *     window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
  *     documents      i and j lie in documents of the same number
  *     kv_lengths     j < kv_lengths[batch entry]
+ *     mask_slices    there are none, or one of them has (i, j) (ra_mask_slice_kind)
  *
  * where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right). With documents, i, j and
- * shift count inside the document, but kv_lengths counts from the start of the sequence and never moves the diagonal.
+ * shift count inside the document, but kv_lengths and mask_slices count from the start of the sequence; neither moves the diagonal.
  *
- * score(i, j) = softcap(softmax_scale * dot(q_i, k_j)), with softcap(s) = c * tanh(s / c) where c = desc.softcap > 0
- * (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees
- * no key has out = 0, lse = -infinity and gradients 0.
+ * score(i, j) = softcap(softmax_scale * dot(q_i, k_j)) - alibi_slopes[head] * |i + shift - j| + key_bias[batch entry, j], with
+ * softcap(s) = c * tanh(s / c) where c = desc.softcap > 0 (Gemma 2, 2024); the second term as in Press et al. 2022, "ALiBi"; what
+ * the description does not ask for is left out. The sinks of a query head are logits that join its softmax without a value (Xiao
+ * et al. 2024): lse_i = log(sum_j exp(score) + sum_n exp(sinks[head, n])), natural logarithm; out_i = sum_j exp(score - lse_i) v_j.
+ * A row that sees no key has out = 0 and gradients 0; its lse is that of the sinks alone, -infinity without any.
+ *
+ * Dropout of probability p makes weights 0 by chance and the others larger: out_i = sum_j kept_ij / (1 - p) exp(score - lse_i) v_j,
+ * where lse_i is as without. Which are kept (ra_get_dropout_mask) depends on dropout_seed, dropout_offset, the batch entry, the
+ * query head and the positions of query and key in the whole sequence, by Philox 4x32-10 (Salmon et al. 2011): it is the same for
+ * every world size, sharding, schedule, number of chunks and backend, and the backward pass finds it again.
+ *
+ * Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the positions of a document's
+ * keys into segments of g = min(segment_lengths[n], keys of the document), of which the last may be shorter; query i stands at
+ * position i + shift, and before the first key or behind the last one in the first or the last segment. With r = dilations[n], each
+ * query head keeps those positions of a segment whose place in it, mod r, is the head's phase (dilation_phase). In branch n, i sees j
+ * iff all that is said above holds, both are of one segment, and the head keeps both. With o_n, l_n the output and lse of branch n
+ * alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
+ *
+ * So a key that a row sees in several branches counts as often; sinks join the sum once, and dropout keeps or drops a pair for all
+ * branches alike. A row that a branch does not keep has nothing from it, and one that no branch keeps sees no key: its out is 0. A
+ * branch of dilation 1 keeps all. Where heads share K and V the phase is the query head's, so that they may use different rows. Where
+ * g is no multiple of r and there are several segments, places still count from the start of each; torchscale, which counts on
+ * through the segments, places rows elsewhere there.
  */
 typedef struct ra_attention_desc {
   size_t struct_size;
@@ -360,6 +413,26 @@ typedef struct ra_attention_desc {
                                             longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
                                             holds more where one head is more than 1,024 times as much: into more chunks than
                                             these the library cuts no shard unasked */
+  const float *alibi_slopes;           /**< host, num_heads_q entries, finite: what a key's distance from the diagonal takes off its
+                                            score, per position, for each query head; NULL: none */
+  int64_t num_sinks;                   /**< sinks of each query head, 0 .. 1024, in ra_forward_args::sinks; default 0: none */
+  float dropout_probability;           /**< of a weight to be dropped, 0 <= p < 1; default 0: none */
+  int32_t has_key_bias;                /**< 1 if scores get ra_forward_args::key_bias; default 0 */
+  int64_t dropout_seed;                /**< 64 bits, any; read where dropout_probability > 0 only; default 0 */
+  int64_t dropout_offset;              /**< 64 bits, any: another one for each call that is to drop other weights, but in the
+                                            backward pass that of its forward pass; read as dropout_seed; default 0 */
+  int64_t num_mask_slices;             /**< 0 .. 2^20; default 0: pairs are seen without regard to slices */
+  const int64_t *mask_slices;          /**< host, 5 * num_mask_slices entries: q_begin, q_end, kv_begin, kv_end, ra_mask_slice_kind of
+                                            each, in positions of the whole sequence, 0 <= begin <= end <= seqlen. In any order;
+                                            may be empty; no two rectangles have a pair in common, whatever their kinds */
+  int32_t num_branches;                /**< of dilated attention, 0 .. 16; default 0: not dilated */
+  int32_t dilation_phase;              /**< ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it is
+                                            read where there are branches only */
+  const int64_t *segment_lengths;      /**< host, num_branches entries: positions of a segment of each branch, >= 1 and
+                                            at least seqlen_kv / 2^20 */
+  const int64_t *dilations;            /**< host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48 */
+  int32_t dilation_padding;            /**< ra_dilation_padding; default RA_DILATION_PADDING_MASKED */
+  int32_t dilation_gradient;           /**< ra_dilation_gradient; default RA_DILATION_GRADIENT_EXACT */
 } ra_attention_desc;
 
 /** Fills `desc` with defaults. `struct_size` is sizeof(ra_attention_desc). Accepts NULL. */
@@ -373,6 +446,17 @@ RA_API void ra_init_attention_desc(ra_attention_desc *desc, size_t struct_size);
  */
 RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_desc *desc, ra_error *error);
 
+/**
+ * Which weights of one row dropout keeps: mask[n] is 1 if it keeps that of key first_key + n, 0 if it drops it, for 0 <= n < count,
+ * whether the query sees the key or not. All 1 if desc.dropout_probability is 0.
+ *
+ * `entry` is of the batch, `head` of Q; `query` and the keys are positions of the whole sequence: 0 <= first_key, 0 <= count,
+ * first_key + count <= seqlen_kv. `mask` has room for `count` bytes, may be NULL if that is 0, and is untouched on errors. Local, no
+ * context needed; for tests, and for those who compute a row by themselves. Errors: INVALID_ARGUMENT.
+ */
+RA_API ra_status ra_get_dropout_mask(const ra_attention_desc *desc, int64_t entry, int64_t head, int64_t query,
+                                     int64_t first_key, int64_t count, uint8_t *mask, ra_error *error);
+
 /* ---------------------------------------------------------------- memory and cost */
 
 /**
@@ -382,13 +466,15 @@ RA_API ra_status ra_check_support(const ra_context *context, const ra_attention_
  */
 typedef struct ra_memory_requirements {
   size_t struct_size;
-  size_t forward_tensors;     /**< q, k, v, out and lse, packed */
-  size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed */
+  size_t forward_tensors;     /**< q, k, v, out and lse, packed; and where the description has them, key_bias and sinks */
+  size_t backward_tensors;    /**< q, k, v, out, lse, dout, dq, dk and dv, packed; and where the description has them, key_bias,
+                                   sinks and dsinks */
   size_t forward_workspace;   /**< tiles of each thread and, unless world_size is 1, two chunks in flight, max and sum of each
                                    row, and the output in fp32 where out_dtype is another; where cuDNN may run, what it needs
                                    and, unless world_size is 1, one block's output in fp32.
                                    RA_SCHEDULE_ALL_GATHER: the same for one part, but its own chunk and those of the r ranks
-                                   whose keys it sees, 1 + r */
+                                   whose keys it sees, 1 + r. A chunk has its keys' key_bias with it; sinks take a number for
+                                   each query head */
   size_t backward_workspace;  /**< tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
                                    flight and four of gradients in fp32; if world_size is 1, one and one. RA_SCHEDULE_ALL_GATHER: the
                                    same for one part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys */
@@ -538,6 +624,12 @@ typedef struct ra_forward_args {
                               own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
   ra_stream stream;      /**< a stream of the context's device; must be NULL on the CPU */
+  const float *key_bias; /**< [batch, n_kv] packed, of this rank's keys; where desc.has_key_bias is 1, else NULL. -infinity
+                              hides a key; NaN or +infinity make the rows that see it undefined */
+  size_t key_bias_size;  /**< bytes that may be read from key_bias on; fewer than it takes are refused. 0: not checked */
+  const float *sinks;    /**< [num_heads_q, num_sinks] packed, the same on every rank; where desc.num_sinks > 0, else NULL. As
+                              key_bias, never NaN or +infinity */
+  size_t sinks_size;     /**< bytes that may be read from sinks on; fewer than it takes are refused. 0: not checked */
 } ra_forward_args;
 
 /** Clears `args`. `struct_size` is sizeof(ra_forward_args). Accepts NULL. */
@@ -581,12 +673,19 @@ typedef struct ra_backward_args {
   ra_tensor dq;          /**< shape of q, desc.grad_dtype; written */
   ra_tensor dk;          /**< shape of k, desc.grad_dtype; written */
   ra_tensor dv;          /**< shape of v, desc.grad_dtype; written */
-  int32_t accumulate;    /**< 0: overwrite dq, dk and dv; 1: add to what they hold */
+  int32_t accumulate;    /**< 0: overwrite dq, dk, dv and dsinks; 1: add to what they hold */
   int32_t reserved;      /**< 0 */
   void *workspace;       /**< backward_workspace bytes aligned to 64, or NULL: the context keeps one of its
                               own, as large as its largest call needed, until it is destroyed */
   size_t workspace_size; /**< bytes at workspace */
   ra_stream stream;      /**< a stream of the context's device; must be NULL on the CPU */
+  const float *key_bias; /**< as given to ra_forward */
+  size_t key_bias_size;  /**< as in ra_forward_args */
+  const float *sinks;    /**< as given to ra_forward */
+  size_t sinks_size;     /**< as in ra_forward_args */
+  float *dsinks;         /**< [num_heads_q, num_sinks] packed; written: this rank's share of the gradient, that of its own
+                              queries. The gradient is the sum over all ranks, which the caller makes. NULL if not wanted */
+  size_t dsinks_size;    /**< bytes that may be written from dsinks on; fewer than it takes are refused. 0: not checked */
 } ra_backward_args;
 
 /** Clears `args`. `struct_size` is sizeof(ra_backward_args). Accepts NULL. */
@@ -596,7 +695,7 @@ RA_API void ra_init_backward_args(ra_backward_args *args, size_t struct_size);
  * Gradients of ra_forward with respect to this rank's q, k and v, given the gradient of `out`.
  *
  * Collective, blocking, overlap and errors as ra_forward. Recomputes the scores from lse; gradients travel and accumulate
- * in fp32 and are rounded once. Deterministic. Rows whose lse is -infinity have gradients 0.
+ * in fp32 and are rounded once. Deterministic. Rows whose lse is -infinity have gradients 0. key_bias has no gradient here.
  * Method: Dao et al. 2022, "FlashAttention", Algorithm 4, with delta = rowsum(dout * out).
  */
 RA_API ra_status ra_backward(ra_context *context, const ra_attention_desc *desc, const ra_backward_args *args,

@@ -18,11 +18,28 @@ struct Shapes {
         k{p.batch, rows_kv, p.num_heads_kv, p.head_dim},
         v{p.batch, rows_kv, p.num_heads_kv, p.head_dim_v},
         out{p.batch, rows_q, p.num_heads_q, p.head_dim_v},
-        lse_bytes(p.batch * rows_q * p.num_heads_q * size_of(DType::float32)) {}
+        lse_bytes(p.batch * rows_q * p.num_heads_q * size_of(DType::float32)),
+        key_bias_bytes(p.has_key_bias ? p.batch * rows_kv * size_of(DType::float32) : 0),
+        sinks_bytes(p.num_heads_q * p.num_sinks * size_of(DType::float32)) {}
   std::int64_t rows_q, rows_kv;
   Shape q, k, v, out;
-  std::int64_t lse_bytes;
+  std::int64_t lse_bytes, key_bias_bytes, sinks_bytes;
 };
+
+// What a description asks for with `field`: NULL where it does not.
+void check_asked(const char *name, const void *data, const char *field, std::int64_t value) {
+  require(value != 0 || data == nullptr, name, " is set while ", field, " is 0; must be NULL");
+}
+
+// The arrays that both passes read.
+template <class Args>
+void check_modifiers(Ranges &ranges, const Args &a, const Problem &p, const Shapes &shapes) {
+  check_asked("key_bias", a.key_bias, "has_key_bias", p.has_key_bias);
+  check_asked("sinks", a.sinks, "num_sinks", p.num_sinks);
+  ranges.input("key_bias", a.key_bias, {"key_bias_size", a.key_bias_size}, shapes.key_bias_bytes, alignof(float),
+               false);
+  ranges.input("sinks", a.sinks, {"sinks_size", a.sinks_size}, shapes.sinks_bytes, alignof(float), false);
+}
 
 void check_workspace(Ranges &ranges, const char *pass, void *workspace, std::size_t size, std::size_t needed) {
   if (workspace == nullptr) {
@@ -49,6 +66,9 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   call.out = ranges.output("out", a.out, p.out_dtype, shapes.out);
   ranges.output("lse", a.lse, {"lse_size", a.lse_size}, shapes.lse_bytes, alignof(float), true);
   call.lse = a.lse;
+  check_modifiers(ranges, a, p, shapes);
+  call.key_bias = key_bias_tensor(a.key_bias, shapes.rows_kv);
+  call.sinks = a.sinks;
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
     check_workspace(ranges, "forward", a.workspace, a.workspace_size,
@@ -80,6 +100,12 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   call.dq = ranges.output("dq", a.dq, p.grad_dtype, shapes.q);
   call.dk = ranges.output("dk", a.dk, p.grad_dtype, shapes.k);
   call.dv = ranges.output("dv", a.dv, p.grad_dtype, shapes.v);
+  check_modifiers(ranges, a, p, shapes);
+  call.key_bias = key_bias_tensor(a.key_bias, shapes.rows_kv);
+  call.sinks = a.sinks;
+  check_asked("dsinks", a.dsinks, "num_sinks", p.num_sinks);
+  ranges.output("dsinks", a.dsinks, {"dsinks_size", a.dsinks_size}, shapes.sinks_bytes, alignof(float), true);
+  call.dsinks = a.dsinks;
   call.accumulate = a.accumulate != 0;
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)

@@ -77,6 +77,8 @@ std::unique_ptr<PassPlan> make_plan(const Problem &problem, const Rank &rank, Pa
 
 ra_context::KeptPlan &ra_context::kept_plan(const Problem &problem, Pass pass) {
   KeptPlan &kept = pass == Pass::forward ? forward_plan : backward_plan;
+  if (kept.plan != nullptr && kept.plan->problem().dropout != problem.dropout)
+    kept.plan->set_dropout(problem.dropout);  // a plan is the same whichever weights are dropped
   if (kept.plan == nullptr || kept.plan->problem() != problem) kept = {make_plan(problem, rank, pass), false};
   return kept;
 }

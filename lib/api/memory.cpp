@@ -18,11 +18,13 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
   const std::int64_t inputs = (rows_q * p.head_dim + rows_kv * dims) * size_of(p.dtype);
   const std::int64_t out = rows_q * p.head_dim_v * size_of(p.out_dtype);
   const std::int64_t lse = rows_q * size_of(DType::float32);
+  const std::int64_t key_bias = p.has_key_bias ? p.batch * forward.key_rows() * size_of(DType::float32) : 0;
+  const std::int64_t sinks = p.num_heads_q * p.num_sinks * size_of(DType::float32);
   const std::int64_t gradients = (rows_q * p.head_dim + rows_kv * dims) * size_of(p.grad_dtype);
 
   ra_memory_requirements r = defaults<ra_memory_requirements>();
-  r.forward_tensors = static_cast<std::size_t>(inputs + out + lse);
-  r.backward_tensors = static_cast<std::size_t>(inputs + 2 * out + lse + gradients);
+  r.forward_tensors = static_cast<std::size_t>(inputs + out + lse + key_bias + sinks);
+  r.backward_tensors = static_cast<std::size_t>(inputs + 2 * out + lse + gradients + key_bias + 2 * sinks);
   r.forward_workspace = workspace_bytes(forward, engine);
   r.backward_workspace = workspace_bytes(backward, engine);
   r.lse = static_cast<std::size_t>(lse);

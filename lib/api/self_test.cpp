@@ -112,7 +112,16 @@ std::string check(ra_context &c, const Oracle &oracle) {
 
   const ra_stream stream = nullptr;
   void *const workspace = c.workspace(p, Pass::forward, stream);
-  c.on(stream, [&] { c.forward(p, {q.tensor(), k.tensor(), v.tensor(), out.tensor(), lse_data, workspace}); });
+  c.on(stream, [&] {
+    ForwardCall call;
+    call.q = q.tensor();
+    call.k = k.tensor();
+    call.v = v.tensor();
+    call.out = out.tensor();
+    call.lse = lse_data;
+    call.workspace = workspace;
+    c.forward(p, call);
+  });
   BackwardCall call;
   call.dout = dout.tensor();
   call.q = q.tensor();

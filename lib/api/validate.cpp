@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
+#include <map>
 
 namespace ringattn::api {
 namespace {
@@ -17,6 +19,16 @@ static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>
 static_assert(static_cast<int>(Schedule::automatic) == RA_SCHEDULE_AUTO &&
               static_cast<int>(Schedule::ring) == RA_SCHEDULE_RING &&
               static_cast<int>(Schedule::all_gather) == RA_SCHEDULE_ALL_GATHER);
+static_assert(static_cast<int>(SliceKind::full) == RA_MASK_SLICE_KIND_FULL &&
+              static_cast<int>(SliceKind::causal) == RA_MASK_SLICE_KIND_CAUSAL &&
+              static_cast<int>(SliceKind::inverse_causal) == RA_MASK_SLICE_KIND_INVERSE_CAUSAL &&
+              static_cast<int>(SliceKind::bidirectional_causal) == RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL);
+static_assert(static_cast<int>(DilationPhase::blocks_of_heads) == RA_DILATION_PHASE_BLOCKS_OF_HEADS &&
+              static_cast<int>(DilationPhase::interleaved_heads) == RA_DILATION_PHASE_INTERLEAVED_HEADS);
+static_assert(static_cast<int>(DilationPadding::masked) == RA_DILATION_PADDING_MASKED &&
+              static_cast<int>(DilationPadding::zero_keys) == RA_DILATION_PADDING_ZERO_KEYS);
+static_assert(static_cast<int>(DilationGradient::exact) == RA_DILATION_GRADIENT_EXACT &&
+              static_cast<int>(DilationGradient::constant_weights) == RA_DILATION_GRADIENT_CONSTANT_WEIGHTS);
 
 // A product of non-negative counts, refused beyond most_tensor_bytes with the name of what it counts. A 0 among them hides no
 // other factor: batch * heads are counted with too where there is no token.
@@ -67,6 +79,119 @@ std::vector<Document> to_documents(const ra_attention_desc &d, std::int64_t seql
                          .kv_begin = offsets_kv[i],
                          .kv_length = offsets_kv[i + 1] - offsets_kv[i]});
   return documents;
+}
+
+// A list of the host's, of `count` times `factor` numbers where `count_field` says so, else NULL.
+template <class T>
+void require_list(const char *field, const T *list, const char *count_field, std::int64_t count,
+                  std::int64_t factor = 1) {
+  if (count == 0)
+    require(list == nullptr, field, " is set while ", count_field, " is 0; must be NULL");
+  else
+    require(list != nullptr, field, " is NULL while ", count_field, " is ", count, "; must have ", factor * count,
+            " entries");
+}
+
+// Refuses two slices with a pair in common. A sweep over the queries: `open` has, by their first key, the rectangles that have the
+// query that it has come to. Those are apart from each other, so one that begins there is compared with its two neighbours only.
+// O(n log n) for n slices.
+void require_disjoint(const std::vector<MaskSlice> &slices) {
+  std::vector<std::size_t> by_begin;
+  for (std::size_t n = 0; n < slices.size(); ++n)
+    if (slices[n].q_begin < slices[n].q_end && slices[n].kv_begin < slices[n].kv_end) by_begin.push_back(n);
+  std::vector<std::size_t> by_end = by_begin;
+  const auto before = [&](std::int64_t MaskSlice::*place) {
+    return [&slices, place](std::size_t a, std::size_t b) { return slices[a].*place < slices[b].*place; };
+  };
+  std::stable_sort(by_begin.begin(), by_begin.end(), before(&MaskSlice::q_begin));
+  std::stable_sort(by_end.begin(), by_end.end(), before(&MaskSlice::q_end));
+  std::map<std::int64_t, std::size_t> open;
+  auto ended = by_end.begin();
+  for (const std::size_t n : by_begin) {
+    const MaskSlice &slice = slices[n];
+    for (; slices[*ended].q_end <= slice.q_begin; ++ended) open.erase(slices[*ended].kv_begin);
+    const auto require_apart = [&](std::size_t other) {
+      const MaskSlice &o = slices[other];
+      require(slice.kv_end <= o.kv_begin || o.kv_end <= slice.kv_begin, "mask_slices has slice ", std::max(n, other),
+              " overlap slice ", std::min(n, other), ", as both have query ", slice.q_begin, " and key ",
+              std::max(slice.kv_begin, o.kv_begin), "; no two may have a pair in common");
+    };
+    const auto next = open.lower_bound(slice.kv_begin);
+    if (next != open.end()) require_apart(next->second);
+    if (next != open.begin()) require_apart(std::prev(next)->second);
+    open.emplace_hint(next, slice.kv_begin, n);
+  }
+}
+
+std::vector<MaskSlice> to_slices(const ra_attention_desc &d, const Problem &p) {
+  require_range("num_mask_slices", d.num_mask_slices, 0, most_slices);
+  constexpr std::int64_t numbers = 5;  // of a slice
+  require_list("mask_slices", d.mask_slices, "num_mask_slices", d.num_mask_slices, numbers);
+  std::vector<MaskSlice> slices;
+  slices.reserve(static_cast<std::size_t>(d.num_mask_slices));
+  for (std::int64_t n = 0; n < d.num_mask_slices; ++n) {
+    const std::int64_t *const x = d.mask_slices + numbers * n;
+    const auto require_number = [&](std::int64_t index, const char *name, std::int64_t low, const char *limit,
+                                    std::int64_t high) {
+      require(low <= x[index] && x[index] <= high, "mask_slices[", numbers * n + index, "], ", name, " of slice ", n,
+              ", is ", x[index], "; must be ", low, " .. ", limit, high);
+    };
+    require_number(0, "q_begin", 0, "seqlen_q = ", p.seqlen_q);
+    require_number(1, "q_end", x[0], "seqlen_q = ", p.seqlen_q);
+    require_number(2, "kv_begin", 0, "seqlen_kv = ", p.seqlen_kv);
+    require_number(3, "kv_end", x[2], "seqlen_kv = ", p.seqlen_kv);
+    require_number(4, "the kind", RA_MASK_SLICE_KIND_FULL, "", RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL);
+    slices.push_back({x[0], x[1], x[2], x[3], static_cast<SliceKind>(x[4])});
+  }
+  require_disjoint(slices);
+  return slices;
+}
+
+void read_modifiers(const ra_attention_desc &d, Problem &p) {
+  if (d.alibi_slopes != nullptr) {
+    for (std::int64_t h = 0; h < p.num_heads_q; ++h)
+      require(std::isfinite(d.alibi_slopes[h]), "alibi_slopes[", h, "] is ", d.alibi_slopes[h], "; must be finite");
+    p.alibi_slopes.assign(d.alibi_slopes, d.alibi_slopes + p.num_heads_q);
+  }
+  require_range("num_sinks", d.num_sinks, 0, most_sinks);
+  p.num_sinks = d.num_sinks;
+  require_range("has_key_bias", d.has_key_bias, 0, 1);
+  p.has_key_bias = d.has_key_bias != 0;
+  require(0 <= d.dropout_probability && d.dropout_probability < 1, "dropout_probability is ", d.dropout_probability,
+          "; must be at least 0 and less than 1");
+  if (d.dropout_probability > 0)
+    p.dropout = {d.dropout_probability, static_cast<std::uint64_t>(d.dropout_seed),
+                 static_cast<std::uint64_t>(d.dropout_offset)};
+}
+
+void read_dilation(const ra_attention_desc &d, Problem &p) {
+  require_range("num_branches", d.num_branches, 0, most_branches);
+  require_list("segment_lengths", d.segment_lengths, "num_branches", d.num_branches);
+  require_list("dilations", d.dilations, "num_branches", d.num_branches);
+  require_range("dilation_phase", d.dilation_phase, RA_DILATION_PHASE_BLOCKS_OF_HEADS,
+                RA_DILATION_PHASE_INTERLEAVED_HEADS);
+  require_range("dilation_padding", d.dilation_padding, RA_DILATION_PADDING_MASKED, RA_DILATION_PADDING_ZERO_KEYS);
+  require_range("dilation_gradient", d.dilation_gradient, RA_DILATION_GRADIENT_EXACT,
+                RA_DILATION_GRADIENT_CONSTANT_WEIGHTS);
+  if (d.num_branches == 0) return;
+  for (std::int64_t n = 0; n < d.num_branches; ++n) {
+    require(d.segment_lengths[n] >= 1, "segment_lengths[", n, "] is ", d.segment_lengths[n], "; must be at least 1");
+    // Each segment is a problem to itself, and listed.
+    require(p.seqlen_kv / d.segment_lengths[n] <= most_segments, "segment_lengths[", n, "] is ", d.segment_lengths[n],
+            "; must be such that seqlen_kv, ", p.seqlen_kv, ", has at most 2^20 = ", most_segments, " segments");
+    require(1 <= d.dilations[n] && d.dilations[n] <= most_tokens, "dilations[", n, "] is ", d.dilations[n],
+            "; must be 1 .. 2^48 = ", most_tokens);
+    p.branches.push_back({std::min(d.segment_lengths[n], most_tokens), d.dilations[n]});
+  }
+  p.dilation_phase = static_cast<DilationPhase>(d.dilation_phase);
+  p.dilation_padding = static_cast<DilationPadding>(d.dilation_padding);
+  p.dilation_gradient = static_cast<DilationGradient>(d.dilation_gradient);
+  if (p.dilation_padding != DilationPadding::zero_keys) return;
+  constexpr const char *needs = " with RA_DILATION_PADDING_ZERO_KEYS, which has a full mask only; must be ";
+  require(!p.causal, "mask is ", d.mask, needs, +RA_MASK_FULL);
+  require(d.window_left == -1, "window_left is ", d.window_left, needs, -1);
+  require(d.window_right == -1, "window_right is ", d.window_right, needs, -1);
+  require(p.slices.empty(), "num_mask_slices is ", d.num_mask_slices, needs, 0);
 }
 
 // `field` is whatever says it: "q.size", or "lse_size" and what of the arrays that it speaks of.
@@ -153,6 +278,10 @@ Problem to_problem(const ra_attention_desc &d) {
     p.kv_lengths.assign(d.kv_lengths, d.kv_lengths + p.batch);
   }
 
+  p.slices = to_slices(d, p);
+  read_modifiers(d, p);
+  read_dilation(d, p);
+
   require_range("schedule", d.schedule, RA_SCHEDULE_AUTO, RA_SCHEDULE_PASS_Q);
   require(d.reserved == 0, "reserved is ", d.reserved, "; must be 0");
   require_range("num_chunks", d.num_chunks, 0, most_chunks);
@@ -168,6 +297,13 @@ void require_supported(const ra_attention_desc &desc, const Problem &problem, co
     fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule,
          "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, ", RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING,
          " and RA_SCHEDULE_ALL_GATHER = ", +RA_SCHEDULE_ALL_GATHER);
+  const Dropout no_dropout;
+  const auto has_yet = [](bool asked, const char *what) {
+    if (asked) fail(RA_STATUS_NOT_SUPPORTED, what, " is not computed by this build yet");
+  };
+  has_yet(
+      !problem.alibi_slopes.empty() || problem.num_sinks > 0 || problem.has_key_bias || problem.dropout != no_dropout,
+      "a problem with alibi_slopes, sinks, key_bias or dropout");
   const std::string reason = engine.refusal(problem);
   if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
 }

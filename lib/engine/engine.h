@@ -79,12 +79,13 @@ struct ForwardStep {
   Origin origin;
   Tensor q, k, v;  // k, v: the chunk
   std::int64_t query_rows = 0;
-  Tensor running;        // fp32 output between steps; unused if this is the only step
-  float* max = nullptr;  // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
+  std::int64_t key_rows = 0;  // of the chunk
+  Tensor running;             // fp32 output between steps; unused if this is the only step
+  float* max = nullptr;       // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
   float* sum = nullptr;
   Tensor out;            // written by the last step
   float* lse = nullptr;  // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
-  const float* key_bias = nullptr;  // [batch, rows of the chunk], where the problem has one
+  const float* key_bias = nullptr;  // [batch, key_rows], where the problem has one
   const float* sinks =
       nullptr;              // [num_heads_q], log-sum-exp of each head's; where the problem has any, of the first step
   bool first = true;        // no running result yet: the items list every row
@@ -140,6 +141,11 @@ class Engine {
   // delta[b, h, i] = dot(dout, out) of each of `rows` rows.
   virtual void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                              float* delta) = 0;
+  // What a forward pass's first step takes of a problem with sinks, [num_heads_q, num_sinks]: combined[h] = log-sum-exp of head h's.
+  virtual void combine_sinks(const Problem& problem, const float* sinks, float* combined) = 0;
+  // dsinks[h, n] -= sum over b and i of exp(sinks[h, n] - lse[b, h, i]) delta[b, h, i].
+  virtual void add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
+                                  std::int64_t rows, float* dsinks) = 0;
   // to = from, of equal dtype: packs a chunk for its journey.
   virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) = 0;
   // to = round(from), or to = round(to + from); `from` is fp32.
@@ -148,7 +154,7 @@ class Engine {
   virtual void clear(const Problem& problem, const Tensor& to, Extent extent) = 0;
   // Of rows that have seen no key yet: out = 0, and lse = sinks[head], or -infinity where `sinks` is null.
   virtual void begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) = 0;
-  // Adds to them what the same rows have of other keys, if `from` is given, and `zero_keys` keys of score 0 without a value.
+  // Adds to them what the same rows have of other keys, and `zero_keys` keys of score 0 without a value.
   virtual void merge_rows(const Problem& problem, const RunningRows& from, const RunningRows& to, Extent extent,
                           std::int64_t zero_keys) = 0;
   // to += from, `count` fp32 values.

@@ -6,21 +6,23 @@ namespace ringattn {
 namespace {
 
 // The heads of a layer as a problem of their own. Results are fp32, as those of all layers are put together.
-std::shared_ptr<const Problem> problem_of(const Problem& whole, const HeadSet& heads) {
+std::shared_ptr<Problem> problem_of(const Problem& whole, const HeadSet& heads) {
   Problem p = whole;
   p.num_heads_q = heads.count_q();
   p.num_heads_kv = heads.count_kv;
   p.out_dtype = p.grad_dtype = DType::float32;
+  p.num_sinks = 0;  // they join the results of all layers together
   if (p.schedule == Schedule::automatic) p.schedule = Schedule::ring;
-  return std::make_shared<const Problem>(std::move(p));
+  return std::make_shared<Problem>(std::move(p));
 }
 
 }  // namespace
 
 PassPlan::PassPlan(const Problem& problem, int world_size, int rank, Pass pass)
-    : problem_(std::make_shared<const Problem>(problem)), rank_(rank), pass_(pass), documents_(problem_, world_size) {
+    : problem_(std::make_shared<Problem>(problem)), rank_(rank), pass_(pass), documents_(problem_, world_size) {
   if (!problem_->is_layered()) {
-    whole_ = std::make_unique<const Plan>(*problem_, world_size, rank, pass);
+    whole_ = std::make_unique<const Plan>(problem_, std::make_shared<const WholeDocuments>(problem_, world_size),
+                                          world_size, rank, pass);
     totals_ = whole_->totals();
     visible_pairs_ = count_visible_pairs(*problem_, documents_, rank) * static_cast<double>(problem_->num_heads_q);
     return;
@@ -39,12 +41,18 @@ PassPlan::PassPlan(const Problem& problem, int world_size, int rank, Pass pass)
         count_visible_pairs(layer.plan.problem(), *layer.regions, rank) * static_cast<double>(layer.heads.count_q());
 }
 
-std::vector<LayerPlan> PassPlan::plan_layers(const std::vector<Layer>& layers, int world_size, Pass pass) const {
+void PassPlan::set_dropout(const Dropout& dropout) {
+  problem_->dropout = dropout;
+  for (const std::shared_ptr<Problem>& p : layer_problems_) p->dropout = dropout;
+}
+
+std::vector<LayerPlan> PassPlan::plan_layers(const std::vector<Layer>& layers, int world_size, Pass pass) {
   std::vector<LayerPlan> plans;
   for (const Layer& layer : layers) {
     const auto regions = std::make_shared<const LayerRegions>(problem_, layer.regions, world_size);
-    plans.push_back({layer.branch, layer.heads, regions,
-                     Plan(problem_of(*problem_, layer.heads), regions, world_size, rank_, pass)});
+    layer_problems_.push_back(problem_of(*problem_, layer.heads));
+    plans.push_back(
+        {layer.branch, layer.heads, regions, Plan(layer_problems_.back(), regions, world_size, rank_, pass)});
   }
   return plans;
 }

@@ -22,6 +22,8 @@ class PassPlan {
   PassPlan(const Problem& problem, int world_size, int rank, Pass pass);
 
   const Problem& problem() const { return *problem_; }
+  // Nothing else in a plan depends on it.
+  void set_dropout(const Dropout& dropout);
   int rank() const { return rank_; }
   Pass pass() const { return pass_; }
 
@@ -44,11 +46,12 @@ class PassPlan {
   double visible_pairs() const { return visible_pairs_; }
 
  private:
-  std::vector<LayerPlan> plan_layers(const std::vector<Layer>& layers, int world_size, Pass pass) const;
+  std::vector<LayerPlan> plan_layers(const std::vector<Layer>& layers, int world_size, Pass pass);
   template <class F>
   void for_each_plan(F&& f) const;
 
-  std::shared_ptr<const Problem> problem_;
+  std::shared_ptr<Problem> problem_;
+  std::vector<std::shared_ptr<Problem>> layer_problems_;
   int rank_;
   Pass pass_;
   WholeDocuments documents_;

@@ -99,8 +99,16 @@ std::vector<Stretch> Plan::query_stretches() const {
 }
 
 std::int64_t Plan::chunk_bytes(std::int64_t rows) const {
+  if (problem_->has_key_bias) return key_bias_offset(rows) + part_entries() * rows * size_of(DType::float32);
   return part_entries() * rows * part_heads_kv() * (problem_->head_dim + problem_->head_dim_v) *
          size_of(problem_->dtype);
+}
+
+std::int64_t Plan::key_bias_offset(std::int64_t rows) const {
+  constexpr std::int64_t alignment = size_of(DType::float32);
+  const std::int64_t keys_and_values =
+      part_entries() * rows * part_heads_kv() * (problem_->head_dim + problem_->head_dim_v) * size_of(problem_->dtype);
+  return (keys_and_values + alignment - 1) / alignment * alignment;
 }
 
 std::int64_t Plan::gradient_bytes(std::int64_t rows) const {

@@ -139,8 +139,10 @@ class Plan {
   std::int64_t part_entries() const { return cutting_.entries; }
   std::int64_t part_heads_kv() const { return cutting_.heads_kv; }
 
-  // K and V of one chunk as they travel: packed [entries, rows, heads, head_dim] of a part and then the same with head_dim_v.
+  // One chunk as it travels: K, packed [entries, rows, heads, head_dim] of a part, V, the same with head_dim_v, and where the problem
+  // has one the keys' bias, fp32 [entries, rows], at that offset.
   std::int64_t chunk_bytes(std::int64_t rows) const;
+  std::int64_t key_bias_offset(std::int64_t rows) const;
   // Their gradients, fp32, in the same order.
   std::int64_t gradient_bytes(std::int64_t rows) const;
 

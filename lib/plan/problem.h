@@ -37,6 +37,7 @@ constexpr int most_ranks = 4096;
 constexpr std::int64_t most_sinks = 1024;  // of a head
 constexpr std::int64_t most_slices = std::int64_t{1} << 20;
 constexpr std::int64_t most_branches = 16;
+constexpr std::int64_t most_segments = std::int64_t{1} << 20;  // of a branch
 
 constexpr std::int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 

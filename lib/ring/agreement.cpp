@@ -37,6 +37,15 @@ auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, 
   }
   for (const std::int64_t length : p.kv_lengths) kv_lengths.add(length);
   const auto real = [](float x) { return std::int64_t{std::bit_cast<std::int32_t>(x)}; };
+  Digest slopes, slices, segment_lengths, dilations;
+  for (const float slope : p.alibi_slopes) slopes.add(real(slope));
+  for (const MaskSlice& s : p.slices)
+    for (const std::int64_t x : {s.q_begin, s.q_end, s.kv_begin, s.kv_end, static_cast<std::int64_t>(s.kind)})
+      slices.add(x);
+  for (const Branch& branch : p.branches) {
+    segment_lengths.add(branch.segment_length);
+    dilations.add(branch.dilation);
+  }
   return std::array{
       Field{"operation (1 forward, 2 backward, 3 self-test)", static_cast<std::int64_t>(operation)},
       Field{"number of calls so far", call_number},
@@ -67,6 +76,20 @@ auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, 
       Field{"num_chunks", p.num_chunks},
       Field{"schedule", static_cast<std::int64_t>(p.schedule)},
       Field{"gather_bytes", p.gather_bytes},
+      Field{"alibi_slopes", slopes.value(), Kind::digest},
+      Field{"num_sinks", p.num_sinks},
+      Field{"dropout_probability", real(p.dropout.probability), Kind::real},
+      Field{"has_key_bias", p.has_key_bias},
+      Field{"dropout_seed", std::bit_cast<std::int64_t>(p.dropout.seed)},
+      Field{"dropout_offset", std::bit_cast<std::int64_t>(p.dropout.offset)},
+      Field{"num_mask_slices", std::ssize(p.slices)},
+      Field{"mask_slices", slices.value(), Kind::digest},
+      Field{"num_branches", std::ssize(p.branches)},
+      Field{"dilation_phase", static_cast<std::int64_t>(p.dilation_phase)},
+      Field{"segment_lengths", segment_lengths.value(), Kind::digest},
+      Field{"dilations", dilations.value(), Kind::digest},
+      Field{"dilation_padding", static_cast<std::int64_t>(p.dilation_padding)},
+      Field{"dilation_gradient", static_cast<std::int64_t>(p.dilation_gradient)},
   };
 }
 

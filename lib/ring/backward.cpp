@@ -12,8 +12,9 @@ namespace {
 // One part: K, V and their gradients are the caller's.
 class Backward {
  public:
-  Backward(const Plan& plan, const Machinery& on, Journey& journey, const Problem& problem, const BackwardCall& call)
-      : plan_(plan), on_(on), journey_(journey), p_(problem), call_(call) {}
+  Backward(const Plan& plan, const Machinery& on, Journey& journey, const Problem& problem, const BackwardCall& call,
+           Origin origin)
+      : plan_(plan), on_(on), journey_(journey), p_(problem), call_(call), origin_(origin) {}
 
   // Where this rank adds its share for the chunk held.
   Pair begin_share(const Moment& m) const {
@@ -41,6 +42,7 @@ class Backward {
     const Extent queries{plan_.query_rows(), p_.num_heads_q, p_.head_dim};
     const bool in_place = p_.grad_dtype == DType::float32;  // dq is summed in the caller's
     BackwardStep step;
+    step.origin = origin_;
     step.q = call_.q;
     step.dout = call_.dout;
     step.query_rows = plan_.query_rows();
@@ -50,6 +52,12 @@ class Backward {
         in_place ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
     step.scratch = memory.scratch;
     if (call_.delta == nullptr) on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
+    if (call_.dsinks != nullptr) {
+      const bool is_begun = origin_.entry > 0;  // by the parts of other entries
+      const Tensor dsinks = packed_tensor(call_.dsinks, DType::float32, 1, p_.num_heads_q, p_.num_sinks);
+      if (!call_.accumulate && !is_begun) on_.engine.clear(Problem{}, dsinks, {1, p_.num_heads_q, p_.num_sinks});
+      on_.engine.add_sink_gradients(p_, call_.sinks, call_.lse, memory.delta, plan_.query_rows(), call_.dsinks);
+    }
     if (!in_place || !call_.accumulate) on_.engine.clear(p_, step.dq, queries);
 
     for (const Moment& m : plan_.moments()) {
@@ -57,11 +65,12 @@ class Backward {
       if (m.computes || m.begins_chunk) {
         const Pair share = begin_share(m);
         const StepItems work = m.computes ? plan_.items(m, false) : StepItems{};
-        const Pair chunk = journey_.held(m);
+        const Chunk chunk = journey_.held(m);
         step.items = work.items;
         step.key_rows = plan_.chunk_rows(m.holds, m.chunk);
         step.k = chunk.k;
         step.v = chunk.v;
+        step.key_bias = static_cast<const float*>(chunk.key_bias.data);
         step.dk = share.k;
         step.dv = share.v;
         journey_.compute(m, [&] { on_.engine.backward(p_, step); });
@@ -78,6 +87,7 @@ class Backward {
   Journey& journey_;
   const Problem& p_;
   const BackwardCall call_;
+  const Origin origin_;
 };
 
 }  // namespace
@@ -98,8 +108,10 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
       own.*t = tensors.of_keys(call.*t);
     own.lse = tensors.of_rows(call.lse);
     own.delta = tensors.of_rows(call.delta);
-    journey.begin_part(n, p, {own.k, own.v});
-    Backward(plan, on, journey, p, own).run(memory);
+    own.sinks = tensors.of_heads(call.sinks, p.num_sinks);
+    own.dsinks = tensors.of_heads(call.dsinks, p.num_sinks);
+    journey.begin_part(n, p, {own.k, own.v, tensors.of_key_bias(call.key_bias)});
+    Backward(plan, on, journey, p, own, tensors.origin(call.origin)).run(memory);
   }
   journey.end_transfers();  // an abort during the last roundings
   return journey.statistics();

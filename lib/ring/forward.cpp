@@ -12,6 +12,8 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
   const ForwardMemory memory = ForwardMemory::take(arena, plan, problems.of(plan.part(0)), on.engine);
   Journey journey(plan, on, moments_before, memory.chunks, {});
 
+  if (memory.sinks != nullptr) on.engine.combine_sinks(plan.problem(), call.sinks, memory.sinks);
+
   // The first moment begins every row, and the last step ends every row, whether they see something there or not.
   const std::vector<Moment>& moments = plan.moments();
   const Moment* const first = moments.data();
@@ -21,9 +23,10 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     const Part part = plan.part(n);
     const Problem& p = problems.of(part);
     const PartTensors tensors(plan, part);
-    journey.begin_part(n, p, {tensors.of_keys(call.k), tensors.of_keys(call.v)});
+    journey.begin_part(n, p, {tensors.of_keys(call.k), tensors.of_keys(call.v), tensors.of_key_bias(call.key_bias)});
 
     ForwardStep step;
+    step.origin = tensors.origin(call.origin);
     step.q = tensors.of_queries(call.q);
     step.query_rows = plan.query_rows();
     step.out = tensors.of_queries(call.out);
@@ -33,6 +36,7 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     step.max = memory.max;
     step.sum = memory.sum;
     step.lse = tensors.of_rows(call.lse);
+    step.sinks = tensors.of_heads(memory.sinks, 1);
     step.scratch = memory.scratch;
     for (const Moment& m : moments) {
       journey.begin_transfers(m);
@@ -40,10 +44,12 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
       step.last = &m == last;
       if (m.computes || step.first) {
         const StepItems work = plan.items(m, step.first || step.last);
-        const Pair chunk = journey.held(m);
+        const Chunk chunk = journey.held(m);
         step.items = work.items;
+        step.key_rows = plan.chunk_rows(m.holds, m.chunk);
         step.k = chunk.k;
         step.v = chunk.v;
+        step.key_bias = static_cast<const float*>(chunk.key_bias.data);
         journey.compute(m, [&] { on.engine.forward(p, step); });
       }
       journey.end_transfers(m);

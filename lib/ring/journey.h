@@ -15,9 +15,27 @@
 
 namespace ringattn {
 
-// K and V of a chunk, or their gradients, packed as they travel.
+inline Tensor rows_of(const Tensor& shard, const Stretch& stretch) {
+  return shard.from_row(stretch.row).every(stretch.step, 1);
+}
+
+// K and V of a shard or of a chunk, and their keys' bias where the problem has one; a chunk's are packed as they travel.
+struct Chunk {
+  Tensor k, v;
+  Tensor key_bias;  // [batch, rows, 1, 1] fp32
+
+  Chunk from_row(std::int64_t row) const { return {k.from_row(row), v.from_row(row), key_bias.from_row(row)}; }
+  Chunk rows_of(const Stretch& s) const {
+    return {ringattn::rows_of(k, s), ringattn::rows_of(v, s), ringattn::rows_of(key_bias, s)};
+  }
+};
+
+// Gradients of K and V, in the same way.
 struct Pair {
   Tensor k, v;
+
+  Pair from_row(std::int64_t row) const { return {k.from_row(row), v.from_row(row)}; }
+  Pair rows_of(const Stretch& s) const { return {ringattn::rows_of(k, s), ringattn::rows_of(v, s)}; }
 };
 
 inline Pair packed_pair(const Problem& p, void* data, DType dtype, std::int64_t rows) {
@@ -26,17 +44,12 @@ inline Pair packed_pair(const Problem& p, void* data, DType dtype, std::int64_t 
           packed_tensor(static_cast<std::byte*>(data) + k_bytes, dtype, rows, p.num_heads_kv, p.head_dim_v)};
 }
 
-inline Tensor rows_of(const Tensor& shard, const Stretch& stretch) {
-  return shard.from_row(stretch.row).every(stretch.step, 1);
-}
-
 // Calls f(in_shard, in_chunk, rows) for each stretch of the rank's own shard that a chunk of it is packed from.
-template <class F>
-void for_each_stretch(const Plan& plan, std::int64_t chunk, const Pair& shard, const Pair& packed, F&& f) {
+template <class Tensors, class F>
+void for_each_stretch(const Plan& plan, std::int64_t chunk, const Tensors& shard, const Tensors& packed, F&& f) {
   std::int64_t row = 0;
   for (const Stretch& stretch : plan.chunk_stretches(plan.rank(), chunk)) {
-    f(Pair{rows_of(shard.k, stretch), rows_of(shard.v, stretch)}, Pair{packed.k.from_row(row), packed.v.from_row(row)},
-      stretch.length);
+    f(shard.rows_of(stretch), packed.from_row(row), stretch.length);
     row += stretch.length;
   }
 }
@@ -70,17 +83,21 @@ class Journey {
   // However the pass ends, its memory is the caller's again.
   ~Journey() { on_.transport.abandon(); }
 
-  // `shard`: K and V of this rank in the part, which is a problem of its own. It outlives the part's moments.
-  void begin_part(std::int64_t part, const Problem& problem, const Pair& shard) {
+  // `shard`: that of this rank in the part, which is a problem of its own. It outlives the part's moments.
+  void begin_part(std::int64_t part, const Problem& problem, const Chunk& shard) {
     part_ = part;
     problem_ = &problem;
     shard_ = shard;
   }
 
   // The chunk that this moment holds.
-  Pair held(const Moment& m) const {
+  Chunk held(const Moment& m) const {
     if (!plan_.packs()) return shard_;
-    return packed_pair(*problem_, chunks_[m.slot], problem_->dtype, plan_.chunk_rows(m.holds, m.chunk));
+    std::byte* const data = chunks_[m.slot];
+    const std::int64_t rows = plan_.chunk_rows(m.holds, m.chunk);
+    const Pair pair = packed_pair(*problem_, data, problem_->dtype, rows);
+    return {pair.k, pair.v,
+            problem_->has_key_bias ? key_bias_tensor(data + plan_.key_bias_offset(rows), rows) : Tensor{}};
   }
   // Gradients of some rank's chunk.
   Pair gradients(int slot, int owner, std::int64_t chunk) const {
@@ -133,9 +150,10 @@ class Journey {
   void pack(const Moment& m) {
     const Problem& p = *problem_;
     for_each_stretch(plan_, m.chunk, shard_, held(m),
-                     [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
+                     [&](const Chunk& in_shard, const Chunk& in_chunk, std::int64_t rows) {
                        on_.engine.copy(p, in_shard.k, in_chunk.k, {rows, p.num_heads_kv, p.head_dim});
                        on_.engine.copy(p, in_shard.v, in_chunk.v, {rows, p.num_heads_kv, p.head_dim_v});
+                       if (p.has_key_bias) on_.engine.copy(p, in_shard.key_bias, in_chunk.key_bias, {rows, 1, 1});
                      });
   }
   std::span<std::byte> bytes_of(const Transfer& transfer, const Moment& m) const {
@@ -156,7 +174,7 @@ class Journey {
   const Slots chunks_, gradients_;
   std::int64_t part_ = 0;
   const Problem* problem_ = nullptr;
-  Pair shard_;
+  Chunk shard_;
   Statistics statistics_;
 };
 

@@ -1,7 +1,7 @@
 // A pass over a problem in layers (plan/layer.h). Each layer is a call of its own, over packed copies of the rows and heads that it
 // keeps, whose results are put together in fp32:
 //
-//   forward    out = 0, lse = -infinity
+//   forward    out = 0, lse = log-sum-exp of the head's sinks, -infinity without any
 //              for each layer:  pack q;  (o, l) = forward;  (out, lse) = merge of both
 //              round out
 //   backward   delta = rowsum(dout * out);  dq = dk = dv = 0
@@ -118,6 +118,7 @@ struct LayerBackward {
 struct SharedForward {
   Tensor out;
   Tensor lse;
+  float* sinks;  // [num_heads_q], where the problem has any: log-sum-exp of each head's
 
   static SharedForward take(Arena& arena, const PassPlan& plan) {
     const Problem& p = plan.problem();
@@ -126,6 +127,7 @@ struct SharedForward {
     m.out = packed_tensor(arena.take<float>(p.out_dtype == DType::float32 ? 0 : all * p.head_dim_v), DType::float32,
                           rows, p.num_heads_q, p.head_dim_v);
     m.lse = row_tensor(arena.take<float>(all), rows, p.num_heads_q);
+    m.sinks = arena.take<float>(p.num_sinks > 0 ? p.num_heads_q : 0);
     return m;
   }
 };
@@ -188,6 +190,7 @@ void add_layer(const LayerPlan& layer, const Machinery& on, const Arena& rest, c
   own.q = memory.q;
   own.k = heads_of_keys(call.k, layer.heads);
   own.v = heads_of_keys(call.v, layer.heads);
+  own.key_bias = call.key_bias;
   own.out = memory.result.out;
   own.lse = memory.result.lse.at<float>(0, 0, 0);
   own.workspace = memory.rest;
@@ -218,6 +221,7 @@ void add_gradients(const LayerPlan& layer, const Machinery& on, const Arena& res
   own.q = memory.q;
   own.k = heads_of_keys(call.k, heads);
   own.v = heads_of_keys(call.v, heads);
+  own.key_bias = call.key_bias;
   own.dq = memory.dq;
   own.dk = heads_of_keys(sums.dk, heads);
   own.dv = heads_of_keys(sums.dv, heads);
@@ -265,7 +269,8 @@ Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardC
   const bool in_place = p.out_dtype == DType::float32;
   const RunningRows running{in_place ? call.out : memory.out,
                             call.lse == nullptr ? memory.lse : row_tensor(call.lse, whole.rows, whole.heads)};
-  on.engine.begin_rows(p, running, whole, nullptr);
+  if (p.num_sinks > 0) on.engine.combine_sinks(p, call.sinks, memory.sinks);
+  on.engine.begin_rows(p, running, whole, memory.sinks);
   Total total;
   for (const LayerPlan& layer : plan.layers()) add_layer(layer, on, arena, call, running, total);
   if (!in_place) on.engine.round(p, running.out, call.out, whole, false);
@@ -292,7 +297,13 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
 
   const bool branches_apart = !plan.outputs().empty();
   Total total;
-  if (!branches_apart) on.engine.compute_delta(p, call.dout, call.out, rows, memory.delta);
+  on.engine.compute_delta(p, call.dout, call.out, rows, memory.delta);
+  if (call.dsinks != nullptr) {
+    if (!call.accumulate)
+      on.engine.clear(Problem{}, packed_tensor(call.dsinks, DType::float32, 1, p.num_heads_q, p.num_sinks),
+                      {1, p.num_heads_q, p.num_sinks});
+    on.engine.add_sink_gradients(p, call.sinks, call.lse, memory.delta, rows, call.dsinks);
+  }
   for (std::size_t n = 0; n < plan.layers().size(); ++n) {
     const LayerPlan& layer = plan.layers()[n];
     if (branches_apart && (n == 0 || layer.branch != plan.layers()[n - 1].branch)) {
@@ -301,6 +312,7 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
       again.q = call.q;
       again.k = call.k;
       again.v = call.v;
+      again.key_bias = call.key_bias;
       for (const LayerPlan& output : plan.outputs())
         if (output.branch == layer.branch) add_layer(output, on, arena, again, memory.branch, total);
       on.engine.compute_delta(p, call.dout, memory.branch.out, rows, memory.delta);

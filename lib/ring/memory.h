@@ -23,6 +23,7 @@ struct ForwardMemory {
   float* running = nullptr;  // fp32 output between steps, where the caller's output is not fp32
   float* max = nullptr;      // [batch, num_heads_q, query rows]
   float* sum = nullptr;
+  float* sinks = nullptr;  // [num_heads_q] of the whole problem, where it has any: log-sum-exp of each head's
   std::byte* scratch = nullptr;
 
   static ForwardMemory take(Arena& arena, const Plan& plan, const Problem& problem, const Engine& engine) {
@@ -33,6 +34,7 @@ struct ForwardMemory {
     memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
+    if (p.num_sinks > 0) memory.sinks = arena.take<float>(plan.problem().num_heads_q);
     memory.scratch = take_scratch(arena, plan, problem, engine);
     return memory;
   }

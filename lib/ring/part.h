@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "plan/plan.h"
+#include "ring/journey.h"
 #include "ring/ring.h"
 
 namespace ringattn {
@@ -41,6 +42,15 @@ class PartTensors {
 
   Tensor of_queries(const Tensor& whole) const { return whole.from(part_.entry, 0, head_q_); }
   Tensor of_keys(const Tensor& whole) const { return whole.from(part_.entry, 0, part_.head_kv); }
+  Tensor of_key_bias(const Tensor& whole) const { return whole.from(part_.entry, 0, 0); }
+  // [num_heads_q, count]; may be null.
+  template <class T>
+  T* of_heads(T* whole, std::int64_t count) const {
+    return whole == nullptr ? nullptr : whole + head_q_ * count;
+  }
+  Origin origin(const Origin& of_whole) const {
+    return {of_whole.entry + part_.entry, of_whole.head + head_q_ * of_whole.head_step, of_whole.head_step};
+  }
   // [batch, num_heads_q, query rows]; several entries are so with all heads only. May be null.
   template <class T>
   T* of_rows(T* whole) const {

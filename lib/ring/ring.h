@@ -16,7 +16,9 @@ namespace ringattn {
 // Tensors of one rank, over its shard. Memory of `workspace`: workspace_bytes.
 struct ForwardCall {
   Tensor q, k, v, out;
-  float* lse = nullptr;  // may be null
+  float* lse = nullptr;          // may be null
+  Tensor key_bias = {};          // [batch, rows of the shard, 1, 1], where the problem has one
+  const float* sinks = nullptr;  // [num_heads_q, num_sinks], where the problem has any
   void* workspace = nullptr;
   Origin origin = {};
 };
@@ -25,10 +27,18 @@ struct BackwardCall {
   Tensor dout, q, k, v, out, dq, dk, dv;
   const float* lse = nullptr;
   const float* delta = nullptr;  // null: rowsum(dout * out)
+  Tensor key_bias = {};          // as in the forward pass
+  const float* sinks = nullptr;
+  float* dsinks = nullptr;  // their shape; may be null
   bool accumulate = false;
   void* workspace = nullptr;
   Origin origin = {};
 };
+
+// Of [batch, rows] numbers, which may be null.
+inline Tensor key_bias_tensor(const void* data, std::int64_t rows) {
+  return packed_tensor(const_cast<void*>(data), DType::float32, rows, 1, 1);
+}
 
 // What a pass really did.
 struct Statistics {

@@ -24,6 +24,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -139,6 +140,17 @@ struct Call {
     desc.document_offsets_kv = offsets_kv;
   }
   void use_kv_lengths() { desc.kv_lengths = kv_lengths; }
+  void use_slopes() { desc.alibi_slopes = slopes; }
+  // Two slices side by side and an empty one in the middle of the second.
+  void use_slices() {
+    desc.num_mask_slices = 3;
+    desc.mask_slices = slices;
+  }
+  void use_branches() {
+    desc.num_branches = 2;
+    desc.segment_lengths = segment_lengths;
+    desc.dilations = dilations;
+  }
   void use_workspace() {
     forward.workspace = backward.workspace = arena.workspace();
     forward.workspace_size = backward.workspace_size = static_cast<std::size_t>(kWorkspaceLimit);
@@ -158,6 +170,12 @@ struct Call {
   std::int64_t offsets_q[3] = {0, 2, kSeqlen};
   std::int64_t offsets_kv[3] = {0, 3, kSeqlen};
   std::int64_t kv_lengths[kBatch] = {kSeqlen, 4};
+  float slopes[kHeadsQ] = {0.5F, 0.25F, 0.125F, 0};
+  std::int64_t slices[15] = {0, 4, 0, 3, RA_MASK_SLICE_KIND_CAUSAL, 2, kSeqlen, 3, kSeqlen, RA_MASK_SLICE_KIND_FULL,
+                             3, 4, 4, 4, RA_MASK_SLICE_KIND_FULL};
+  std::int64_t segment_lengths[2] = {2, 4};
+  std::int64_t dilations[2] = {1, 2};
+  std::int64_t entry = 0, head = 0, query = 0, first_key = 0;
 
   ra_context_config config{};
   ra_context_info info{};
@@ -185,6 +203,7 @@ struct Call {
   ra_sequence_args* p_sequence = &sequence;
   ra_merge_args* p_merge = &merge;
   std::int64_t* p_positions = reinterpret_cast<std::int64_t*>(arena.region(10));
+  std::uint8_t* p_mask = reinterpret_cast<std::uint8_t*>(arena.region(10));
 };
 
 // ---------------------------------------------------------------- functions
@@ -238,6 +257,10 @@ const Function kGetShardPositions{"ra_get_shard_positions", [](Call& c, ra_error
                                     return ra_get_shard_positions(c.p_desc, c.world_size, c.rank, c.side, c.first,
                                                                   c.count, c.p_positions, e);
                                   }};
+const Function kGetDropoutMask{"ra_get_dropout_mask", [](Call& c, ra_error* e, ra_status) {
+                                 return ra_get_dropout_mask(c.p_desc, c.entry, c.head, c.query, c.first_key, c.count,
+                                                            c.p_mask, e);
+                               }};
 const Function kSplitSequence{"ra_split_sequence", [](Call& c, ra_error* e, ra_status) {
                                 return ra_split_sequence(c.p_desc, c.world_size, c.rank, c.p_sequence, e);
                               }};
@@ -257,7 +280,8 @@ const Function kRunSelfTest{"ra_run_self_test", [](Call& c, ra_error* e, ra_stat
 using Functions = std::vector<const Function*>;
 
 // Who reads the problem, who reads only how its sequences are cut, and who computes.
-const Functions kTakeProblem{&kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory, &kForward, &kBackward};
+const Functions kTakeProblem{&kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory, &kForward,
+                             &kBackward,     &kGetDropoutMask};
 const Functions kTakeSharding{&kGetShardLength, &kGetShardPosition, &kGetShardPositions, &kSplitSequence,
                               &kJoinSequence};
 const Functions kCompute{&kForward, &kBackward};
@@ -285,8 +309,9 @@ std::string digits(T value) {
   if constexpr (std::is_floating_point_v<T>) {
     if (std::isnan(value)) return "nan|-nan|NaN";
     if (std::isinf(value)) return value > 0 ? "inf|Inf|infinity|Infinity" : "-inf|-Inf|-infinity|-Infinity";
-    return std::to_string(value) + "|" +
-           std::to_string(value).substr(0, std::to_string(value).find_last_not_of('0') + 1);
+    std::ostringstream shortest;
+    shortest << value;
+    return std::to_string(value) + "|" + shortest.str();
   } else {
     return std::to_string(value);
   }
@@ -557,6 +582,7 @@ void problems(Table& t) {
                  [schedule = schedule](Call& c) { c.desc.schedule = schedule; },
                  {"schedule"},
                  RA_STATUS_NOT_SUPPORTED});
+    t.back().functions.pop_back();  // a mask of dropout asks nobody who computes
   }
 
   // Products that do not fit: elements or bytes reach 2^63 although each factor is legal.
@@ -668,6 +694,140 @@ void documents(Table& t) {
                    {"kv_lengths", digits(value), digits(kSeqlen)}});
     }
   }
+}
+
+void modifiers(Table& t) {
+  using D = ra_attention_desc;
+  const auto desc = &Call::desc;
+  out_of_range(t, kTakeProblem, desc, &D::num_sinks, "num_sinks", {std::int64_t{-1}, std::int64_t{1025}, kMax, kMin},
+               {"1024"});
+  out_of_range(t, kTakeProblem, desc, &D::dropout_probability, "dropout_probability",
+               {1.0F, 1.5F, -0.5F, NAN, INFINITY, -INFINITY}, {"0", "1"});
+  out_of_range(t, kTakeProblem, desc, &D::has_key_bias, "has_key_bias", {-1, 2, INT32_MIN}, {"1"});
+  for (const float slope : {NAN, INFINITY, -INFINITY})
+    t.push_back({"alibi_slopes[2] is " + digits(slope),
+                 kTakeProblem,
+                 [=](Call& c) {
+                   c.use_slopes();
+                   c.slopes[2] = slope;
+                 },
+                 {"alibi_slopes", "2", digits(slope), "finite"}});
+
+  const auto row = [&t](const std::string& name, std::function<void(Call&)> breaks, std::vector<std::string> words) {
+    t.push_back({name, kTakeProblem, std::move(breaks), std::move(words)});
+  };
+  const auto slices = [&](const std::string& name, std::function<void(Call&)> breaks, std::vector<std::string> words) {
+    row(
+        name,
+        [=](Call& c) {
+          c.use_slices();
+          breaks(c);
+        },
+        std::move(words));
+  };
+  for (const std::int64_t count : {std::int64_t{-1}, (std::int64_t{1} << 20) + 1, kMax, kMin})
+    slices("num_mask_slices is " + digits(count), [=](Call& c) { c.desc.num_mask_slices = count; },
+           {"num_mask_slices", digits(count), "1048576"});
+  slices("mask_slices is NULL", [](Call& c) { c.desc.mask_slices = nullptr; }, {"mask_slices", "NULL", "15"});
+  slices("mask_slices without a count", [](Call& c) { c.desc.num_mask_slices = 0; },
+         {"mask_slices", "num_mask_slices", "0", "NULL"});
+  const auto number = [&](std::size_t index, const char* what, std::initializer_list<std::int64_t> values,
+                          const std::string& limit) {
+    for (const std::int64_t value : values)
+      slices("mask_slices[" + std::to_string(index) + "] is " + digits(value),
+             [=](Call& c) { c.slices[index] = value; },
+             {"mask_slices", std::to_string(index), what, digits(value), limit});
+  };
+  number(5, "q_begin", {-1, 7, kMax, kMin}, "6");
+  number(6, "q_end", {1, 7, kMax, kMin}, "2 .. seqlen_q");
+  number(7, "kv_begin", {-1, 7, kMax, kMin}, "6");
+  number(8, "kv_end", {2, 7, kMax, kMin}, "3 .. seqlen_kv");
+  number(9, "kind", {-1, 4, kMax, kMin}, "3");
+  slices("two slices overlap in a key", [](Call& c) { c.slices[7] = 2; }, {"slice", "1", "0", "query", "2", "key"});
+  slices("two slices overlap in a query", [](Call& c) { c.slices[12] = 3; }, {"slice", "2", "1", "query", "3", "key"});
+  slices("a slice twice", [](Call& c) { std::copy_n(c.slices, 5, c.slices + 10); },
+         {"slice", "2", "0", "query", "key"});
+
+  const auto branches = [&](const std::string& name, std::function<void(Call&)> breaks,
+                            std::vector<std::string> words) {
+    row(
+        name,
+        [=](Call& c) {
+          c.use_branches();
+          breaks(c);
+        },
+        std::move(words));
+  };
+  for (const std::int32_t count : {-1, 17, INT32_MAX, INT32_MIN})
+    branches("num_branches is " + digits(count), [=](Call& c) { c.desc.num_branches = count; },
+             {"num_branches", digits(count), "16"});
+  branches("segment_lengths is NULL", [](Call& c) { c.desc.segment_lengths = nullptr; },
+           {"segment_lengths", "NULL", "2"});
+  branches("dilations is NULL", [](Call& c) { c.desc.dilations = nullptr; }, {"dilations", "NULL", "2"});
+  row("segment_lengths without a count", [](Call& c) { c.desc.segment_lengths = c.segment_lengths; },
+      {"segment_lengths", "num_branches", "0", "NULL"});
+  row("dilations without a count", [](Call& c) { c.desc.dilations = c.dilations; },
+      {"dilations", "num_branches", "0", "NULL"});
+  for (const std::int64_t length : {std::int64_t{0}, std::int64_t{-1}, kMin})
+    branches("segment_lengths[1] is " + digits(length), [=](Call& c) { c.segment_lengths[1] = length; },
+             {"segment_lengths", "1", digits(length)});
+  for (const std::int64_t dilation : {std::int64_t{0}, std::int64_t{-1}, (std::int64_t{1} << 48) + 1, kMax, kMin})
+    branches("dilations[1] is " + digits(dilation), [=](Call& c) { c.dilations[1] = dilation; },
+             {"dilations", "1", digits(dilation), "281474976710656"});
+  out_of_range(t, kTakeProblem, desc, &D::dilation_phase, "dilation_phase", {-1, 2, 99}, {"1"});
+  out_of_range(t, kTakeProblem, desc, &D::dilation_padding, "dilation_padding", {-1, 2, 99}, {"1"});
+  out_of_range(t, kTakeProblem, desc, &D::dilation_gradient, "dilation_gradient", {-1, 2, 99}, {"1"});
+  const auto zero_keys = [&](const std::string& name, std::function<void(Call&)> breaks,
+                             std::vector<std::string> words) {
+    words.push_back("RA_DILATION_PADDING_ZERO_KEYS");
+    branches(
+        "zero keys with " + name,
+        [=](Call& c) {
+          c.desc.dilation_padding = RA_DILATION_PADDING_ZERO_KEYS;
+          breaks(c);
+        },
+        std::move(words));
+  };
+  zero_keys("a causal mask", [](Call& c) { c.desc.mask = RA_MASK_CAUSAL; }, {"mask", "1", "0"});
+  zero_keys("window_left", [](Call& c) { c.desc.window_left = 3; }, {"window_left", "3", "-1"});
+  zero_keys("window_right", [](Call& c) { c.desc.window_right = 0; }, {"window_right", "0", "-1"});
+  zero_keys("mask slices", [](Call& c) { c.use_slices(); }, {"num_mask_slices", "3", "0"});
+
+  // The arrays of a call that the description does not ask for.
+  for (const auto& [name, forward, backward] :
+       {std::tuple{"key_bias", &ra_forward_args::key_bias, &ra_backward_args::key_bias},
+        std::tuple{"sinks", &ra_forward_args::sinks, &ra_backward_args::sinks}}) {
+    const std::vector<std::string> words{name, std::string(name) == "sinks" ? "num_sinks" : "has_key_bias", "0",
+                                         "NULL"};
+    t.push_back({std::string(name) + " unasked",
+                 {&kForward},
+                 [forward = forward](Call& c) { c.forward.*forward = c.lse(); },
+                 words});
+    t.push_back({std::string(name) + " unasked",
+                 {&kBackward},
+                 [backward = backward](Call& c) { c.backward.*backward = c.lse(); },
+                 words});
+  }
+  t.push_back({"dsinks unasked",
+               {&kBackward},
+               [](Call& c) { c.backward.dsinks = c.lse(); },
+               {"dsinks", "num_sinks", "0", "NULL"}});
+
+  // A mask of dropout.
+  const auto mask = [&](const std::string& name, std::int64_t Call::*argument,
+                        std::initializer_list<std::int64_t> values, const std::string& limit) {
+    for (const std::int64_t value : values)
+      t.push_back({name + " of a mask is " + digits(value),
+                   {&kGetDropoutMask},
+                   [=](Call& c) { c.*argument = value; },
+                   {name, digits(value), limit}});
+  };
+  mask("entry", &Call::entry, {-1, kBatch, kMax, kMin}, "batch");
+  mask("head", &Call::head, {-1, kHeadsQ, kMax, kMin}, "num_heads_q");
+  mask("query", &Call::query, {-1, kSeqlen, kMax, kMin}, "seqlen_q");
+  mask("first_key", &Call::first_key, {-1, kSeqlen + 1, kMax, kMin}, "seqlen_kv");
+  mask("count", &Call::count, {-1, kSeqlen + 1, kMax, kMin}, "seqlen_kv");
+  t.push_back({"mask is NULL", {&kGetDropoutMask}, [](Call& c) { c.p_mask = nullptr; }, {"mask", "NULL"}});
 }
 
 // What every tensor can have wrong, and what only an output can.
@@ -1011,6 +1171,7 @@ Table make_table() {
   contexts(table);
   problems(table);
   documents(table);
+  modifiers(table);
   tensors(table);
   overlaps(table);
   arguments(table);
@@ -1150,7 +1311,7 @@ TEST(BadInput, IsMadeFromValidCalls) {
   for (const Function* function :
        {&kCreateUniqueId, &kCreateContext, &kGetAsyncError, &kGetCapabilities, &kCheckSupport, &kGetMemoryRequirements,
         &kEstimateMemory, &kGetCallStatistics, &kGetShardLength, &kGetShardPosition, &kGetShardPositions,
-        &kSplitSequence, &kJoinSequence, &kForward, &kBackward, &kMergeAttention, &kRunSelfTest}) {
+        &kGetDropoutMask, &kSplitSequence, &kJoinSequence, &kForward, &kBackward, &kMergeAttention, &kRunSelfTest}) {
     for (const bool with_workspace : {false, true}) {
       for (const bool with_documents : {false, true}) {
         SCOPED_TRACE(function->name);

@@ -139,6 +139,16 @@ std::vector<Disagreement> disagreements() {
   field("num_chunks", &D::num_chunks, 1, 2, "1", "2");
   field("schedule", &D::schedule, RA_SCHEDULE_AUTO, RA_SCHEDULE_RING, "0", "1");
   field("gather_bytes", &D::gather_bytes, 0, 1000, "0", "1000");
+  field("num_sinks", &D::num_sinks, 1, 2, "1", "2");
+  field("dropout_probability", &D::dropout_probability, 0.25F, 0.5F, "0.25", "0.5");
+  field("has_key_bias", &D::has_key_bias, 0, 1, "0", "1");
+  field("dropout_seed", &D::dropout_seed, 7, -8, "7", "-8");
+  field("dropout_offset", &D::dropout_offset, std::int64_t{1} << 40, 0, "1099511627776", "0");
+  field("dilation_phase", &D::dilation_phase, RA_DILATION_PHASE_BLOCKS_OF_HEADS, RA_DILATION_PHASE_INTERLEAVED_HEADS,
+        "0", "1");
+  field("dilation_padding", &D::dilation_padding, RA_DILATION_PADDING_MASKED, RA_DILATION_PADDING_ZERO_KEYS, "0", "1");
+  field("dilation_gradient", &D::dilation_gradient, RA_DILATION_GRADIENT_EXACT, RA_DILATION_GRADIENT_CONSTANT_WEIGHTS,
+        "0", "1");
 
   const auto documents_are = [](const std::int64_t* offsets, std::int64_t count) {
     return [=](D& d) {
@@ -166,13 +176,46 @@ std::vector<Disagreement> disagreements() {
   };
   table.push_back({"kv_lengths", lengths_are(lengths[0]), lengths_are(lengths[1]), {"kv_lengths"}});
   table.push_back({"kv_lengths or none", lengths_are(nullptr), lengths_are(lengths[0]), {"kv_lengths"}});
+  static constexpr float slopes[2][4] = {{0.5F, 0.25F, 0.125F, 0.0625F}, {0.5F, 0.25F, 0.125F, 0.25F}};
+  const auto slopes_are = [](const float* values) { return [=](D& d) { d.alibi_slopes = values; }; };
+  table.push_back({"alibi_slopes", slopes_are(slopes[0]), slopes_are(slopes[1]), {"alibi_slopes"}});
+  table.push_back({"alibi_slopes or none", slopes_are(nullptr), slopes_are(slopes[0]), {"alibi_slopes"}});
+  static constexpr std::int64_t slices[2][10] = {{0, 24, 0, 12, RA_MASK_SLICE_KIND_FULL, 0, 24, 12, 24},
+                                                 {0, 24, 0, 12, RA_MASK_SLICE_KIND_CAUSAL, 0, 24, 12, 24}};
+  const auto slices_are = [](const std::int64_t* values, std::int64_t count) {
+    return [=](D& d) {
+      d.num_mask_slices = count;
+      d.mask_slices = values;
+    };
+  };
+  table.push_back(
+      {"num_mask_slices", slices_are(slices[0], 2), slices_are(slices[0], 1), {"num_mask_slices", "1", "2"}});
+  table.push_back({"mask_slices", slices_are(slices[0], 2), slices_are(slices[1], 2), {"mask_slices"}});
+  static constexpr std::int64_t lists[3][2] = {{8, 24}, {1, 2}, {1, 3}};
+  const auto branches_are = [](std::int32_t count, const std::int64_t* segment_lengths, const std::int64_t* dilations) {
+    return [=](D& d) {
+      d.num_branches = count;
+      d.segment_lengths = segment_lengths;
+      d.dilations = dilations;
+    };
+  };
+  const auto branches = branches_are(2, lists[0], lists[1]);
+  table.push_back({"num_branches", branches, branches_are(1, lists[0], lists[1]), {"num_branches", "1", "2"}});
+  table.push_back({"segment_lengths", branches, branches_are(2, lists[1], lists[1]), {"segment_lengths"}});
+  table.push_back({"dilations", branches, branches_are(2, lists[0], lists[2]), {"dilations"}});
   return table;
 }
 
-// stripe is read for one sharding only and must differ there; everywhere else it is ignored.
+// Fields that are read beside others only must differ there; everywhere else they are ignored.
 ra_attention_desc problem_of(const Disagreement& row, bool is_odd_one) {
+  static constexpr std::int64_t ones[] = {1};
   ra_attention_desc desc = make_desc(24, 4, 8);
   if (row.name == "stripe") desc.sharding = RA_SHARDING_STRIPED;
+  if (row.name.starts_with("dropout_")) desc.dropout_probability = 0.5F;
+  if (row.name.starts_with("dilation_")) {
+    desc.num_branches = 1;
+    desc.segment_lengths = desc.dilations = ones;
+  }
   (is_odd_one ? row.there : row.here)(desc);
   return desc;
 }
@@ -183,8 +226,30 @@ TEST(Mismatch, IsLookedForInEveryField) {
   for (const std::string field : attention_desc_fields) EXPECT_TRUE(names.contains(field)) << field << " has no row";
 }
 
+// Those of which check_support says that they are not computed yet: a line goes when it is no longer true.
+const std::set<std::string> not_computed_yet{
+    "alibi_slopes",        "alibi_slopes or none", "num_sinks",
+    "dropout_probability", "has_key_bias",         "dropout_seed",
+    "dropout_offset",                      // modifiers
+    "num_mask_slices",     "mask_slices",  // slices
+    "num_branches",        "segment_lengths",      "dilations",
+    "dilation_phase",      "dilation_padding",     "dilation_gradient"};  // dilation
+
+TEST(Mismatch, IsFoundInAllThatIsComputed) {
+  Ranks alone(1);
+  ASSERT_TRUE(alone.complete());
+  for (const Disagreement& row : disagreements()) {
+    const ra_attention_desc here = problem_of(row, false), there = problem_of(row, true);
+    Error error;
+    const bool is_computed = ra_check_support(alone[0], &here, &error) == RA_STATUS_SUCCESS &&
+                             ra_check_support(alone[0], &there, &error) == RA_STATUS_SUCCESS;
+    EXPECT_EQ(is_computed, !not_computed_yet.contains(row.name)) << row.name << ": " << error;
+  }
+}
+
 TEST(Mismatch, OfAnyFieldIsReportedOnEveryRankWithBothValues) {
   for (const Disagreement& row : disagreements()) {
+    if (not_computed_yet.contains(row.name)) continue;
     for (const auto& [world_size, odd_one] : {std::pair{2, 0}, std::pair{2, 1}, std::pair{3, 1}}) {
       for (const bool is_backward : {false, true}) {
         for_each_rank(world_size, [&, world_size = world_size, odd_one = odd_one](std::int32_t rank,

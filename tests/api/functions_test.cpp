@@ -291,6 +291,55 @@ struct Log {
   }
 };
 
+std::vector<std::uint8_t> dropout_mask(const ra_attention_desc& desc, std::int64_t entry, std::int64_t head,
+                                       std::int64_t query, std::int64_t first_key, std::int64_t count) {
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(count) + 1, 0x5A);
+  Error error;
+  EXPECT_EQ(ra_get_dropout_mask(&desc, entry, head, query, first_key, count, mask.data(), &error), RA_STATUS_SUCCESS)
+      << error;
+  EXPECT_EQ(mask.back(), 0x5A);
+  mask.pop_back();
+  return mask;
+}
+
+TEST(DropoutMask, IsThatOfTheRowWhereverItIsCut) {
+  constexpr std::int64_t n = 4000, offsets[] = {0, 1000, n};
+  ra_attention_desc desc = make_desc(n, 4, 8, 2);
+  for (const float probability : {0.0F, 0.1F, 0.5F, 0.9F}) {
+    desc.dropout_probability = probability;
+    desc.dropout_seed = -7;
+    desc.dropout_offset = 3;
+    const auto mask = dropout_mask(desc, 1, 2, 1500, 0, n);
+    const auto kept = std::count(mask.begin(), mask.end(), 1);
+    EXPECT_EQ(kept + std::count(mask.begin(), mask.end(), 0), n);
+    EXPECT_NEAR(static_cast<double>(kept) / n, 1 - probability, probability == 0 ? 0 : 0.05);
+    for (const std::int64_t first : {0, 1, 5, 3998, 4000}) {
+      const std::int64_t count = std::min<std::int64_t>(n - first, 1234);
+      EXPECT_TRUE(std::equal(mask.begin() + first, mask.begin() + first + count,
+                             dropout_mask(desc, 1, 2, 1500, first, count).begin()));
+    }
+    ra_attention_desc packed = desc;  // positions are those of the whole sequence
+    packed.num_documents = 2;
+    packed.document_offsets_q = offsets;
+    packed.sharding = RA_SHARDING_STRIPED;
+    EXPECT_EQ(dropout_mask(packed, 1, 2, 1500, 0, n), mask);
+  }
+}
+
+TEST(DropoutMask, IsAnotherForAnythingElse) {
+  ra_attention_desc desc = make_desc(256, 4, 8, 2);
+  desc.dropout_probability = 0.5F;
+  ra_attention_desc other_seed = desc, other_offset = desc;
+  other_seed.dropout_seed = std::int64_t{1} << 40;
+  other_offset.dropout_offset = std::int64_t{1} << 40;
+  std::set<std::vector<std::uint8_t>> masks;
+  for (const ra_attention_desc& d : {desc, other_seed, other_offset})
+    for (const std::int64_t entry : {0, 1})
+      for (const std::int64_t head : {0, 3})
+        for (const std::int64_t query : {0, 1, 255}) masks.insert(dropout_mask(d, entry, head, query, 0, 256));
+  EXPECT_EQ(masks.size(), 36U);
+}
+
 // Also where oneTBB would print a warning: the log callback is the only way out.
 TEST(Library, PrintsNothing) {
   ::testing::internal::CaptureStdout();

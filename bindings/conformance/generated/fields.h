@@ -47,6 +47,24 @@ constexpr Constant mask_alignment_constants[] = {
     {"TOP_LEFT", RA_MASK_ALIGNMENT_TOP_LEFT},
     {"BOTTOM_RIGHT", RA_MASK_ALIGNMENT_BOTTOM_RIGHT},
 };
+constexpr Constant mask_slice_kind_constants[] = {
+    {"FULL", RA_MASK_SLICE_KIND_FULL},
+    {"CAUSAL", RA_MASK_SLICE_KIND_CAUSAL},
+    {"INVERSE_CAUSAL", RA_MASK_SLICE_KIND_INVERSE_CAUSAL},
+    {"BIDIRECTIONAL_CAUSAL", RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL},
+};
+constexpr Constant dilation_phase_constants[] = {
+    {"BLOCKS_OF_HEADS", RA_DILATION_PHASE_BLOCKS_OF_HEADS},
+    {"INTERLEAVED_HEADS", RA_DILATION_PHASE_INTERLEAVED_HEADS},
+};
+constexpr Constant dilation_padding_constants[] = {
+    {"MASKED", RA_DILATION_PADDING_MASKED},
+    {"ZERO_KEYS", RA_DILATION_PADDING_ZERO_KEYS},
+};
+constexpr Constant dilation_gradient_constants[] = {
+    {"EXACT", RA_DILATION_GRADIENT_EXACT},
+    {"CONSTANT_WEIGHTS", RA_DILATION_GRADIENT_CONSTANT_WEIGHTS},
+};
 constexpr Constant schedule_constants[] = {
     {"AUTO", RA_SCHEDULE_AUTO},
     {"RING", RA_SCHEDULE_RING},
@@ -111,6 +129,18 @@ inline void set(ra_attention_desc &record, const std::string &field, const Json 
   if (is("schedule")) return void(record.schedule = constant(schedule_constants, value));
   if (is("num_chunks")) return void(record.num_chunks = number<int64_t>(value));
   if (is("gather_bytes")) return void(record.gather_bytes = number<int64_t>(value));
+  if (is("alibi_slopes")) return void(record.alibi_slopes = kept.reals(value));
+  if (is("num_sinks")) return void(record.num_sinks = number<int64_t>(value));
+  if (is("dropout_probability")) return void(record.dropout_probability = number<float>(value));
+  if (is("has_key_bias")) return void(record.has_key_bias = number<int32_t>(value));
+  if (is("dropout_seed")) return void(record.dropout_seed = number<int64_t>(value));
+  if (is("dropout_offset")) return void(record.dropout_offset = number<int64_t>(value));
+  if (is("mask_slices")) return void((record.num_mask_slices = number_of(value) / 5, record.mask_slices = kept.list(value)));
+  if (is("dilation_phase")) return void(record.dilation_phase = constant(dilation_phase_constants, value));
+  if (is("segment_lengths")) return void((record.num_branches = static_cast<int32_t>(number_of(value)), record.segment_lengths = kept.list(value)));
+  if (is("dilations")) return void(record.dilations = kept.list(value));
+  if (is("dilation_padding")) return void(record.dilation_padding = constant(dilation_padding_constants, value));
+  if (is("dilation_gradient")) return void(record.dilation_gradient = constant(dilation_gradient_constants, value));
   unknown("ra_attention_desc", field);
 }
 

@@ -3,14 +3,13 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <span>
 
 #include "core/error.h"
 #include "engine/cpu/attention.h"
 
 namespace ringattn::cpu {
 namespace {
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
 
 // Calls f(b, row, head) for every row of every head, in parallel over stretches of rows.
 template <class F>
@@ -22,6 +21,17 @@ void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f) {
     for (std::int64_t row = first; row < std::min(first + rows_at_once, extent.rows); ++row)
       for (std::int64_t head = 0; head < extent.heads; ++head) f(b, row, head);
   });
+}
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+double log_sum_exp(std::span<const float> values) {
+  const double largest =
+      values.empty() ? -infinity : static_cast<double>(*std::max_element(values.begin(), values.end()));
+  if (largest == -infinity) return largest;
+  double sum = 0;
+  for (const float x : values) sum += std::exp(static_cast<double>(x) - largest);
+  return largest + std::log(sum);
 }
 
 }  // namespace
@@ -41,6 +51,32 @@ void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const 
                     count,
                     problem.head_dim_v,
                     delta + (entry * problem.num_heads_q + head) * rows + first});
+  });
+}
+
+void CpuEngine::combine_sinks(const Problem& problem, const float* sinks, float* combined) {
+  for (std::int64_t head = 0; head < problem.num_heads_q; ++head)
+    combined[head] =
+        static_cast<float>(log_sum_exp({sinks + head * problem.num_sinks, std::size_t(problem.num_sinks)}));
+}
+
+// A head's weights are those of its sinks together, at most 1 each, in parts.
+void CpuEngine::add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
+                                   std::int64_t rows, float* dsinks) {
+  threads_.for_each(problem.num_heads_q, [&](std::int64_t head, int) {
+    const std::span own(sinks + head * problem.num_sinks, static_cast<std::size_t>(problem.num_sinks));
+    const double together = log_sum_exp(own);
+    if (together == -infinity) return;
+    double sum = 0;
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      const std::int64_t first = (b * problem.num_heads_q + head) * rows;
+      for (std::int64_t row = first; row < first + rows; ++row)
+        sum += std::exp(together - static_cast<double>(lse[row])) * static_cast<double>(delta[row]);
+    }
+    for (std::size_t n = 0; n < own.size(); ++n) {
+      float& to = dsinks[head * problem.num_sinks + static_cast<std::int64_t>(n)];
+      to = static_cast<float>(static_cast<double>(to) - std::exp(static_cast<double>(own[n]) - together) * sum);
+    }
   });
 }
 
@@ -67,7 +103,8 @@ void CpuEngine::clear(const Problem& problem, const Tensor& to, Extent extent) {
 void CpuEngine::begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) {
   for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
     std::memset(rows.out.bytes_at(b, row, head), 0, static_cast<std::size_t>(extent.dim) * sizeof(float));
-    *rows.lse.at<float>(b, row, head) = sinks == nullptr ? -infinity : sinks[head];
+    *rows.lse.at<float>(b, row, head) =
+        static_cast<float>(sinks == nullptr ? -infinity : static_cast<double>(sinks[head]));
   });
 }
 
@@ -76,8 +113,7 @@ void CpuEngine::merge_rows(const Problem& problem, const RunningRows& from, cons
                            std::int64_t zero_keys) {
   const double of_zeros = zero_keys == 0 ? -infinity : std::log(static_cast<double>(zero_keys));
   for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    const double lse_from =
-        from.lse.data == nullptr ? -infinity : static_cast<double>(*from.lse.at<float>(b, row, head));
+    const auto lse_from = static_cast<double>(*from.lse.at<float>(b, row, head));
     float& lse = *to.lse.at<float>(b, row, head);
     const auto lse_to = static_cast<double>(lse);
     // A NaN is none of the largest, and makes the sum one.

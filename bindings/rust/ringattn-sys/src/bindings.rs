@@ -131,6 +131,40 @@ pub const RA_MASK_ALIGNMENT_TOP_LEFT: ra_mask_alignment = 0;
 pub const RA_MASK_ALIGNMENT_BOTTOM_RIGHT: ra_mask_alignment = 1;
 ///Which query and key face each other where their lengths differ: the diagonal of causal masks and of windows.
 pub type ra_mask_alignment = ::core::ffi::c_uint;
+///all
+pub const RA_MASK_SLICE_KIND_FULL: ra_mask_slice_kind = 0;
+///j - kv_end <= i - q_end: the last query faces the last key, and sees none behind
+pub const RA_MASK_SLICE_KIND_CAUSAL: ra_mask_slice_kind = 1;
+/**j - kv_begin >= i - q_begin: the first query faces the first key, and sees none
+before*/
+pub const RA_MASK_SLICE_KIND_INVERSE_CAUSAL: ra_mask_slice_kind = 2;
+/**what both CAUSAL and INVERSE_CAUSAL have: a band, or nothing where there are
+more queries than keys*/
+pub const RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL: ra_mask_slice_kind = 3;
+///Which pairs of its rectangle a mask slice has: query i of q_begin .. q_end - 1, key j of kv_begin .. kv_end - 1.
+pub type ra_mask_slice_kind = ::core::ffi::c_uint;
+///of query head h: floor(h / ceil(num_heads_q / r)), as in torchscale's code
+pub const RA_DILATION_PHASE_BLOCKS_OF_HEADS: ra_dilation_phase = 0;
+///of query head h: h mod r, as in the LongNet paper
+pub const RA_DILATION_PHASE_INTERLEAVED_HEADS: ra_dilation_phase = 1;
+///Which positions of a segment a query head keeps in a branch of dilation r: those whose place in it, mod r, is its phase.
+pub type ra_dilation_phase = ::core::ffi::c_uint;
+///nothing
+pub const RA_DILATION_PADDING_MASKED: ra_dilation_padding = 0;
+/**what torchscale pads with: keys with score 0 and value 0, so many that each head has
+ceil(g / r) keys in every segment of g positions; for full masks only. Rows of that
+segment get smaller outputs for it, and longer sequences other results for the same tokens*/
+pub const RA_DILATION_PADDING_ZERO_KEYS: ra_dilation_padding = 1;
+///What stands behind the end of a last segment that is shorter than the others of its branch.
+pub type ra_dilation_padding = ::core::ffi::c_uint;
+///the result
+pub const RA_DILATION_GRADIENT_EXACT: ra_dilation_gradient = 0;
+/**as torchscale: each branch by itself, and the weights by which branches are combined
+are taken for constants. Not the gradient of the result, where a row has
+several branches*/
+pub const RA_DILATION_GRADIENT_CONSTANT_WEIGHTS: ra_dilation_gradient = 1;
+///What the backward pass differentiates.
+pub type ra_dilation_gradient = ::core::ffi::c_uint;
 ///the library chooses
 pub const RA_SCHEDULE_AUTO: ra_schedule = 0;
 ///chunks of K and V travel from neighbour to neighbour
@@ -519,14 +553,35 @@ extern "C" {
      window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
      documents      i and j lie in documents of the same number
      kv_lengths     j < kv_lengths[batch entry]
+     mask_slices    there are none, or one of them has (i, j) (ra_mask_slice_kind)
 ```
 
  where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right). With documents, i, j and
- shift count inside the document, but kv_lengths counts from the start of the sequence and never moves the diagonal.
+ shift count inside the document, but kv_lengths and mask_slices count from the start of the sequence; neither moves the diagonal.
 
- score(i, j) = softcap(softmax_scale * dot(q_i, k_j)), with softcap(s) = c * tanh(s / c) where c = desc.softcap > 0
- (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees
- no key has out = 0, lse = -infinity and gradients 0.*/
+ score(i, j) = softcap(softmax_scale * dot(q_i, k_j)) - alibi_slopes[head] * |i + shift - j| + key_bias[batch entry, j], with
+ softcap(s) = c * tanh(s / c) where c = desc.softcap > 0 (Gemma 2, 2024); the second term as in Press et al. 2022, "ALiBi"; what
+ the description does not ask for is left out. The sinks of a query head are logits that join its softmax without a value (Xiao
+ et al. 2024): lse_i = log(sum_j exp(score) + sum_n exp(sinks[head, n])), natural logarithm; out_i = sum_j exp(score - lse_i) v_j.
+ A row that sees no key has out = 0 and gradients 0; its lse is that of the sinks alone, -infinity without any.
+
+ Dropout of probability p makes weights 0 by chance and the others larger: out_i = sum_j kept_ij / (1 - p) exp(score - lse_i) v_j,
+ where lse_i is as without. Which are kept (ra_get_dropout_mask) depends on dropout_seed, dropout_offset, the batch entry, the
+ query head and the positions of query and key in the whole sequence, by Philox 4x32-10 (Salmon et al. 2011): it is the same for
+ every world size, sharding, schedule, number of chunks and backend, and the backward pass finds it again.
+
+ Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the positions of a document's
+ keys into segments of g = min(segment_lengths[n], keys of the document), of which the last may be shorter; query i stands at
+ position i + shift. With r = dilations[n], each query head keeps those positions of a segment whose place in it, mod r, is the
+ head's phase (dilation_phase). In branch n, i sees j iff all that is said above holds, both are of one segment, and the head
+ keeps both. With o_n, l_n the output and lse of branch n alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n
+ exp(l_n)).
+
+ So a key that a row sees in several branches counts as often; sinks join the sum once, and dropout keeps or drops a pair for all
+ branches alike. A row that a branch does not keep has nothing from it, and one that no branch keeps sees no key: its out is 0. A
+ branch of dilation 1 keeps all. Where heads share K and V the phase is the query head's, so that they may use different rows. Where
+ g is no multiple of r and there are several segments, places still count from the start of each; torchscale, which counts on
+ through the segments, places rows elsewhere there.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ra_attention_desc {
@@ -591,12 +646,45 @@ longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28.
 holds more where one head is more than 1,024 times as much: into more chunks than
 these the library cuts no shard unasked*/
     pub gather_bytes: i64,
+    /**host, num_heads_q entries, finite: what a key's distance from the diagonal takes off its
+score, per position, for each query head; NULL: none*/
+    pub alibi_slopes: *const f32,
+    ///sinks of each query head, 0 .. 1024, in ra_forward_args::sinks; default 0: none
+    pub num_sinks: i64,
+    ///of a weight to be dropped, 0 <= p < 1; default 0: none
+    pub dropout_probability: f32,
+    ///1 if scores get ra_forward_args::key_bias; default 0
+    pub has_key_bias: i32,
+    ///64 bits, any; read where dropout_probability > 0 only; default 0
+    pub dropout_seed: i64,
+    /**64 bits, any: another one for each call that is to drop other weights, but in the
+backward pass that of its forward pass; read as dropout_seed; default 0*/
+    pub dropout_offset: i64,
+    ///0 .. 2^20; default 0: pairs are seen without regard to slices
+    pub num_mask_slices: i64,
+    /**host, 5 * num_mask_slices entries: q_begin, q_end, kv_begin, kv_end, ra_mask_slice_kind of
+each, in positions of the whole sequence, 0 <= begin <= end <= seqlen. In any order;
+may be empty; no two rectangles have a pair in common, whatever their kinds*/
+    pub mask_slices: *const i64,
+    ///of dilated attention, 0 .. 16; default 0: not dilated
+    pub num_branches: i32,
+    /**ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it is
+read where there are branches only*/
+    pub dilation_phase: i32,
+    ///host, num_branches entries: positions of a segment of each branch, >= 1
+    pub segment_lengths: *const i64,
+    ///host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48
+    pub dilations: *const i64,
+    ///ra_dilation_padding; default RA_DILATION_PADDING_MASKED
+    pub dilation_padding: i32,
+    ///ra_dilation_gradient; default RA_DILATION_GRADIENT_EXACT
+    pub dilation_gradient: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ra_attention_desc",
-    ][::core::mem::size_of::<ra_attention_desc>() - 176usize];
+    ][::core::mem::size_of::<ra_attention_desc>() - 264usize];
     [
         "Alignment of ra_attention_desc",
     ][::core::mem::align_of::<ra_attention_desc>() - 8usize];
@@ -681,6 +769,48 @@ const _: () = {
     [
         "Offset of field: ra_attention_desc::gather_bytes",
     ][::core::mem::offset_of!(ra_attention_desc, gather_bytes) - 168usize];
+    [
+        "Offset of field: ra_attention_desc::alibi_slopes",
+    ][::core::mem::offset_of!(ra_attention_desc, alibi_slopes) - 176usize];
+    [
+        "Offset of field: ra_attention_desc::num_sinks",
+    ][::core::mem::offset_of!(ra_attention_desc, num_sinks) - 184usize];
+    [
+        "Offset of field: ra_attention_desc::dropout_probability",
+    ][::core::mem::offset_of!(ra_attention_desc, dropout_probability) - 192usize];
+    [
+        "Offset of field: ra_attention_desc::has_key_bias",
+    ][::core::mem::offset_of!(ra_attention_desc, has_key_bias) - 196usize];
+    [
+        "Offset of field: ra_attention_desc::dropout_seed",
+    ][::core::mem::offset_of!(ra_attention_desc, dropout_seed) - 200usize];
+    [
+        "Offset of field: ra_attention_desc::dropout_offset",
+    ][::core::mem::offset_of!(ra_attention_desc, dropout_offset) - 208usize];
+    [
+        "Offset of field: ra_attention_desc::num_mask_slices",
+    ][::core::mem::offset_of!(ra_attention_desc, num_mask_slices) - 216usize];
+    [
+        "Offset of field: ra_attention_desc::mask_slices",
+    ][::core::mem::offset_of!(ra_attention_desc, mask_slices) - 224usize];
+    [
+        "Offset of field: ra_attention_desc::num_branches",
+    ][::core::mem::offset_of!(ra_attention_desc, num_branches) - 232usize];
+    [
+        "Offset of field: ra_attention_desc::dilation_phase",
+    ][::core::mem::offset_of!(ra_attention_desc, dilation_phase) - 236usize];
+    [
+        "Offset of field: ra_attention_desc::segment_lengths",
+    ][::core::mem::offset_of!(ra_attention_desc, segment_lengths) - 240usize];
+    [
+        "Offset of field: ra_attention_desc::dilations",
+    ][::core::mem::offset_of!(ra_attention_desc, dilations) - 248usize];
+    [
+        "Offset of field: ra_attention_desc::dilation_padding",
+    ][::core::mem::offset_of!(ra_attention_desc, dilation_padding) - 256usize];
+    [
+        "Offset of field: ra_attention_desc::dilation_gradient",
+    ][::core::mem::offset_of!(ra_attention_desc, dilation_gradient) - 260usize];
 };
 impl Default for ra_attention_desc {
     fn default() -> Self {
@@ -706,6 +836,24 @@ extern "C" {
         error: *mut ra_error,
     ) -> ra_status;
 }
+extern "C" {
+    /**Which weights of one row dropout keeps: mask[n] is 1 if it keeps that of key first_key + n, 0 if it drops it, for 0 <= n < count,
+ whether the query sees the key or not. All 1 if desc.dropout_probability is 0.
+
+ `entry` is of the batch, `head` of Q; `query` and the keys are positions of the whole sequence: 0 <= first_key, 0 <= count,
+ first_key + count <= seqlen_kv. `mask` has room for `count` bytes, may be NULL if that is 0, and is untouched on errors. Local, no
+ context needed; for tests, and for those who compute a row by themselves. Errors: INVALID_ARGUMENT.*/
+    pub fn ra_get_dropout_mask(
+        desc: *const ra_attention_desc,
+        entry: i64,
+        head: i64,
+        query: i64,
+        first_key: i64,
+        count: i64,
+        mask: *mut u8,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
 /**What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
  threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.*/
@@ -713,15 +861,17 @@ extern "C" {
 #[derive(Debug, Default, Copy, Clone)]
 pub struct ra_memory_requirements {
     pub struct_size: usize,
-    ///q, k, v, out and lse, packed
+    ///q, k, v, out and lse, packed; and where the description has them, key_bias and sinks
     pub forward_tensors: usize,
-    ///q, k, v, out, lse, dout, dq, dk and dv, packed
+    /**q, k, v, out, lse, dout, dq, dk and dv, packed; and where the description has them, key_bias,
+sinks and dsinks*/
     pub backward_tensors: usize,
     /**tiles of each thread and, unless world_size is 1, two chunks in flight, max and sum of each
 row, and the output in fp32 where out_dtype is another; where cuDNN may run, what it needs
 and, unless world_size is 1, one block's output in fp32.
 RA_SCHEDULE_ALL_GATHER: the same for one part, but its own chunk and those of the r ranks
-whose keys it sees, 1 + r*/
+whose keys it sees, 1 + r. A chunk has its keys' key_bias with it; sinks take a number for
+each query head*/
     pub forward_workspace: usize,
     /**tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
 flight and four of gradients in fp32; if world_size is 1, one and one. RA_SCHEDULE_ALL_GATHER: the
@@ -1131,10 +1281,20 @@ own, as large as its largest call needed, until it is destroyed*/
     pub workspace_size: usize,
     ///a stream of the context's device; must be NULL on the CPU
     pub stream: ra_stream,
+    /**[batch, n_kv] packed, of this rank's keys; where desc.has_key_bias is 1, else NULL. -infinity
+hides a key; NaN or +infinity make the rows that see it undefined*/
+    pub key_bias: *const f32,
+    ///bytes that may be read from key_bias on; fewer than it takes are refused. 0: not checked
+    pub key_bias_size: usize,
+    /**[num_heads_q, num_sinks] packed, the same on every rank; where desc.num_sinks > 0, else NULL. As
+key_bias, never NaN or +infinity*/
+    pub sinks: *const f32,
+    ///bytes that may be read from sinks on; fewer than it takes are refused. 0: not checked
+    pub sinks_size: usize,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ra_forward_args"][::core::mem::size_of::<ra_forward_args>() - 208usize];
+    ["Size of ra_forward_args"][::core::mem::size_of::<ra_forward_args>() - 240usize];
     [
         "Alignment of ra_forward_args",
     ][::core::mem::align_of::<ra_forward_args>() - 8usize];
@@ -1168,6 +1328,18 @@ const _: () = {
     [
         "Offset of field: ra_forward_args::stream",
     ][::core::mem::offset_of!(ra_forward_args, stream) - 200usize];
+    [
+        "Offset of field: ra_forward_args::key_bias",
+    ][::core::mem::offset_of!(ra_forward_args, key_bias) - 208usize];
+    [
+        "Offset of field: ra_forward_args::key_bias_size",
+    ][::core::mem::offset_of!(ra_forward_args, key_bias_size) - 216usize];
+    [
+        "Offset of field: ra_forward_args::sinks",
+    ][::core::mem::offset_of!(ra_forward_args, sinks) - 224usize];
+    [
+        "Offset of field: ra_forward_args::sinks_size",
+    ][::core::mem::offset_of!(ra_forward_args, sinks_size) - 232usize];
 };
 impl Default for ra_forward_args {
     fn default() -> Self {
@@ -1235,7 +1407,7 @@ pub struct ra_backward_args {
     pub dk: ra_tensor,
     ///shape of v, desc.grad_dtype; written
     pub dv: ra_tensor,
-    ///0: overwrite dq, dk and dv; 1: add to what they hold
+    ///0: overwrite dq, dk, dv and dsinks; 1: add to what they hold
     pub accumulate: i32,
     ///0
     pub reserved: i32,
@@ -1246,10 +1418,23 @@ own, as large as its largest call needed, until it is destroyed*/
     pub workspace_size: usize,
     ///a stream of the context's device; must be NULL on the CPU
     pub stream: ra_stream,
+    ///as given to ra_forward
+    pub key_bias: *const f32,
+    ///as in ra_forward_args
+    pub key_bias_size: usize,
+    ///as given to ra_forward
+    pub sinks: *const f32,
+    ///as in ra_forward_args
+    pub sinks_size: usize,
+    /**[num_heads_q, num_sinks] packed; written: this rank's share of the gradient, that of its own
+queries. The gradient is the sum over all ranks, which the caller makes. NULL if not wanted*/
+    pub dsinks: *mut f32,
+    ///bytes that may be written from dsinks on; fewer than it takes are refused. 0: not checked
+    pub dsinks_size: usize,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ra_backward_args"][::core::mem::size_of::<ra_backward_args>() - 376usize];
+    ["Size of ra_backward_args"][::core::mem::size_of::<ra_backward_args>() - 424usize];
     [
         "Alignment of ra_backward_args",
     ][::core::mem::align_of::<ra_backward_args>() - 8usize];
@@ -1301,6 +1486,24 @@ const _: () = {
     [
         "Offset of field: ra_backward_args::stream",
     ][::core::mem::offset_of!(ra_backward_args, stream) - 368usize];
+    [
+        "Offset of field: ra_backward_args::key_bias",
+    ][::core::mem::offset_of!(ra_backward_args, key_bias) - 376usize];
+    [
+        "Offset of field: ra_backward_args::key_bias_size",
+    ][::core::mem::offset_of!(ra_backward_args, key_bias_size) - 384usize];
+    [
+        "Offset of field: ra_backward_args::sinks",
+    ][::core::mem::offset_of!(ra_backward_args, sinks) - 392usize];
+    [
+        "Offset of field: ra_backward_args::sinks_size",
+    ][::core::mem::offset_of!(ra_backward_args, sinks_size) - 400usize];
+    [
+        "Offset of field: ra_backward_args::dsinks",
+    ][::core::mem::offset_of!(ra_backward_args, dsinks) - 408usize];
+    [
+        "Offset of field: ra_backward_args::dsinks_size",
+    ][::core::mem::offset_of!(ra_backward_args, dsinks_size) - 416usize];
 };
 impl Default for ra_backward_args {
     fn default() -> Self {
@@ -1319,7 +1522,7 @@ extern "C" {
     /**Gradients of ra_forward with respect to this rank's q, k and v, given the gradient of `out`.
 
  Collective, blocking, overlap and errors as ra_forward. Recomputes the scores from lse; gradients travel and accumulate
- in fp32 and are rounded once. Deterministic. Rows whose lse is -infinity have gradients 0.
+ in fp32 and are rounded once. Deterministic. Rows whose lse is -infinity have gradients 0. key_bias has no gradient here.
  Method: Dao et al. 2022, "FlashAttention", Algorithm 4, with delta = rowsum(dout * out).*/
     pub fn ra_backward(
         context: *mut ra_context,

@@ -21,10 +21,14 @@ pub struct ForwardArgs<'a> {
     pub out: TensorMut<'a>,
     #[doc = c_doc!(ra_forward_args::lse)]
     pub lse: Option<&'a mut [f32]>,
+    #[doc = c_doc!(ra_forward_args::key_bias)]
+    pub key_bias: Option<&'a [f32]>,
+    #[doc = c_doc!(ra_forward_args::sinks)]
+    pub sinks: Option<&'a [f32]>,
 }
 
 impl<'a> ForwardArgs<'a> {
-    /// Without lse.
+    /// Without lse, key_bias and sinks.
     pub fn new(
         q: impl Into<Tensor<'a>>,
         k: impl Into<Tensor<'a>>,
@@ -37,6 +41,8 @@ impl<'a> ForwardArgs<'a> {
             v: v.into(),
             out: out.into(),
             lse: None,
+            key_bias: None,
+            sinks: None,
         }
     }
 
@@ -44,6 +50,22 @@ impl<'a> ForwardArgs<'a> {
     pub fn lse(self, lse: &'a mut [f32]) -> Self {
         Self {
             lse: Some(lse),
+            ..self
+        }
+    }
+
+    /// With key_bias.
+    pub fn key_bias(self, key_bias: &'a [f32]) -> Self {
+        Self {
+            key_bias: Some(key_bias),
+            ..self
+        }
+    }
+
+    /// With sinks.
+    pub fn sinks(self, sinks: &'a [f32]) -> Self {
+        Self {
+            sinks: Some(sinks),
             ..self
         }
     }
@@ -70,17 +92,38 @@ pub struct BackwardArgs<'a> {
     pub dk: TensorMut<'a>,
     #[doc = c_doc!(ra_backward_args::dv)]
     pub dv: TensorMut<'a>,
-    /// Whether to add to what dq, dk and dv hold, instead of overwriting it.
+    /// Whether to add to what dq, dk, dv and dsinks hold, instead of overwriting it.
     pub accumulate: bool,
+    #[doc = c_doc!(ra_backward_args::key_bias)]
+    pub key_bias: Option<&'a [f32]>,
+    #[doc = c_doc!(ra_backward_args::sinks)]
+    pub sinks: Option<&'a [f32]>,
+    #[doc = c_doc!(ra_backward_args::dsinks)]
+    pub dsinks: Option<&'a mut [f32]>,
 }
 
-/// A dtype of outputs, which may be that of the inputs.
-fn output_dtype(desc: &AttentionDesc, dtype: DType) -> DType {
-    if dtype == DType::Same {
-        desc.dtype
-    } else {
-        dtype
+impl DType {
+    /// A dtype of outputs, which may be that of the inputs.
+    pub(crate) fn or(self, same: DType) -> DType {
+        if self == DType::Same {
+            same
+        } else {
+            self
+        }
     }
+}
+
+/// An optional array as C takes it: its address and bytes.
+fn floats(array: Option<&[f32]>) -> (*const f32, usize) {
+    array.map_or((std::ptr::null(), 0), |array| {
+        (array.as_ptr(), lse_size(array))
+    })
+}
+
+fn floats_mut(array: Option<&mut [f32]>) -> (*mut f32, usize) {
+    array.map_or((std::ptr::null_mut(), 0), |array| {
+        (array.as_mut_ptr(), lse_size(array))
+    })
 }
 
 impl Context {
@@ -99,19 +142,10 @@ impl Context {
     /// ```
     pub fn forward(&self, desc: &AttentionDesc, args: ForwardArgs<'_>) -> Result<()> {
         self.check_host_memory()?;
-        check_dtype("q", args.q.dtype, "dtype", desc.dtype)?;
-        check_dtype("k", args.k.dtype, "dtype", desc.dtype)?;
-        check_dtype("v", args.v.dtype, "dtype", desc.dtype)?;
-        check_dtype(
-            "out",
-            args.out.dtype,
-            "out_dtype",
-            output_dtype(desc, desc.out_dtype),
-        )?;
-        let (lse, lse_size) = match args.lse {
-            Some(lse) => (lse.as_mut_ptr(), lse_size(lse)),
-            None => (std::ptr::null_mut(), 0),
-        };
+        args.check_dtypes(desc)?;
+        let (lse, lse_size) = floats_mut(args.lse);
+        let (key_bias, key_bias_size) = floats(args.key_bias);
+        let (sinks, sinks_size) = floats(args.sinks);
         let args = sys::ra_forward_args {
             struct_size: size_of::<sys::ra_forward_args>(),
             q: args.q.raw,
@@ -123,6 +157,10 @@ impl Context {
             workspace: std::ptr::null_mut(),
             workspace_size: 0,
             stream: std::ptr::null_mut(),
+            key_bias,
+            key_bias_size,
+            sinks,
+            sinks_size,
         };
         // SAFETY: the tensors are slices of the described dtypes, whose sizes the library checks,
         // and outputs are borrowed by nobody else. The context is used by one thread, as it is not
@@ -134,16 +172,10 @@ impl Context {
     #[doc = c_doc!(ra_backward)]
     pub fn backward(&self, desc: &AttentionDesc, args: BackwardArgs<'_>) -> Result<()> {
         self.check_host_memory()?;
-        let out_dtype = output_dtype(desc, desc.out_dtype);
-        let grad_dtype = output_dtype(desc, desc.grad_dtype);
-        check_dtype("dout", args.dout.dtype, "out_dtype", out_dtype)?;
-        check_dtype("q", args.q.dtype, "dtype", desc.dtype)?;
-        check_dtype("k", args.k.dtype, "dtype", desc.dtype)?;
-        check_dtype("v", args.v.dtype, "dtype", desc.dtype)?;
-        check_dtype("out", args.out.dtype, "out_dtype", out_dtype)?;
-        check_dtype("dq", args.dq.dtype, "grad_dtype", grad_dtype)?;
-        check_dtype("dk", args.dk.dtype, "grad_dtype", grad_dtype)?;
-        check_dtype("dv", args.dv.dtype, "grad_dtype", grad_dtype)?;
+        args.check_dtypes(desc)?;
+        let (key_bias, key_bias_size) = floats(args.key_bias);
+        let (sinks, sinks_size) = floats(args.sinks);
+        let (dsinks, dsinks_size) = floats_mut(args.dsinks);
         let args = sys::ra_backward_args {
             struct_size: size_of::<sys::ra_backward_args>(),
             dout: args.dout.raw,
@@ -161,6 +193,12 @@ impl Context {
             workspace: std::ptr::null_mut(),
             workspace_size: 0,
             stream: std::ptr::null_mut(),
+            key_bias,
+            key_bias_size,
+            sinks,
+            sinks_size,
+            dsinks,
+            dsinks_size,
         };
         // SAFETY: as in `forward`.
         desc.with_raw(|desc| call(|e| unsafe { sys::ra_backward(self.raw(), desc, &args, e) }))?;

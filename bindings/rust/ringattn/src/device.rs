@@ -18,6 +18,8 @@
 //!     v: DeviceTensor::new(&v),
 //!     out: DeviceTensor::new(&out),
 //!     lse: None,
+//!     key_bias: None,
+//!     sinks: None,
 //!     workspace: None,
 //!     stream,
 //! };
@@ -118,6 +120,10 @@ pub struct DeviceForwardArgs {
     pub out: DeviceTensor,
     #[doc = c_doc!(ra_forward_args::lse)]
     pub lse: Option<DeviceMemory>,
+    #[doc = c_doc!(ra_forward_args::key_bias)]
+    pub key_bias: Option<DeviceMemory>,
+    #[doc = c_doc!(ra_forward_args::sinks)]
+    pub sinks: Option<DeviceMemory>,
     #[doc = c_doc!(ra_forward_args::workspace)]
     pub workspace: Option<DeviceMemory>,
     /// A `cudaStream_t` of the context's device, null for the default stream; must be null on the
@@ -147,8 +153,14 @@ pub struct DeviceBackwardArgs {
     pub dk: DeviceTensor,
     #[doc = c_doc!(ra_backward_args::dv)]
     pub dv: DeviceTensor,
-    /// Whether to add to what dq, dk and dv hold, instead of overwriting it.
+    /// Whether to add to what dq, dk, dv and dsinks hold, instead of overwriting it.
     pub accumulate: bool,
+    #[doc = c_doc!(ra_backward_args::key_bias)]
+    pub key_bias: Option<DeviceMemory>,
+    #[doc = c_doc!(ra_backward_args::sinks)]
+    pub sinks: Option<DeviceMemory>,
+    #[doc = c_doc!(ra_backward_args::dsinks)]
+    pub dsinks: Option<DeviceMemory>,
     #[doc = c_doc!(ra_backward_args::workspace)]
     pub workspace: Option<DeviceMemory>,
     /// A `cudaStream_t` of the context's device, null for the default stream; must be null on the
@@ -179,6 +191,8 @@ impl Context {
         args: &DeviceForwardArgs,
     ) -> Result<()> {
         let (lse, lse_size) = memory_parts(args.lse);
+        let (key_bias, key_bias_size) = memory_parts(args.key_bias);
+        let (sinks, sinks_size) = memory_parts(args.sinks);
         let (workspace, workspace_size) = memory_parts(args.workspace);
         let args = sys::ra_forward_args {
             struct_size: size_of::<sys::ra_forward_args>(),
@@ -191,6 +205,10 @@ impl Context {
             workspace,
             workspace_size,
             stream: args.stream.cast(),
+            key_bias: key_bias.cast_const().cast(),
+            key_bias_size,
+            sinks: sinks.cast_const().cast(),
+            sinks_size,
         };
         // SAFETY: as the caller promises.
         desc.with_raw(|desc| call(|e| unsafe { sys::ra_forward(self.raw(), desc, &args, e) }))?;
@@ -207,6 +225,9 @@ impl Context {
         desc: &AttentionDesc,
         args: &DeviceBackwardArgs,
     ) -> Result<()> {
+        let (key_bias, key_bias_size) = memory_parts(args.key_bias);
+        let (sinks, sinks_size) = memory_parts(args.sinks);
+        let (dsinks, dsinks_size) = memory_parts(args.dsinks);
         let (workspace, workspace_size) = memory_parts(args.workspace);
         let args = sys::ra_backward_args {
             struct_size: size_of::<sys::ra_backward_args>(),
@@ -225,6 +246,12 @@ impl Context {
             workspace,
             workspace_size,
             stream: args.stream.cast(),
+            key_bias: key_bias.cast_const().cast(),
+            key_bias_size,
+            sinks: sinks.cast_const().cast(),
+            sinks_size,
+            dsinks: dsinks.cast(),
+            dsinks_size,
         };
         // SAFETY: as the caller promises.
         desc.with_raw(|desc| call(|e| unsafe { sys::ra_backward(self.raw(), desc, &args, e) }))?;

@@ -40,18 +40,20 @@ pub(crate) fn characters(text: &Option<CString>) -> *const c_char {
     text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr())
 }
 
-pub(crate) fn entries(list: &Option<Vec<i64>>) -> *const i64 {
-    list.as_ref().map_or(std::ptr::null(), Vec::as_ptr)
+pub(crate) fn entries<T>(list: &Option<Vec<T>>) -> *const T {
+    // One without entries is none.
+    let list = list.as_ref().filter(|list| !list.is_empty());
+    list.map_or(std::ptr::null(), Vec::as_ptr)
 }
 
-pub(crate) fn count_entries(list: &Option<Vec<i64>>) -> Option<i64> {
+pub(crate) fn count_entries<T>(list: &Option<Vec<T>>) -> Option<i64> {
     list.as_ref().map(|list| list.len() as i64)
 }
 
 /// Requires that a list that is given has as many entries as C will read.
-pub(crate) fn check_entries(
+pub(crate) fn check_entries<T>(
     field: &str,
-    list: &Option<Vec<i64>>,
+    list: &Option<Vec<T>>,
     formula: &str,
     count: i64,
 ) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Which tokens a rank has.
 
 use std::mem::size_of;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 
 use crate::error::call;
 use crate::tensor::check_dtype;
@@ -116,6 +116,52 @@ impl AttentionDesc {
         // SAFETY: the library has written `count` numbers.
         unsafe { positions.set_len(count as usize) };
         Ok(positions)
+    }
+
+    /// Which weights of one row dropout keeps: entry n is for the n-th of `keys`, whether the query
+    /// sees it or not. All true without dropout. `entry` is of the batch, `head` of Q; `query` and
+    /// the keys are positions of the whole sequence. For tests, and for those who compute a row by
+    /// themselves. Errors also: [`Status::OutOfMemory`].
+    ///
+    /// ```
+    /// use ringattn::AttentionDesc;
+    ///
+    /// let desc = AttentionDesc::new().seqlen_q(8).head_dim(4).dropout_probability(0.5);
+    /// let (row, end) = (desc.dropout_mask(0, 0, 3, 0..8)?, desc.dropout_mask(0, 0, 3, 5..8)?);
+    /// assert_eq!(row[5..], end[..]);
+    /// # Ok::<(), ringattn::Error>(())
+    /// ```
+    pub fn dropout_mask(
+        &self,
+        entry: i64,
+        head: i64,
+        query: i64,
+        keys: Range<i64>,
+    ) -> Result<Vec<bool>> {
+        let (first, count) = (keys.start, keys.end.saturating_sub(keys.start));
+        let mut mask: Vec<bool> = Vec::new();
+        // What is not within the sequence needs no room: the library refuses it.
+        let seqlen_kv = if self.seqlen_kv < 0 {
+            self.seqlen_q
+        } else {
+            self.seqlen_kv
+        };
+        if 0 <= first && 0 <= count && keys.end <= seqlen_kv {
+            mask.try_reserve_exact(count as usize).map_err(|error| {
+                let message = format!("count is {count}; no memory for so many keys: {error}");
+                Error::new(Status::OutOfMemory, message)
+            })?;
+        }
+        self.with_raw(|desc| {
+            let to = mask.as_mut_ptr().cast();
+            // SAFETY: `to` has room for `count` bytes if the sequence has so many keys.
+            call(|error| unsafe {
+                sys::ra_get_dropout_mask(desc, entry, head, query, first, count, to, error)
+            })
+        })?;
+        // SAFETY: the library has written `count` bytes, each 0 or 1.
+        unsafe { mask.set_len(count as usize) };
+        Ok(mask)
     }
 
     /// Copies the tokens that `rank` owns out of `whole` into `shard`.

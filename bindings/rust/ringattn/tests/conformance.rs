@@ -205,6 +205,9 @@ fn run_rank(
         dk: dk.tensor_mut(),
         dv: dv.tensor_mut(),
         accumulate: case["accumulate"] == true,
+        key_bias: None,
+        sinks: None,
+        dsinks: None,
     };
     context.backward(desc, args)?;
     Ok(OUTPUTS.into_iter().zip([out, lse, dq, dk, dv]).collect())
@@ -447,6 +450,9 @@ fn run_call(case: &Value) -> Result<()> {
                 dk: dk.tensor_mut(),
                 dv: dv.tensor_mut(),
                 accumulate: argument("accumulate", 0) != 0,
+                key_bias: None,
+                sinks: None,
+                dsinks: None,
             };
             context.backward(desc, args)
         }

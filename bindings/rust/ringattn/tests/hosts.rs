@@ -467,6 +467,9 @@ fn ranks_without_tokens() {
             dk: (&mut dk).into(),
             dv: (&mut dv).into(),
             accumulate: true,
+            key_bias: None,
+            sinks: None,
+            dsinks: None,
         };
         context.backward(&desc, args).unwrap();
         assert_eq!(dv, vec![2f32; 4 * len]);
@@ -515,6 +518,9 @@ fn interleaved_gradients_by_address() {
         dk: part(1),
         dv: part(2),
         accumulate: false,
+        key_bias: None,
+        sinks: None,
+        dsinks: None,
     };
     context.backward(&desc, args).unwrap();
     for (i, gradient) in buffer.iter().enumerate() {
@@ -551,6 +557,8 @@ fn device_calls_on_the_cpu_backend() {
         v: DeviceTensor::new(&of_ones).strides(0, 1, 1),
         out: DeviceTensor::new(&memory(&mut out)),
         lse: Some(memory(&mut lse)),
+        key_bias: None,
+        sinks: None,
         workspace: Some(workspace),
         stream: std::ptr::null_mut(),
     };
@@ -580,6 +588,9 @@ fn device_calls_on_the_cpu_backend() {
         dk,
         dv,
         accumulate: false,
+        key_bias: None,
+        sinks: None,
+        dsinks: None,
         workspace: None,
         stream: std::ptr::null_mut(),
     };

@@ -2761,6 +2761,546 @@ SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_
 }
 
 
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1alibiSlopes_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  
+  arg1->alibi_slopes = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1alibiSlopes_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->alibi_slopes);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1numSinks_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_sinks = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1numSinks_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_sinks);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dropoutProbability_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jfloat jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  float arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (float)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dropout_probability = arg2;
+}
+
+
+SWIGEXPORT jfloat JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dropoutProbability_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jfloat jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  float result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (float) ((arg1)->dropout_probability);
+  jresult = (jfloat)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1hasKeyBias_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->has_key_bias = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1hasKeyBias_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->has_key_bias);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dropoutSeed_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dropout_seed = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dropoutSeed_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->dropout_seed);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dropoutOffset_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dropout_offset = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dropoutOffset_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->dropout_offset);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1numMaskSlices_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_mask_slices = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1numMaskSlices_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_mask_slices);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1maskSlices_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  
+  arg1->mask_slices = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1maskSlices_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->mask_slices);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1numBranches_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_branches = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1numBranches_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->num_branches);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilationPhase_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dilation_phase = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilationPhase_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->dilation_phase);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1segmentLengths_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  
+  arg1->segment_lengths = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1segmentLengths_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->segment_lengths);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilations_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  
+  arg1->dilations = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilations_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->dilations);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilationPadding_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dilation_padding = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilationPadding_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->dilation_padding);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilationGradient_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dilation_gradient = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAttentionDesc_1dilationGradient_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_attention_desc *arg1 = (struct ra_attention_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_attention_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_attention_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->dilation_gradient);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitAttentionDesc(JNIEnv *jenv, jclass jcls, jlong jarg1) {
   ra_attention_desc *arg1 = (ra_attention_desc *) 0 ;
   size_t arg2 ;
@@ -2805,6 +3345,46 @@ SWIGEXPORT jbyteArray JNICALL Java_dev_ringattn_internal_RingAttnJNI_raCheckSupp
   if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
   
   return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetDropoutMask(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3, jlong jarg4, jlong jarg5, jlong jarg6, jbooleanArray jarg7) {
+  ra_attention_desc *arg1 = (ra_attention_desc *) 0 ;
+  int64_t arg2 ;
+  int64_t arg3 ;
+  int64_t arg4 ;
+  int64_t arg5 ;
+  int64_t arg6 ;
+  uint8_t *arg7 = (uint8_t *) 0 ;
+  ra_error *arg8 = (ra_error *) 0 ;
+  ra_error failure8 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg8 = &failure8;
+  arg1 = (ra_attention_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  arg3 = (int64_t)jarg3; 
+  arg4 = (int64_t)jarg4; 
+  arg5 = (int64_t)jarg5; 
+  arg6 = (int64_t)jarg6; 
+  
+  arg7 = (uint8_t *)(*jenv)->GetBooleanArrayElements(jenv, jarg7, NULL);
+  if (!arg7) return ;
+  
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_attention_desc const at address 0");
+    return ;
+  }
+  
+  
+  
+  result = (ra_status)ra_get_dropout_mask((struct ra_attention_desc const *)arg1,arg2,arg3,arg4,arg5,arg6,arg7,arg8);
+  (void)result;
+  if (arg8->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg8);
+  (*jenv)->ReleaseBooleanArrayElements(jenv, jarg7, (jboolean *)arg7, 0);
 }
 
 
@@ -4967,6 +5547,162 @@ SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1s
 }
 
 
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1keyBias_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->key_bias = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1keyBias_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->key_bias);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1keyBiasSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->key_bias_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1keyBiasSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->key_bias_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1sinks_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->sinks = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1sinks_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->sinks);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1sinksSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->sinks_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaForwardArgs_1sinksSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_forward_args *arg1 = (struct ra_forward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_forward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->sinks_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitForwardArgs(JNIEnv *jenv, jclass jcls, jlong jarg1) {
   ra_forward_args *arg1 = (ra_forward_args *) 0 ;
   size_t arg2 ;
@@ -5602,6 +6338,240 @@ SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1
   
   result = (ra_stream) ((arg1)->stream);
   jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1keyBias_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->key_bias = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1keyBias_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->key_bias);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1keyBiasSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->key_bias_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1keyBiasSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->key_bias_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1sinks_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->sinks = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1sinks_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->sinks);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1sinksSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->sinks_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1sinksSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->sinks_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1dsinks_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->dsinks = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1dsinks_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->dsinks);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1dsinksSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dsinks_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaBackwardArgs_1dsinksSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_backward_args *arg1 = (struct ra_backward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_backward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->dsinks_size);
+  jresult = (jlong)result; 
   return jresult;
 }
 

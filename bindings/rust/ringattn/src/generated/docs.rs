@@ -18,8 +18,9 @@ and v, given the gradient of out.
 
 Collective, blocking, overlap and errors as [`Context::forward`](crate::Context::forward).
 Recomputes the scores from lse; gradients travel and accumulate in fp32 and are rounded
-once. Deterministic. Rows whose lse is -infinity have gradients 0. Method: Dao et al. 2022,
-"FlashAttention", Algorithm 4, with delta = rowsum(dout \* out)."#
+once. Deterministic. Rows whose lse is -infinity have gradients 0. `key_bias` has no
+gradient here. Method: Dao et al. 2022, "FlashAttention", Algorithm 4, with delta =
+rowsum(dout \* out)."#
     };
     (ra_backward_args::dk) => {
         r#"Shape of k, `desc.grad_dtype`; written"#
@@ -30,10 +31,18 @@ once. Deterministic. Rows whose lse is -infinity have gradients 0. Method: Dao e
     (ra_backward_args::dq) => {
         r#"Shape of q, `desc.grad_dtype`; written"#
     };
+    (ra_backward_args::dsinks) => {
+        r#"\[`num_heads_q`, `num_sinks`\] packed; written: this rank's share of the gradient, that of
+its own queries. The gradient is the sum over all ranks, which the caller makes. `None` if
+not wanted"#
+    };
     (ra_backward_args::dv) => {
         r#"Shape of v, `desc.grad_dtype`; written"#
     };
     (ra_backward_args::k) => {
+        r#"As given to [`Context::forward`](crate::Context::forward)"#
+    };
+    (ra_backward_args::key_bias) => {
         r#"As given to [`Context::forward`](crate::Context::forward)"#
     };
     (ra_backward_args::lse) => {
@@ -43,6 +52,9 @@ once. Deterministic. Rows whose lse is -infinity have gradients 0. Method: Dao e
         r#"As [`Context::forward`](crate::Context::forward) wrote it"#
     };
     (ra_backward_args::q) => {
+        r#"As given to [`Context::forward`](crate::Context::forward)"#
+    };
+    (ra_backward_args::sinks) => {
         r#"As given to [`Context::forward`](crate::Context::forward)"#
     };
     (ra_backward_args::v) => {
@@ -101,6 +113,10 @@ Transformers"; online softmax as in Dao et al. 2022, "FlashAttention", Algorithm
     (ra_forward_args::k) => {
         r#"\[batch, n_kv, `num_heads_kv`, `head_dim`\], desc.dtype"#
     };
+    (ra_forward_args::key_bias) => {
+        r#"\[batch, n_kv\] packed, of this rank's keys; where `desc.has_key_bias` is 1, else `None`.
+-infinity hides a key; NaN or +infinity make the rows that see it undefined"#
+    };
     (ra_forward_args::lse) => {
         r#"\[batch, `num_heads_q`, n_q\] packed; written; `None` if not wanted
 ([`Context::backward`](crate::Context::backward) needs it)"#
@@ -110,6 +126,10 @@ Transformers"; online softmax as in Dao et al. 2022, "FlashAttention", Algorithm
     };
     (ra_forward_args::q) => {
         r#"\[batch, n_q, `num_heads_q`, `head_dim`\], desc.dtype"#
+    };
+    (ra_forward_args::sinks) => {
+        r#"\[`num_heads_q`, `num_sinks`\] packed, the same on every rank; where `desc.num_sinks` > 0,
+else `None`. As `key_bias`, never NaN or +infinity"#
     };
     (ra_forward_args::v) => {
         r#"\[batch, n_kv, `num_heads_kv`, `head_dim_v`\], desc.dtype"#

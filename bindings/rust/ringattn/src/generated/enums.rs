@@ -114,6 +114,52 @@ choice! {
 }
 
 choice! {
+    /// Which pairs of its rectangle a mask slice has: query i of q_begin .. q_end - 1, key j of
+    /// kv_begin .. kv_end - 1.
+    MaskSliceKind, "mask_slice_kind";
+    /// All.
+    Full = sys::RA_MASK_SLICE_KIND_FULL, "FULL";
+    /// J - kv_end <= i - q_end: the last query faces the last key, and sees none behind.
+    Causal = sys::RA_MASK_SLICE_KIND_CAUSAL, "CAUSAL";
+    /// J - kv_begin >= i - q_begin: the first query faces the first key, and sees none before.
+    InverseCausal = sys::RA_MASK_SLICE_KIND_INVERSE_CAUSAL, "INVERSE_CAUSAL";
+    /// What both CAUSAL and INVERSE_CAUSAL have: a band, or nothing where there are more queries
+    /// than keys.
+    BidirectionalCausal = sys::RA_MASK_SLICE_KIND_BIDIRECTIONAL_CAUSAL, "BIDIRECTIONAL_CAUSAL";
+}
+
+choice! {
+    /// Which positions of a segment a query head keeps in a branch of dilation r: those whose place
+    /// in it, mod r, is its phase.
+    DilationPhase, "dilation_phase";
+    /// Of query head h: floor(h / ceil(`num_heads_q` / r)), as in torchscale's code.
+    BlocksOfHeads = sys::RA_DILATION_PHASE_BLOCKS_OF_HEADS, "BLOCKS_OF_HEADS";
+    /// Of query head h: h mod r, as in the LongNet paper.
+    InterleavedHeads = sys::RA_DILATION_PHASE_INTERLEAVED_HEADS, "INTERLEAVED_HEADS";
+}
+
+choice! {
+    /// What stands behind the end of a last segment that is shorter than the others of its branch.
+    DilationPadding, "dilation_padding";
+    /// Nothing.
+    Masked = sys::RA_DILATION_PADDING_MASKED, "MASKED";
+    /// What torchscale pads with: keys with score 0 and value 0, so many that each head has ceil(g
+    /// / r) keys in every segment of g positions; for full masks only. Rows of that segment get
+    /// smaller outputs for it, and longer sequences other results for the same tokens.
+    ZeroKeys = sys::RA_DILATION_PADDING_ZERO_KEYS, "ZERO_KEYS";
+}
+
+choice! {
+    /// What the backward pass differentiates.
+    DilationGradient, "dilation_gradient";
+    /// The result.
+    Exact = sys::RA_DILATION_GRADIENT_EXACT, "EXACT";
+    /// As torchscale: each branch by itself, and the weights by which branches are combined are
+    /// taken for constants. Not the gradient of the result, where a row has several branches.
+    ConstantWeights = sys::RA_DILATION_GRADIENT_CONSTANT_WEIGHTS, "CONSTANT_WEIGHTS";
+}
+
+choice! {
     /// Who computes and sends what, in which order. Results follow the same rules with each, but
     /// not to the last bit.
     ///

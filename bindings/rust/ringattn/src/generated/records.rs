@@ -5,6 +5,7 @@ use std::mem::size_of;
 
 use crate::error::call;
 use crate::record::*;
+use crate::tensor::check_dtype;
 use crate::*;
 
 /// What [`Context::new`] needs to know.
@@ -283,16 +284,45 @@ impl Capabilities {
 /// window         window_left  < 0 or j >= i + shift - window_left;  window_right < 0 or j <= i + shift + window_right
 /// documents      i and j lie in documents of the same number
 /// kv_lengths     j < kv_lengths[batch entry]
+/// mask_slices    there are none, or one of them has (i, j) (MaskSliceKind)
 /// ```
 ///
 /// where shift is 0 (top-left) or the number of keys minus the number of queries
 /// (bottom-right). With documents, i, j and shift count inside the document, but `kv_lengths`
-/// counts from the start of the sequence and never moves the diagonal.
+/// and `mask_slices` count from the start of the sequence; neither moves the diagonal.
 ///
-/// score(i, j) = softcap(`softmax_scale` \* dot(q_i, k_j)), with softcap(s) = c \* tanh(s / c)
-/// where c = desc.softcap > 0 (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural
-/// logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that sees no key has out = 0, lse =
-/// -infinity and gradients 0.
+/// score(i, j) = softcap(`softmax_scale` \* dot(q_i, k_j)) - `alibi_slopes`\[head\] \* |i +
+/// shift - j| + `key_bias`\[batch entry, j\], with softcap(s) = c \* tanh(s / c) where c =
+/// desc.softcap > 0 (Gemma 2, 2024); the second term as in Press et al. 2022, "ALiBi"; what the
+/// description does not ask for is left out. The sinks of a query head are logits that join its
+/// softmax without a value (Xiao et al. 2024): lse_i = log(sum_j exp(score) + sum_n
+/// exp(sinks\[head, n\])), natural logarithm; out_i = sum_j exp(score - lse_i) v_j. A row that
+/// sees no key has out = 0 and gradients 0; its lse is that of the sinks alone, -infinity
+/// without any.
+///
+/// Dropout of probability p makes weights 0 by chance and the others larger: out_i = sum_j
+/// kept_ij / (1 - p) exp(score - lse_i) v_j, where lse_i is as without. Which are kept
+/// ([`AttentionDesc::dropout_mask`]) depends on `dropout_seed`, `dropout_offset`, the batch
+/// entry, the query head and the positions of query and key in the whole sequence, by Philox
+/// 4x32-10 (Salmon et al. 2011): it is the same for every world size, sharding, schedule,
+/// number of chunks and backend, and the backward pass finds it again.
+///
+/// Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the
+/// positions of a document's keys into segments of g = min(`segment_lengths`\[n\], keys of the
+/// document), of which the last may be shorter; query i stands at position i + shift. With r =
+/// dilations\[n\], each query head keeps those positions of a segment whose place in it, mod r,
+/// is the head's phase (`dilation_phase`). In branch n, i sees j iff all that is said above
+/// holds, both are of one segment, and the head keeps both. With o_n, l_n the output and lse of
+/// branch n alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n
+/// exp(l_n)).
+///
+/// So a key that a row sees in several branches counts as often; sinks join the sum once, and
+/// dropout keeps or drops a pair for all branches alike. A row that a branch does not keep has
+/// nothing from it, and one that no branch keeps sees no key: its out is 0. A branch of
+/// dilation 1 keeps all. Where heads share K and V the phase is the query head's, so that they
+/// may use different rows. Where g is no multiple of r and there are several segments, places
+/// still count from the start of each; torchscale, which counts on through the segments, places
+/// rows elsewhere there.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct AttentionDesc {
@@ -333,13 +363,13 @@ pub struct AttentionDesc {
     pub softmax_scale: f32,
     /// \>= 0 and finite; default 0: none.
     pub softcap: f32,
-    /// Host, `num_documents` + 1 entries: 0, ascending, `seqlen_q`. Document d is the tokens
-    /// offsets\[d\] .. offsets\[d + 1\] - 1 (the cu_seqlens convention); may be empty.
-    /// `num_documents`, that is one entry less: packed documents, 0 .. 2^31; default 0: the
-    /// sequence is not packed.
+    /// Host, one entry more than there are documents: 0, ascending, `seqlen_q`. Document d is the
+    /// tokens offsets\[d\] .. offsets\[d + 1\] - 1 (the cu_seqlens convention); may be empty.
+    /// `num_documents`, which follows from it: packed documents, 0 .. 2^31; default 0: the sequence
+    /// is not packed.
     pub document_offsets_q: Option<Vec<i64>>,
-    /// Host, `num_documents` + 1 entries: the same for keys; `None`: `document_offsets_q`, and then
-    /// `seqlen_kv` = `seqlen_q`.
+    /// Host, one entry more than there are documents: the same for keys; `None`:
+    /// `document_offsets_q`, and then `seqlen_kv` = `seqlen_q`.
     pub document_offsets_kv: Option<Vec<i64>>,
     /// Host, batch entries of 0 .. `seqlen_kv`: keys before right padding; `None`: none.
     pub kv_lengths: Option<Vec<i64>>,
@@ -355,6 +385,40 @@ pub struct AttentionDesc {
     /// head is more than 1,024 times as much: into more chunks than these the library cuts no shard
     /// unasked.
     pub gather_bytes: i64,
+    /// Host, `num_heads_q` entries, finite: what a key's distance from the diagonal takes off its
+    /// score, per position, for each query head; `None`: none.
+    pub alibi_slopes: Option<Vec<f32>>,
+    /// Sinks of each query head, 0 .. 1024, in [`ForwardArgs::sinks`]; default 0: none.
+    pub num_sinks: i64,
+    /// Of a weight to be dropped, 0 <= p < 1; default 0: none.
+    pub dropout_probability: f32,
+    /// Whether scores get [`ForwardArgs::key_bias`]; default 0.
+    pub has_key_bias: bool,
+    /// 64 bits, any; read where `dropout_probability` > 0 only; default 0.
+    pub dropout_seed: i64,
+    /// 64 bits, any: another one for each call that is to drop other weights, but in the backward
+    /// pass that of its forward pass; read as `dropout_seed`; default 0.
+    pub dropout_offset: i64,
+    /// Host, 5 entries for each of the mask slices: q_begin, q_end, kv_begin, kv_end,
+    /// [`MaskSliceKind`] of each, in positions of the whole sequence, 0 <= begin <= end <= seqlen.
+    /// In any order; may be empty; no two rectangles have a pair in common, whatever their kinds.
+    /// `num_mask_slices`, which follows from it: 0 .. 2^20; default 0: pairs are seen without
+    /// regard to slices.
+    pub mask_slices: Option<Vec<i64>>,
+    /// [`DilationPhase`]; default [`DilationPhase::BlocksOfHeads`]. As all that follows it is read
+    /// where there are branches only.
+    pub dilation_phase: DilationPhase,
+    /// Host, an entry for each of the branches: positions of a segment of each branch, >= 1.
+    /// `num_branches`, which follows from it: of dilated attention, 0 .. 16; default 0: not
+    /// dilated.
+    pub segment_lengths: Option<Vec<i64>>,
+    /// Host, an entry for each of the branches: of how many positions each branch keeps one, 1 ..
+    /// 2^48.
+    pub dilations: Option<Vec<i64>>,
+    /// [`DilationPadding`]; default [`DilationPadding::Masked`].
+    pub dilation_padding: DilationPadding,
+    /// [`DilationGradient`]; default [`DilationGradient::Exact`].
+    pub dilation_gradient: DilationGradient,
 }
 
 impl AttentionDesc {
@@ -386,6 +450,18 @@ impl AttentionDesc {
             schedule: Schedule::from_raw(raw.schedule),
             num_chunks: raw.num_chunks,
             gather_bytes: raw.gather_bytes,
+            alibi_slopes: None,
+            num_sinks: raw.num_sinks,
+            dropout_probability: raw.dropout_probability,
+            has_key_bias: raw.has_key_bias != 0,
+            dropout_seed: raw.dropout_seed,
+            dropout_offset: raw.dropout_offset,
+            mask_slices: None,
+            dilation_phase: DilationPhase::from_raw(raw.dilation_phase),
+            segment_lengths: None,
+            dilations: None,
+            dilation_padding: DilationPadding::from_raw(raw.dilation_padding),
+            dilation_gradient: DilationGradient::from_raw(raw.dilation_gradient),
         }
     }
 
@@ -533,6 +609,78 @@ impl AttentionDesc {
         self
     }
 
+    /// Sets [`alibi_slopes`](#structfield.alibi_slopes).
+    pub fn alibi_slopes(mut self, alibi_slopes: impl Into<Vec<f32>>) -> Self {
+        self.alibi_slopes = Some(alibi_slopes.into());
+        self
+    }
+
+    /// Sets [`num_sinks`](#structfield.num_sinks).
+    pub fn num_sinks(mut self, num_sinks: i64) -> Self {
+        self.num_sinks = num_sinks;
+        self
+    }
+
+    /// Sets [`dropout_probability`](#structfield.dropout_probability).
+    pub fn dropout_probability(mut self, dropout_probability: f32) -> Self {
+        self.dropout_probability = dropout_probability;
+        self
+    }
+
+    /// Sets [`has_key_bias`](#structfield.has_key_bias).
+    pub fn has_key_bias(mut self, has_key_bias: bool) -> Self {
+        self.has_key_bias = has_key_bias;
+        self
+    }
+
+    /// Sets [`dropout_seed`](#structfield.dropout_seed).
+    pub fn dropout_seed(mut self, dropout_seed: i64) -> Self {
+        self.dropout_seed = dropout_seed;
+        self
+    }
+
+    /// Sets [`dropout_offset`](#structfield.dropout_offset).
+    pub fn dropout_offset(mut self, dropout_offset: i64) -> Self {
+        self.dropout_offset = dropout_offset;
+        self
+    }
+
+    /// Sets [`mask_slices`](#structfield.mask_slices).
+    pub fn mask_slices(mut self, mask_slices: impl Into<Vec<i64>>) -> Self {
+        self.mask_slices = Some(mask_slices.into());
+        self
+    }
+
+    /// Sets [`dilation_phase`](#structfield.dilation_phase).
+    pub fn dilation_phase(mut self, dilation_phase: DilationPhase) -> Self {
+        self.dilation_phase = dilation_phase;
+        self
+    }
+
+    /// Sets [`segment_lengths`](#structfield.segment_lengths).
+    pub fn segment_lengths(mut self, segment_lengths: impl Into<Vec<i64>>) -> Self {
+        self.segment_lengths = Some(segment_lengths.into());
+        self
+    }
+
+    /// Sets [`dilations`](#structfield.dilations).
+    pub fn dilations(mut self, dilations: impl Into<Vec<i64>>) -> Self {
+        self.dilations = Some(dilations.into());
+        self
+    }
+
+    /// Sets [`dilation_padding`](#structfield.dilation_padding).
+    pub fn dilation_padding(mut self, dilation_padding: DilationPadding) -> Self {
+        self.dilation_padding = dilation_padding;
+        self
+    }
+
+    /// Sets [`dilation_gradient`](#structfield.dilation_gradient).
+    pub fn dilation_gradient(mut self, dilation_gradient: DilationGradient) -> Self {
+        self.dilation_gradient = dilation_gradient;
+        self
+    }
+
     /// Calls `call` with the record as C has it, which lives as long as the call.
     pub(crate) fn with_raw<R>(
         &self,
@@ -546,6 +694,21 @@ impl AttentionDesc {
             num_documents + 1,
         )?;
         check_entries("kv_lengths", &self.kv_lengths, "batch", self.batch)?;
+        check_entries(
+            "alibi_slopes",
+            &self.alibi_slopes,
+            "num_heads_q",
+            self.num_heads_q,
+        )?;
+        let num_mask_slices = count_entries(&self.mask_slices).map_or(0, |count| count / 5);
+        check_entries(
+            "mask_slices",
+            &self.mask_slices,
+            "5 * num_mask_slices",
+            5 * num_mask_slices,
+        )?;
+        let num_branches = count_entries(&self.segment_lengths).unwrap_or(0);
+        check_entries("dilations", &self.dilations, "num_branches", num_branches)?;
         let raw = sys::ra_attention_desc {
             struct_size: size_of::<sys::ra_attention_desc>(),
             batch: self.batch,
@@ -574,6 +737,20 @@ impl AttentionDesc {
             reserved: 0,
             num_chunks: self.num_chunks,
             gather_bytes: self.gather_bytes,
+            alibi_slopes: entries(&self.alibi_slopes),
+            num_sinks: self.num_sinks,
+            dropout_probability: self.dropout_probability,
+            has_key_bias: i32::from(self.has_key_bias),
+            dropout_seed: self.dropout_seed,
+            dropout_offset: self.dropout_offset,
+            num_mask_slices,
+            mask_slices: entries(&self.mask_slices),
+            num_branches: num_branches as i32,
+            dilation_phase: self.dilation_phase as i32,
+            segment_lengths: entries(&self.segment_lengths),
+            dilations: entries(&self.dilations),
+            dilation_padding: self.dilation_padding as i32,
+            dilation_gradient: self.dilation_gradient as i32,
         };
         call(&raw)
     }
@@ -593,14 +770,16 @@ impl Default for AttentionDesc {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MemoryRequirements {
-    /// Q, k, v, out and lse, packed.
+    /// Q, k, v, out and lse, packed; and where the description has them, `key_bias` and sinks.
     pub forward_tensors: usize,
-    /// Q, k, v, out, lse, dout, dq, dk and dv, packed.
+    /// Q, k, v, out, lse, dout, dq, dk and dv, packed; and where the description has them,
+    /// `key_bias`, sinks and dsinks.
     pub backward_tensors: usize,
     /// Tiles of each thread and, unless `world_size` is 1, two chunks in flight, max and sum of
     /// each row, and the output in fp32 where `out_dtype` is another; where cuDNN may run, what it
     /// needs and, unless `world_size` is 1, one block's output in fp32. [`Schedule::AllGather`]:
     /// the same for one part, but its own chunk and those of the r ranks whose keys it sees, 1 + r.
+    /// A chunk has its keys' `key_bias` with it; sinks take a number for each query head.
     pub forward_workspace: usize,
     /// Tiles of each thread, delta of each row, dq in fp32 where `grad_dtype` is another, two
     /// chunks in flight and four of gradients in fp32; if `world_size` is 1, one and one.
@@ -713,5 +892,61 @@ impl CallStatistics {
             compute_seconds: raw.compute_seconds,
             wait_seconds: raw.wait_seconds,
         })
+    }
+}
+
+impl ForwardArgs<'_> {
+    /// Refuses tensors of other dtypes than `desc` has.
+    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {
+        check_dtype("q", self.q.dtype, "dtype", desc.dtype)?;
+        check_dtype("k", self.k.dtype, "dtype", desc.dtype)?;
+        check_dtype("v", self.v.dtype, "dtype", desc.dtype)?;
+        check_dtype(
+            "out",
+            self.out.dtype,
+            "out_dtype",
+            desc.out_dtype.or(desc.dtype),
+        )?;
+        Ok(())
+    }
+}
+
+impl BackwardArgs<'_> {
+    /// Refuses tensors of other dtypes than `desc` has.
+    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {
+        check_dtype(
+            "dout",
+            self.dout.dtype,
+            "out_dtype",
+            desc.out_dtype.or(desc.dtype),
+        )?;
+        check_dtype("q", self.q.dtype, "dtype", desc.dtype)?;
+        check_dtype("k", self.k.dtype, "dtype", desc.dtype)?;
+        check_dtype("v", self.v.dtype, "dtype", desc.dtype)?;
+        check_dtype(
+            "out",
+            self.out.dtype,
+            "out_dtype",
+            desc.out_dtype.or(desc.dtype),
+        )?;
+        check_dtype(
+            "dq",
+            self.dq.dtype,
+            "grad_dtype",
+            desc.grad_dtype.or(desc.dtype),
+        )?;
+        check_dtype(
+            "dk",
+            self.dk.dtype,
+            "grad_dtype",
+            desc.grad_dtype.or(desc.dtype),
+        )?;
+        check_dtype(
+            "dv",
+            self.dv.dtype,
+            "grad_dtype",
+            desc.grad_dtype.or(desc.dtype),
+        )?;
+        Ok(())
     }
 }

@@ -50,6 +50,18 @@ pub fn set_attention_desc(record: &mut AttentionDesc, field: &str, value: &Value
         "schedule" => record.schedule = choice(value),
         "num_chunks" => record.num_chunks = number(value),
         "gather_bytes" => record.gather_bytes = number(value),
+        "alibi_slopes" => record.alibi_slopes = list(value),
+        "num_sinks" => record.num_sinks = number(value),
+        "dropout_probability" => record.dropout_probability = number(value),
+        "has_key_bias" => record.has_key_bias = number(value),
+        "dropout_seed" => record.dropout_seed = number(value),
+        "dropout_offset" => record.dropout_offset = number(value),
+        "mask_slices" => record.mask_slices = list(value),
+        "dilation_phase" => record.dilation_phase = choice(value),
+        "segment_lengths" => record.segment_lengths = list(value),
+        "dilations" => record.dilations = list(value),
+        "dilation_padding" => record.dilation_padding = choice(value),
+        "dilation_gradient" => record.dilation_gradient = choice(value),
         _ => panic!("ra_attention_desc has no field {field}"),
     }
 }

@@ -38,7 +38,7 @@ pub fn text(value: &Value) -> Option<String> {
     (!value.is_null()).then(|| value.as_str().expect("text or null").to_string())
 }
 
-pub fn list(value: &Value) -> Option<Vec<i64>> {
+pub fn list<T: Number>(value: &Value) -> Option<Vec<T>> {
     let entries = value.as_array().or_else(|| {
         assert!(value.is_null(), "{value} is neither a list nor null");
         None

@@ -16,16 +16,43 @@ import java.util.Objects;
  * window         windowLeft  &lt; 0 or j &gt;= i + shift - windowLeft;  windowRight &lt; 0 or j &lt;= i + shift + windowRight
  * documents      i and j lie in documents of the same number
  * kvLengths      j &lt; kvLengths[batch entry]
+ * maskSlices     there are none, or one of them has (i, j) (MaskSliceKind)
  * </pre>
  *
  * <p>where shift is 0 (top-left) or the number of keys minus the number of queries (bottom-right).
- * With documents, i, j and shift count inside the document, but kvLengths counts from the start of
- * the sequence and never moves the diagonal.
+ * With documents, i, j and shift count inside the document, but kvLengths and maskSlices count from
+ * the start of the sequence; neither moves the diagonal.
  *
- * <p>score(i, j) = softcap(softmaxScale * dot(q_i, k_j)), with softcap(s) = c * tanh(s / c) where c
- * = desc.softcap &gt; 0 (Gemma 2, 2024). lse_i = log(sum_j exp(score)), natural logarithm; out_i =
- * sum_j exp(score - lse_i) v_j. A row that sees no key has out = 0, lse = -infinity and gradients
- * 0.
+ * <p>score(i, j) = softcap(softmaxScale * dot(q_i, k_j)) - alibiSlopes[head] * |i + shift - j| +
+ * keyBias[batch entry, j], with softcap(s) = c * tanh(s / c) where c = desc.softcap &gt; 0 (Gemma
+ * 2, 2024); the second term as in Press et al. 2022, "ALiBi"; what the description does not ask for
+ * is left out. The sinks of a query head are logits that join its softmax without a value (Xiao et
+ * al. 2024): lse_i = log(sum_j exp(score) + sum_n exp(sinks[head, n])), natural logarithm; out_i =
+ * sum_j exp(score - lse_i) v_j. A row that sees no key has out = 0 and gradients 0; its lse is that
+ * of the sinks alone, -infinity without any.
+ *
+ * <p>Dropout of probability p makes weights 0 by chance and the others larger: out_i = sum_j
+ * kept_ij / (1 - p) exp(score - lse_i) v_j, where lse_i is as without. Which are kept
+ * (RingAttention.dropoutMask) depends on dropoutSeed, dropoutOffset, the batch entry, the query
+ * head and the positions of query and key in the whole sequence, by Philox 4x32-10 (Salmon et al.
+ * 2011): it is the same for every world size, sharding, schedule, number of chunks and backend, and
+ * the backward pass finds it again.
+ *
+ * <p>Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the
+ * positions of a document's keys into segments of g = min(segmentLengths[n], keys of the document),
+ * of which the last may be shorter; query i stands at position i + shift. With r = dilations[n],
+ * each query head keeps those positions of a segment whose place in it, mod r, is the head's phase
+ * (dilationPhase). In branch n, i sees j iff all that is said above holds, both are of one segment,
+ * and the head keeps both. With o_n, l_n the output and lse of branch n alone, out_i = sum_n
+ * exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
+ *
+ * <p>So a key that a row sees in several branches counts as often; sinks join the sum once, and
+ * dropout keeps or drops a pair for all branches alike. A row that a branch does not keep has
+ * nothing from it, and one that no branch keeps sees no key: its out is 0. A branch of dilation 1
+ * keeps all. Where heads share K and V the phase is the query head's, so that they may use
+ * different rows. Where g is no multiple of r and there are several segments, places still count
+ * from the start of each; torchscale, which counts on through the segments, places rows elsewhere
+ * there.
  *
  * <p>Several threads may give it to calls at the same time; only one may change it, and meanwhile
  * no other use it.
@@ -57,6 +84,18 @@ public final class AttentionDesc {
   private Schedule schedule;
   private long numChunks;
   private long gatherBytes;
+  private float[] alibiSlopes;
+  private long numSinks;
+  private float dropoutProbability;
+  private boolean hasKeyBias;
+  private long dropoutSeed;
+  private long dropoutOffset;
+  private long[] maskSlices;
+  private DilationPhase dilationPhase;
+  private long[] segmentLengths;
+  private long[] dilations;
+  private DilationPadding dilationPadding;
+  private DilationGradient dilationGradient;
 
   /** As C reads it: made of the fields above when first asked for, and null after a change. */
   private volatile Struct<RaAttentionDesc> made;
@@ -85,6 +124,14 @@ public final class AttentionDesc {
     schedule = Schedule.of(c.getSchedule());
     numChunks = c.getNumChunks();
     gatherBytes = c.getGatherBytes();
+    numSinks = c.getNumSinks();
+    dropoutProbability = c.getDropoutProbability();
+    hasKeyBias = c.getHasKeyBias() != 0;
+    dropoutSeed = c.getDropoutSeed();
+    dropoutOffset = c.getDropoutOffset();
+    dilationPhase = DilationPhase.of(c.getDilationPhase());
+    dilationPadding = DilationPadding.of(c.getDilationPadding());
+    dilationGradient = DilationGradient.of(c.getDilationGradient());
   }
 
   /** With what the other one has now. */
@@ -113,6 +160,18 @@ public final class AttentionDesc {
     schedule = other.schedule;
     numChunks = other.numChunks;
     gatherBytes = other.gatherBytes;
+    alibiSlopes = other.alibiSlopes;
+    numSinks = other.numSinks;
+    dropoutProbability = other.dropoutProbability;
+    hasKeyBias = other.hasKeyBias;
+    dropoutSeed = other.dropoutSeed;
+    dropoutOffset = other.dropoutOffset;
+    maskSlices = other.maskSlices;
+    dilationPhase = other.dilationPhase;
+    segmentLengths = other.segmentLengths;
+    dilations = other.dilations;
+    dilationPadding = other.dilationPadding;
+    dilationGradient = other.dilationGradient;
     made = other.made;
   }
 
@@ -419,6 +478,166 @@ public final class AttentionDesc {
     return gatherBytes;
   }
 
+  /**
+   * Host, numHeadsQ entries, finite: what a key's distance from the diagonal takes off its score,
+   * per position, for each query head; null: none.
+   */
+  public AttentionDesc alibiSlopes(float... alibiSlopes) {
+    this.alibiSlopes = alibiSlopes == null ? null : alibiSlopes.clone();
+    made = null;
+    return this;
+  }
+
+  /** What {@link #alibiSlopes(float...)} set, or the default. */
+  public float[] alibiSlopes() {
+    return alibiSlopes == null ? null : alibiSlopes.clone();
+  }
+
+  /** Sinks of each query head, 0 .. 1024, in ForwardArgs.sinks; default 0: none. */
+  public AttentionDesc numSinks(long numSinks) {
+    this.numSinks = numSinks;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #numSinks(long)} set, or the default. */
+  public long numSinks() {
+    return numSinks;
+  }
+
+  /** Of a weight to be dropped, 0 &lt;= p &lt; 1; default 0: none. */
+  public AttentionDesc dropoutProbability(float dropoutProbability) {
+    this.dropoutProbability = dropoutProbability;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dropoutProbability(float)} set, or the default. */
+  public float dropoutProbability() {
+    return dropoutProbability;
+  }
+
+  /** 1 if scores get ForwardArgs.keyBias; default 0. */
+  public AttentionDesc hasKeyBias(boolean hasKeyBias) {
+    this.hasKeyBias = hasKeyBias;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #hasKeyBias(boolean)} set, or the default. */
+  public boolean hasKeyBias() {
+    return hasKeyBias;
+  }
+
+  /** 64 bits, any; read where dropoutProbability &gt; 0 only; default 0. */
+  public AttentionDesc dropoutSeed(long dropoutSeed) {
+    this.dropoutSeed = dropoutSeed;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dropoutSeed(long)} set, or the default. */
+  public long dropoutSeed() {
+    return dropoutSeed;
+  }
+
+  /**
+   * 64 bits, any: another one for each call that is to drop other weights, but in the backward pass
+   * that of its forward pass; read as dropoutSeed; default 0.
+   */
+  public AttentionDesc dropoutOffset(long dropoutOffset) {
+    this.dropoutOffset = dropoutOffset;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dropoutOffset(long)} set, or the default. */
+  public long dropoutOffset() {
+    return dropoutOffset;
+  }
+
+  /**
+   * Host, 5 entries for each of the mask slices: q_begin, q_end, kv_begin, kv_end, MaskSliceKind of
+   * each, in positions of the whole sequence, 0 &lt;= begin &lt;= end &lt;= seqlen. In any order;
+   * may be empty; no two rectangles have a pair in common, whatever their kinds.
+   */
+  public AttentionDesc maskSlices(long... maskSlices) {
+    this.maskSlices = maskSlices == null ? null : maskSlices.clone();
+    made = null;
+    return this;
+  }
+
+  /** What {@link #maskSlices(long...)} set, or the default. */
+  public long[] maskSlices() {
+    return maskSlices == null ? null : maskSlices.clone();
+  }
+
+  /**
+   * DilationPhase; default DilationPhase.BLOCKS_OF_HEADS. As all that follows it is read where
+   * there are branches only.
+   */
+  public AttentionDesc dilationPhase(DilationPhase dilationPhase) {
+    this.dilationPhase = Objects.requireNonNull(dilationPhase);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dilationPhase(DilationPhase)} set, or the default. */
+  public DilationPhase dilationPhase() {
+    return dilationPhase;
+  }
+
+  /** Host, an entry for each of the branches: positions of a segment of each branch, &gt;= 1. */
+  public AttentionDesc segmentLengths(long... segmentLengths) {
+    this.segmentLengths = segmentLengths == null ? null : segmentLengths.clone();
+    made = null;
+    return this;
+  }
+
+  /** What {@link #segmentLengths(long...)} set, or the default. */
+  public long[] segmentLengths() {
+    return segmentLengths == null ? null : segmentLengths.clone();
+  }
+
+  /**
+   * Host, an entry for each of the branches: of how many positions each branch keeps one, 1 ..
+   * 2^48.
+   */
+  public AttentionDesc dilations(long... dilations) {
+    this.dilations = dilations == null ? null : dilations.clone();
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dilations(long...)} set, or the default. */
+  public long[] dilations() {
+    return dilations == null ? null : dilations.clone();
+  }
+
+  /** DilationPadding; default DilationPadding.MASKED. */
+  public AttentionDesc dilationPadding(DilationPadding dilationPadding) {
+    this.dilationPadding = Objects.requireNonNull(dilationPadding);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dilationPadding(DilationPadding)} set, or the default. */
+  public DilationPadding dilationPadding() {
+    return dilationPadding;
+  }
+
+  /** DilationGradient; default DilationGradient.EXACT. */
+  public AttentionDesc dilationGradient(DilationGradient dilationGradient) {
+    this.dilationGradient = Objects.requireNonNull(dilationGradient);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dilationGradient(DilationGradient)} set, or the default. */
+  public DilationGradient dilationGradient() {
+    return dilationGradient;
+  }
+
   private static Struct<RaAttentionDesc> struct() {
     return new Struct<>(
         RingAttnConstants.ATTENTION_DESC_SIZE, RaAttentionDesc::new, RingAttn::raInitAttentionDesc);
@@ -432,7 +651,9 @@ public final class AttentionDesc {
   private Struct<RaAttentionDesc> make() {
     Struct<RaAttentionDesc> struct = struct();
     RaAttentionDesc c = struct.c;
-    c.setNumDocuments(Struct.length(documentOffsetsQ, documentOffsetsKv) - 1);
+    c.setNumDocuments(Struct.count(1, 1, documentOffsetsQ, documentOffsetsKv));
+    c.setNumMaskSlices(Struct.count(5, 0, maskSlices));
+    c.setNumBranches((int) Struct.count(1, 0, segmentLengths, dilations));
     c.setBatch(batch);
     c.setSeqlenQ(seqlenQ);
     c.setSeqlenKv(seqlenKv);
@@ -464,6 +685,20 @@ public final class AttentionDesc {
     c.setSchedule(schedule.value());
     c.setNumChunks(numChunks);
     c.setGatherBytes(gatherBytes);
+    c.setAlibiSlopes(struct.list("alibi_slopes", alibiSlopes, "num_heads_q", c.getNumHeadsQ()));
+    c.setNumSinks(numSinks);
+    c.setDropoutProbability(dropoutProbability);
+    c.setHasKeyBias(hasKeyBias ? 1 : 0);
+    c.setDropoutSeed(dropoutSeed);
+    c.setDropoutOffset(dropoutOffset);
+    c.setMaskSlices(
+        struct.list("mask_slices", maskSlices, "5 * num_mask_slices", 5 * c.getNumMaskSlices()));
+    c.setDilationPhase(dilationPhase.value());
+    c.setSegmentLengths(
+        struct.list("segment_lengths", segmentLengths, "num_branches", c.getNumBranches()));
+    c.setDilations(struct.list("dilations", dilations, "num_branches", c.getNumBranches()));
+    c.setDilationPadding(dilationPadding.value());
+    c.setDilationGradient(dilationGradient.value());
     return struct;
   }
 }

@@ -27,6 +27,9 @@ public final class BackwardArgs {
   private boolean accumulate;
   private Tensor workspace;
   private long stream;
+  private Tensor keyBias;
+  private Tensor sinks;
+  private Tensor dsinks;
 
   /** As C reads it: made of the fields above when first asked for, and null after a change. */
   private volatile Struct<RaBackwardArgs> made;
@@ -52,6 +55,9 @@ public final class BackwardArgs {
     accumulate = other.accumulate;
     workspace = other.workspace;
     stream = other.stream;
+    keyBias = other.keyBias;
+    sinks = other.sinks;
+    dsinks = other.dsinks;
     made = other.made;
   }
 
@@ -163,7 +169,7 @@ public final class BackwardArgs {
     return dv;
   }
 
-  /** 0: overwrite dq, dk and dv; 1: add to what they hold. */
+  /** 0: overwrite dq, dk, dv and dsinks; 1: add to what they hold. */
   public BackwardArgs accumulate(boolean accumulate) {
     this.accumulate = accumulate;
     made = null;
@@ -204,6 +210,57 @@ public final class BackwardArgs {
     return stream;
   }
 
+  /** As given to Context.forward. */
+  public BackwardArgs keyBias(Tensor keyBias) {
+    this.keyBias = Tensor.packedFloats("key_bias", keyBias, false);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #keyBias(Tensor)} set, or the default. */
+  public Tensor keyBias() {
+    return keyBias;
+  }
+
+  /** As given to Context.forward. */
+  public BackwardArgs sinks(Tensor sinks) {
+    this.sinks = Tensor.packedFloats("sinks", sinks, false);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #sinks(Tensor)} set, or the default. */
+  public Tensor sinks() {
+    return sinks;
+  }
+
+  /**
+   * [numHeadsQ, numSinks] packed; written: this rank's share of the gradient, that of its own
+   * queries. The gradient is the sum over all ranks, which the caller makes. null if not wanted.
+   */
+  public BackwardArgs dsinks(Tensor dsinks) {
+    this.dsinks = Tensor.packedFloats("dsinks", dsinks, true);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #dsinks(Tensor)} set, or the default. */
+  public Tensor dsinks() {
+    return dsinks;
+  }
+
+  /** Refuses tensors of other types than `desc` has. */
+  void requireTypes(AttentionDesc desc) {
+    Tensor.requireType("dout", dout, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
+    Tensor.requireType("q", q, desc.dtype(), "dtype");
+    Tensor.requireType("k", k, desc.dtype(), "dtype");
+    Tensor.requireType("v", v, desc.dtype(), "dtype");
+    Tensor.requireType("out", out, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
+    Tensor.requireType("dq", dq, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
+    Tensor.requireType("dk", dk, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
+    Tensor.requireType("dv", dv, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
+  }
+
   private static Struct<RaBackwardArgs> struct() {
     return new Struct<>(
         RingAttnConstants.BACKWARD_ARGS_SIZE, RaBackwardArgs::new, RingAttn::raInitBackwardArgs);
@@ -231,6 +288,12 @@ public final class BackwardArgs {
     c.setWorkspace(Tensor.address(workspace, struct));
     c.setWorkspaceSize(workspace == null ? 0 : workspace.size());
     c.setStream(stream);
+    c.setKeyBias(Tensor.address(keyBias, struct));
+    c.setKeyBiasSize(Tensor.shortest(keyBias));
+    c.setSinks(Tensor.address(sinks, struct));
+    c.setSinksSize(Tensor.shortest(sinks));
+    c.setDsinks(Tensor.address(dsinks, struct));
+    c.setDsinksSize(Tensor.shortest(dsinks));
     return struct;
   }
 }

@@ -23,6 +23,8 @@ public final class ForwardArgs {
   private Tensor lse;
   private Tensor workspace;
   private long stream;
+  private Tensor keyBias;
+  private Tensor sinks;
 
   /** As C reads it: made of the fields above when first asked for, and null after a change. */
   private volatile Struct<RaForwardArgs> made;
@@ -42,6 +44,8 @@ public final class ForwardArgs {
     lse = other.lse;
     workspace = other.workspace;
     stream = other.stream;
+    keyBias = other.keyBias;
+    sinks = other.sinks;
     made = other.made;
   }
 
@@ -134,6 +138,44 @@ public final class ForwardArgs {
     return stream;
   }
 
+  /**
+   * [batch, n_kv] packed, of this rank's keys; where desc.hasKeyBias is 1, else null. -infinity
+   * hides a key; NaN or +infinity make the rows that see it undefined.
+   */
+  public ForwardArgs keyBias(Tensor keyBias) {
+    this.keyBias = Tensor.packedFloats("key_bias", keyBias, false);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #keyBias(Tensor)} set, or the default. */
+  public Tensor keyBias() {
+    return keyBias;
+  }
+
+  /**
+   * [numHeadsQ, numSinks] packed, the same on every rank; where desc.numSinks &gt; 0, else null. As
+   * keyBias, never NaN or +infinity.
+   */
+  public ForwardArgs sinks(Tensor sinks) {
+    this.sinks = Tensor.packedFloats("sinks", sinks, false);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #sinks(Tensor)} set, or the default. */
+  public Tensor sinks() {
+    return sinks;
+  }
+
+  /** Refuses tensors of other types than `desc` has. */
+  void requireTypes(AttentionDesc desc) {
+    Tensor.requireType("q", q, desc.dtype(), "dtype");
+    Tensor.requireType("k", k, desc.dtype(), "dtype");
+    Tensor.requireType("v", v, desc.dtype(), "dtype");
+    Tensor.requireType("out", out, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
+  }
+
   private static Struct<RaForwardArgs> struct() {
     return new Struct<>(
         RingAttnConstants.FORWARD_ARGS_SIZE, RaForwardArgs::new, RingAttn::raInitForwardArgs);
@@ -156,6 +198,10 @@ public final class ForwardArgs {
     c.setWorkspace(Tensor.address(workspace, struct));
     c.setWorkspaceSize(workspace == null ? 0 : workspace.size());
     c.setStream(stream);
+    c.setKeyBias(Tensor.address(keyBias, struct));
+    c.setKeyBiasSize(Tensor.shortest(keyBias));
+    c.setSinks(Tensor.address(sinks, struct));
+    c.setSinksSize(Tensor.shortest(sinks));
     return struct;
   }
 }

@@ -11,13 +11,16 @@ import dev.ringattn.internal.RingAttnConstants;
  * the context itself, its transport and threads, and short lists of what is to be computed: about
  * 500 bytes for each document and 100 for each chunk of each rank.
  *
- * @param forwardTensors q, k, v, out and lse, packed
- * @param backwardTensors q, k, v, out, lse, dout, dq, dk and dv, packed
+ * @param forwardTensors q, k, v, out and lse, packed; and where the description has them, keyBias
+ *     and sinks
+ * @param backwardTensors q, k, v, out, lse, dout, dq, dk and dv, packed; and where the description
+ *     has them, keyBias, sinks and dsinks
  * @param forwardWorkspace tiles of each thread and, unless worldSize is 1, two chunks in flight,
  *     max and sum of each row, and the output in fp32 where outDtype is another; where cuDNN may
  *     run, what it needs and, unless worldSize is 1, one block's output in fp32.
  *     Schedule.ALL_GATHER: the same for one part, but its own chunk and those of the r ranks whose
- *     keys it sees, 1 + r
+ *     keys it sees, 1 + r. A chunk has its keys' keyBias with it; sinks take a number for each
+ *     query head
  * @param backwardWorkspace tiles of each thread, delta of each row, dq in fp32 where gradDtype is
  *     another, two chunks in flight and four of gradients in fp32; if worldSize is 1, one and one.
  *     Schedule.ALL_GATHER: the same for one part, but 1 + r chunks, and 1 + r + s of gradients,

@@ -60,11 +60,7 @@ public final class Context implements AutoCloseable {
    * of no more use and says INVALID_STATE.
    */
   public void forward(AttentionDesc desc, ForwardArgs args) {
-    DType out = orSame(desc.outDtype(), desc.dtype());
-    Tensor.requireType("q", args.q(), desc.dtype(), "dtype");
-    Tensor.requireType("k", args.k(), desc.dtype(), "dtype");
-    Tensor.requireType("v", args.v(), desc.dtype(), "dtype");
-    Tensor.requireType("out", args.out(), out, "out_dtype");
+    args.requireTypes(desc);
     Struct<RaAttentionDesc> d = desc.made();
     Struct<RaForwardArgs> a = args.made();
     collective(context -> RingAttn.raForward(context, d.c, a.c));
@@ -77,16 +73,7 @@ public final class Context implements AutoCloseable {
    * out. Collective; blocking and errors as forward.
    */
   public void backward(AttentionDesc desc, BackwardArgs args) {
-    DType out = orSame(desc.outDtype(), desc.dtype());
-    DType grad = orSame(desc.gradDtype(), desc.dtype());
-    Tensor.requireType("dout", args.dout(), out, "out_dtype");
-    Tensor.requireType("q", args.q(), desc.dtype(), "dtype");
-    Tensor.requireType("k", args.k(), desc.dtype(), "dtype");
-    Tensor.requireType("v", args.v(), desc.dtype(), "dtype");
-    Tensor.requireType("out", args.out(), out, "out_dtype");
-    Tensor.requireType("dq", args.dq(), grad, "grad_dtype");
-    Tensor.requireType("dk", args.dk(), grad, "grad_dtype");
-    Tensor.requireType("dv", args.dv(), grad, "grad_dtype");
+    args.requireTypes(desc);
     Struct<RaAttentionDesc> d = desc.made();
     Struct<RaBackwardArgs> a = args.made();
     collective(context -> RingAttn.raBackward(context, d.c, a.c));
@@ -174,10 +161,6 @@ public final class Context implements AutoCloseable {
   public void close() {
     cleanable.clean();
     handle.run(); // another thread may have begun to close, but not be done
-  }
-
-  private static DType orSame(DType dtype, DType same) {
-    return dtype == DType.SAME ? same : dtype;
   }
 
   private <R> R call(boolean isCollective, LongFunction<R> function) {

@@ -85,6 +85,21 @@ public final class RingAttention {
   }
 
   /**
+   * Which weights of one row dropout keeps: entry n is for key `firstKey` + n, whether the query
+   * sees it or not. All true without dropout. `entry` is of the batch, `head` of Q; `query` and the
+   * keys are positions of the whole sequence. For tests, and for those who compute a row by
+   * themselves. Errors: INVALID_ARGUMENT.
+   */
+  public static boolean[] dropoutMask(
+      AttentionDesc desc, long entry, long head, long query, long firstKey, int count) {
+    boolean[] mask = new boolean[Math.max(0, count)]; // the library refuses a negative count
+    Struct<RaAttentionDesc> d = desc.made();
+    RingAttn.raGetDropoutMask(d.c, entry, head, query, firstKey, count, mask);
+    d.keepAlive();
+    return mask;
+  }
+
+  /**
    * Copies the tokens that `rank` owns out of the whole tensor of `args` into the shard. Host
    * memory. Where the elements are not desc.dtype, as those of out, lse and gradients may be, set
    * dtype. For lse [batch, head, n] set dtype to FLOAT32, dim to 1 and strides (numHeads * n, 1,

@@ -28,14 +28,17 @@ final class Struct<T> {
     init.accept(c);
   }
 
-  /** Entries of the first of `lists` that is there; 1 if none is. */
-  static long length(long[]... lists) {
+  /**
+   * How many things `lists` are of, which have `factor` entries for each and `more` besides: those
+   * of the first list that is there. What does not divide is refused when that list is copied.
+   */
+  static long count(int factor, int more, long[]... lists) {
     for (long[] list : lists) {
       if (list != null) {
-        return list.length;
+        return (list.length - more) / factor;
       }
     }
-    return 1;
+    return 0;
   }
 
   /**
@@ -45,12 +48,33 @@ final class Struct<T> {
     if (entries == null) {
       return 0;
     }
-    RingAttentionException.require(
-        entries.length == length,
-        () -> name + " has " + entries.length + " entries; must have " + length + ", " + count);
+    requireEntries(name, entries.length, count, length);
+    if (entries.length == 0) {
+      return 0;
+    }
     ByteBuffer copy = allocate(Long.BYTES * (long) entries.length);
     copy.asLongBuffer().put(entries);
     return RingAttn.addressOf(copy);
+  }
+
+  /** The same of other numbers. */
+  long list(String name, float[] entries, String count, long length) {
+    if (entries == null) {
+      return 0;
+    }
+    requireEntries(name, entries.length, count, length);
+    if (entries.length == 0) {
+      return 0;
+    }
+    ByteBuffer copy = allocate(Float.BYTES * (long) entries.length);
+    copy.asFloatBuffer().put(entries);
+    return RingAttn.addressOf(copy);
+  }
+
+  private static void requireEntries(String name, long entries, String count, long length) {
+    RingAttentionException.require(
+        entries == length,
+        () -> name + " has " + entries + " entries; must have " + length + ", " + count);
   }
 
   /** The address of a copy of `text`, which C takes to end at its first NUL. */

@@ -156,6 +156,11 @@ public final class Tensor {
         () -> name + " holds " + tensor.dtype + "; desc." + field + " is " + expected);
   }
 
+  /** An output's type, which may be that of the inputs. */
+  static DType orSame(DType dtype, DType same) {
+    return dtype == DType.SAME ? same : dtype;
+  }
+
   // ---------------------------------------------------------------- into C
 
   static void write(Tensor tensor, RaTensor c, Struct<?> struct) {

@@ -219,4 +219,116 @@ public class RaAttentionDesc {
     return RingAttnJNI.RaAttentionDesc_gatherBytes_get(swigCPtr);
   }
 
+  public void setAlibiSlopes(long value) {
+    RingAttnJNI.RaAttentionDesc_alibiSlopes_set(swigCPtr, value);
+  }
+
+  public long getAlibiSlopes() {
+    return RingAttnJNI.RaAttentionDesc_alibiSlopes_get(swigCPtr);
+  }
+
+  public void setNumSinks(long value) {
+    RingAttnJNI.RaAttentionDesc_numSinks_set(swigCPtr, value);
+  }
+
+  public long getNumSinks() {
+    return RingAttnJNI.RaAttentionDesc_numSinks_get(swigCPtr);
+  }
+
+  public void setDropoutProbability(float value) {
+    RingAttnJNI.RaAttentionDesc_dropoutProbability_set(swigCPtr, value);
+  }
+
+  public float getDropoutProbability() {
+    return RingAttnJNI.RaAttentionDesc_dropoutProbability_get(swigCPtr);
+  }
+
+  public void setHasKeyBias(int value) {
+    RingAttnJNI.RaAttentionDesc_hasKeyBias_set(swigCPtr, value);
+  }
+
+  public int getHasKeyBias() {
+    return RingAttnJNI.RaAttentionDesc_hasKeyBias_get(swigCPtr);
+  }
+
+  public void setDropoutSeed(long value) {
+    RingAttnJNI.RaAttentionDesc_dropoutSeed_set(swigCPtr, value);
+  }
+
+  public long getDropoutSeed() {
+    return RingAttnJNI.RaAttentionDesc_dropoutSeed_get(swigCPtr);
+  }
+
+  public void setDropoutOffset(long value) {
+    RingAttnJNI.RaAttentionDesc_dropoutOffset_set(swigCPtr, value);
+  }
+
+  public long getDropoutOffset() {
+    return RingAttnJNI.RaAttentionDesc_dropoutOffset_get(swigCPtr);
+  }
+
+  public void setNumMaskSlices(long value) {
+    RingAttnJNI.RaAttentionDesc_numMaskSlices_set(swigCPtr, value);
+  }
+
+  public long getNumMaskSlices() {
+    return RingAttnJNI.RaAttentionDesc_numMaskSlices_get(swigCPtr);
+  }
+
+  public void setMaskSlices(long value) {
+    RingAttnJNI.RaAttentionDesc_maskSlices_set(swigCPtr, value);
+  }
+
+  public long getMaskSlices() {
+    return RingAttnJNI.RaAttentionDesc_maskSlices_get(swigCPtr);
+  }
+
+  public void setNumBranches(int value) {
+    RingAttnJNI.RaAttentionDesc_numBranches_set(swigCPtr, value);
+  }
+
+  public int getNumBranches() {
+    return RingAttnJNI.RaAttentionDesc_numBranches_get(swigCPtr);
+  }
+
+  public void setDilationPhase(int value) {
+    RingAttnJNI.RaAttentionDesc_dilationPhase_set(swigCPtr, value);
+  }
+
+  public int getDilationPhase() {
+    return RingAttnJNI.RaAttentionDesc_dilationPhase_get(swigCPtr);
+  }
+
+  public void setSegmentLengths(long value) {
+    RingAttnJNI.RaAttentionDesc_segmentLengths_set(swigCPtr, value);
+  }
+
+  public long getSegmentLengths() {
+    return RingAttnJNI.RaAttentionDesc_segmentLengths_get(swigCPtr);
+  }
+
+  public void setDilations(long value) {
+    RingAttnJNI.RaAttentionDesc_dilations_set(swigCPtr, value);
+  }
+
+  public long getDilations() {
+    return RingAttnJNI.RaAttentionDesc_dilations_get(swigCPtr);
+  }
+
+  public void setDilationPadding(int value) {
+    RingAttnJNI.RaAttentionDesc_dilationPadding_set(swigCPtr, value);
+  }
+
+  public int getDilationPadding() {
+    return RingAttnJNI.RaAttentionDesc_dilationPadding_get(swigCPtr);
+  }
+
+  public void setDilationGradient(int value) {
+    RingAttnJNI.RaAttentionDesc_dilationGradient_set(swigCPtr, value);
+  }
+
+  public int getDilationGradient() {
+    return RingAttnJNI.RaAttentionDesc_dilationGradient_get(swigCPtr);
+  }
+
 }

@@ -131,4 +131,52 @@ public class RaBackwardArgs {
     return RingAttnJNI.RaBackwardArgs_stream_get(swigCPtr);
   }
 
+  public void setKeyBias(long value) {
+    RingAttnJNI.RaBackwardArgs_keyBias_set(swigCPtr, value);
+  }
+
+  public long getKeyBias() {
+    return RingAttnJNI.RaBackwardArgs_keyBias_get(swigCPtr);
+  }
+
+  public void setKeyBiasSize(long value) {
+    RingAttnJNI.RaBackwardArgs_keyBiasSize_set(swigCPtr, value);
+  }
+
+  public long getKeyBiasSize() {
+    return RingAttnJNI.RaBackwardArgs_keyBiasSize_get(swigCPtr);
+  }
+
+  public void setSinks(long value) {
+    RingAttnJNI.RaBackwardArgs_sinks_set(swigCPtr, value);
+  }
+
+  public long getSinks() {
+    return RingAttnJNI.RaBackwardArgs_sinks_get(swigCPtr);
+  }
+
+  public void setSinksSize(long value) {
+    RingAttnJNI.RaBackwardArgs_sinksSize_set(swigCPtr, value);
+  }
+
+  public long getSinksSize() {
+    return RingAttnJNI.RaBackwardArgs_sinksSize_get(swigCPtr);
+  }
+
+  public void setDsinks(long value) {
+    RingAttnJNI.RaBackwardArgs_dsinks_set(swigCPtr, value);
+  }
+
+  public long getDsinks() {
+    return RingAttnJNI.RaBackwardArgs_dsinks_get(swigCPtr);
+  }
+
+  public void setDsinksSize(long value) {
+    RingAttnJNI.RaBackwardArgs_dsinksSize_set(swigCPtr, value);
+  }
+
+  public long getDsinksSize() {
+    return RingAttnJNI.RaBackwardArgs_dsinksSize_get(swigCPtr);
+  }
+
 }

@@ -91,4 +91,36 @@ public class RaForwardArgs {
     return RingAttnJNI.RaForwardArgs_stream_get(swigCPtr);
   }
 
+  public void setKeyBias(long value) {
+    RingAttnJNI.RaForwardArgs_keyBias_set(swigCPtr, value);
+  }
+
+  public long getKeyBias() {
+    return RingAttnJNI.RaForwardArgs_keyBias_get(swigCPtr);
+  }
+
+  public void setKeyBiasSize(long value) {
+    RingAttnJNI.RaForwardArgs_keyBiasSize_set(swigCPtr, value);
+  }
+
+  public long getKeyBiasSize() {
+    return RingAttnJNI.RaForwardArgs_keyBiasSize_get(swigCPtr);
+  }
+
+  public void setSinks(long value) {
+    RingAttnJNI.RaForwardArgs_sinks_set(swigCPtr, value);
+  }
+
+  public long getSinks() {
+    return RingAttnJNI.RaForwardArgs_sinks_get(swigCPtr);
+  }
+
+  public void setSinksSize(long value) {
+    RingAttnJNI.RaForwardArgs_sinksSize_set(swigCPtr, value);
+  }
+
+  public long getSinksSize() {
+    return RingAttnJNI.RaForwardArgs_sinksSize_get(swigCPtr);
+  }
+
 }

@@ -65,6 +65,10 @@ public class RingAttn implements RingAttnConstants {
     return RingAttnJNI.raCheckSupport(context, RaAttentionDesc.getCPtr(desc));
   }
 
+  public static void raGetDropoutMask(RaAttentionDesc desc, long entry, long head, long query, long first_key, long count, boolean[] mask) {
+    RingAttnJNI.raGetDropoutMask(RaAttentionDesc.getCPtr(desc), entry, head, query, first_key, count, mask);
+  }
+
   public static void raInitMemoryRequirements(RaMemoryRequirements requirements) {
     RingAttnJNI.raInitMemoryRequirements(RaMemoryRequirements.getCPtr(requirements));
   }

@@ -1,0 +1,34 @@
+// Generated from ringattn.h by ./dev bindings (Doxygen 1.9.4). Not edited by hand.
+package dev.ringattn;
+
+/** What stands behind the end of a last segment that is shorter than the others of its branch. */
+public enum DilationPadding {
+  /** Nothing. */
+  MASKED(0),
+  /**
+   * What torchscale pads with: keys with score 0 and value 0, so many that each head has ceil(g /
+   * r) keys in every segment of g positions; for full masks only. Rows of that segment get smaller
+   * outputs for it, and longer sequences other results for the same tokens.
+   */
+  ZERO_KEYS(1);
+
+  private final int value;
+
+  DilationPadding(int value) {
+    this.value = value;
+  }
+
+  /** The value of the C constant. */
+  public int value() {
+    return value;
+  }
+
+  static DilationPadding of(int value) {
+    for (DilationPadding constant : values()) {
+      if (constant.value == value) {
+        return constant;
+      }
+    }
+    throw new IllegalArgumentException("no DilationPadding has value " + value);
+  }
+}
