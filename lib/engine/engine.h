@@ -67,12 +67,13 @@ struct ForwardStep {
   Origin origin;
   Tensor q, k, v;  // k, v: the chunk
   std::int64_t query_rows = 0;
-  Tensor running;        // fp32 output between steps; unused if this is the only step
-  float* max = nullptr;  // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
+  std::int64_t key_rows = 0;  // of the chunk
+  Tensor running;             // fp32 output between steps; unused if this is the only step
+  float* max = nullptr;       // [batch, num_heads_q, query_rows], as is sum; unused if this is the only step
   float* sum = nullptr;
   Tensor out;            // written by the last step
   float* lse = nullptr;  // [batch, num_heads_q, query_rows], written by the last step; may be max; may be null
-  const float* key_bias = nullptr;  // [batch, rows of the chunk], where the problem has one
+  const float* key_bias = nullptr;  // [batch, key_rows], where the problem has one
   const float* sinks =
       nullptr;              // [num_heads_q], log-sum-exp of each head's; where the problem has any, of the first step
   bool first = true;        // no running result yet: the items list every row
@@ -123,6 +124,11 @@ class Engine {
   // delta[b, h, i] = dot(dout, out) of each of `rows` rows.
   virtual void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                              float* delta) = 0;
+  // What a forward pass's first step takes of a problem with sinks, [num_heads_q, num_sinks]: combined[h] = log-sum-exp of head h's.
+  virtual void combine_sinks(const Problem& problem, const float* sinks, float* combined) = 0;
+  // dsinks[h, n] -= sum over b and i of exp(sinks[h, n] - lse[b, h, i]) delta[b, h, i].
+  virtual void add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
+                                  std::int64_t rows, float* dsinks) = 0;
   // to = from, of equal dtype: packs a chunk for its journey.
   virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) = 0;
   // to = round(from), or to = round(to + from); `from` is fp32.

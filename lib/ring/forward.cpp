@@ -42,6 +42,7 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
         const StepItems work = plan.items(m, step.first || step.last);
         const Pair chunk = journey.held(m);
         step.items = work.items;
+        step.key_rows = plan.chunk_rows(m.holds, m.chunk);
         step.k = chunk.k;
         step.v = chunk.v;
         journey.compute(m, [&] { on.engine.forward(p, step); });

@@ -71,7 +71,9 @@ class HostEngine final : public CudaEngine {
     Accesses accesses(p);
     accesses.tensor(step.q, {step.query_rows, p.num_heads_q, p.head_dim}, true, false)
         .tensor(step.k, {kept->key_rows(), p.num_heads_kv, p.head_dim}, true, false)
-        .tensor(step.v, {kept->key_rows(), p.num_heads_kv, p.head_dim_v}, true, false);
+        .tensor(step.v, {kept->key_rows(), p.num_heads_kv, p.head_dim_v}, true, false)
+        .bytes(step.key_bias, p.has_key_bias ? p.batch * step.key_rows * size_of(DType::float32) : 0, true, false)
+        .bytes(step.sinks, step.first && p.num_sinks > 0 ? p.num_heads_q * size_of(DType::float32) : 0, true, false);
     if (runs)
       accesses.tensor(step.running, out, !step.first, true)
           .bytes(step.max, statistics, !step.first, true)
@@ -98,6 +100,7 @@ class HostEngine final : public CudaEngine {
         .tensor(step.dout, {step.query_rows, p.num_heads_q, p.head_dim_v}, true, false)
         .bytes(step.lse, statistics, true, false)
         .bytes(step.delta, statistics, true, false)
+        .bytes(step.key_bias, p.has_key_bias ? p.batch * step.key_rows * size_of(DType::float32) : 0, true, false)
         .tensor(step.dq, q, true, true)
         .tensor(step.dk, k, true, true)
         .tensor(step.dv, v, true, true)
@@ -118,6 +121,27 @@ class HostEngine final : public CudaEngine {
                .tensor(out, extent, true, false)
                .bytes(delta, p.batch * p.num_heads_q * rows * size_of(DType::float32), false, true),
            [engine = engine_, p, dout, out, rows, delta] { engine->compute_delta(p, dout, out, rows, delta); });
+  }
+  void combine_sinks(const Problem& p, const float* sinks, float* combined) override {
+    submit("combine_sinks",
+           Accesses(p)
+               .bytes(sinks, p.num_heads_q * p.num_sinks * size_of(DType::float32), true, false)
+               .bytes(combined, p.num_heads_q * size_of(DType::float32), false, true),
+           [engine = engine_, p, sinks, combined] { engine->combine_sinks(p, sinks, combined); });
+  }
+  void add_sink_gradients(const Problem& p, const float* sinks, const float* lse, const float* delta, std::int64_t rows,
+                          float* dsinks) override {
+    const std::int64_t statistics = p.batch * p.num_heads_q * rows * size_of(DType::float32),
+                       of_sinks = p.num_heads_q * p.num_sinks * size_of(DType::float32);
+    submit("add_sink_gradients",
+           Accesses(p)
+               .bytes(sinks, of_sinks, true, false)
+               .bytes(lse, statistics, true, false)
+               .bytes(delta, statistics, true, false)
+               .bytes(dsinks, of_sinks, true, true),
+           [engine = engine_, p, sinks, lse, delta, rows, dsinks] {
+             engine->add_sink_gradients(p, sinks, lse, delta, rows, dsinks);
+           });
   }
   void copy(const Problem& p, const Tensor& from, const Tensor& to, Extent extent) override {
     submit("copy", Accesses(p).tensor(from, extent, true, false).tensor(to, extent, false, true),

@@ -36,6 +36,9 @@ class CpuEngine final : public Engine {
   void backward(const Problem& problem, const BackwardStep& step) override;
   void compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                      float* delta) override;
+  void combine_sinks(const Problem& problem, const float* sinks, float* combined) override;
+  void add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
+                          std::int64_t rows, float* dsinks) override;
   void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) override;
   void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) override;
   void clear(const Problem& problem, const Tensor& to, Extent extent) override;

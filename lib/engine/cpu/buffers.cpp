@@ -1,6 +1,9 @@
 // What the CPU engines do to whole buffers. They refuse nothing.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <span>
 
 #include "core/error.h"
 #include "engine/cpu/attention.h"
@@ -20,6 +23,17 @@ void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f) {
   });
 }
 
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+double log_sum_exp(std::span<const float> values) {
+  const double largest =
+      values.empty() ? -infinity : static_cast<double>(*std::max_element(values.begin(), values.end()));
+  if (largest == -infinity) return largest;
+  double sum = 0;
+  for (const float x : values) sum += std::exp(static_cast<double>(x) - largest);
+  return largest + std::log(sum);
+}
+
 }  // namespace
 
 std::string CpuEngine::refusal(const Problem&) const { return {}; }
@@ -37,6 +51,32 @@ void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const 
                     count,
                     problem.head_dim_v,
                     delta + (entry * problem.num_heads_q + head) * rows + first});
+  });
+}
+
+void CpuEngine::combine_sinks(const Problem& problem, const float* sinks, float* combined) {
+  for (std::int64_t head = 0; head < problem.num_heads_q; ++head)
+    combined[head] =
+        static_cast<float>(log_sum_exp({sinks + head * problem.num_sinks, std::size_t(problem.num_sinks)}));
+}
+
+// A head's weights are those of its sinks together, at most 1 each, in parts.
+void CpuEngine::add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
+                                   std::int64_t rows, float* dsinks) {
+  threads_.for_each(problem.num_heads_q, [&](std::int64_t head, int) {
+    const std::span own(sinks + head * problem.num_sinks, static_cast<std::size_t>(problem.num_sinks));
+    const double together = log_sum_exp(own);
+    if (together == -infinity) return;
+    double sum = 0;
+    for (std::int64_t b = 0; b < problem.batch; ++b) {
+      const std::int64_t first = (b * problem.num_heads_q + head) * rows;
+      for (std::int64_t row = first; row < first + rows; ++row)
+        sum += std::exp(together - static_cast<double>(lse[row])) * static_cast<double>(delta[row]);
+    }
+    for (std::size_t n = 0; n < own.size(); ++n) {
+      float& to = dsinks[head * problem.num_sinks + static_cast<std::int64_t>(n)];
+      to = static_cast<float>(static_cast<double>(to) - std::exp(static_cast<double>(own[n]) - together) * sum);
+    }
   });
 }
 

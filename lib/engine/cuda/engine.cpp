@@ -38,6 +38,11 @@ class PortableEngine : public CudaEngine {
                      float* delta) override {
     enqueue(portable_delta(p, dout, out, rows, delta, stream(), num_sms()), "compute_delta");
   }
+  // Refused (portable_refusal).
+  void combine_sinks(const Problem&, const float*, float*) override { fail(RA_STATUS_NOT_SUPPORTED, "sinks"); }
+  void add_sink_gradients(const Problem&, const float*, const float*, const float*, std::int64_t, float*) override {
+    fail(RA_STATUS_NOT_SUPPORTED, "sinks");
+  }
   void copy(const Problem& p, const Tensor& from, const Tensor& to, Extent extent) override {
     enqueue(cuda::copy(p.batch, from, to, extent, stream(), num_sms()), "copy");
   }

@@ -23,6 +23,11 @@ std::string portable_refusal(const Problem& problem) {
   if (problem.head_dim > most_head_dim) return refuse("head_dim", problem.head_dim, most_head_dim);
   if (problem.head_dim_v > most_head_dim) return refuse("head_dim_v", problem.head_dim_v, most_head_dim);
   if (problem.num_heads_q > most_heads) return refuse("num_heads_q", problem.num_heads_q, most_heads);
+  const auto not_yet = [](const char* field) { return text("the portable engine does not compute ", field, " yet"); };
+  if (!problem.alibi_slopes.empty()) return not_yet("alibi_slopes");
+  if (problem.has_key_bias) return not_yet("key_bias");
+  if (problem.num_sinks > 0) return not_yet("sinks");
+  if (problem.dropout.probability != 0) return not_yet("dropout");
   if (problem.batch >= most_entries) return refuse("batch", problem.batch, most_entries - 1);
   return "";
 }
