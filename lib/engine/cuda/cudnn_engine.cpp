@@ -117,6 +117,10 @@ std::string cudnn_refusal(const Problem& p, Pass pass) {
     if (dim % piece != 0) return text(field, " is ", dim, "; must be a multiple of ", piece);
   if (p.softcap != 0) return text("softcap is ", p.softcap);
   if (!(p.softmax_scale > 0)) return text("softmax_scale is ", p.softmax_scale, "; must be above 0");
+  if (!p.alibi_slopes.empty()) return "alibi_slopes is set";
+  if (p.has_key_bias) return "key_bias is set";
+  if (p.num_sinks > 0) return "sinks is set";
+  if (p.dropout.probability != 0) return text("dropout is ", p.dropout.probability);
   if (!p.kv_lengths.empty()) return "kv_lengths is set";
   if (p.documents.size() != 1) return text("num_documents is ", p.documents.size());
   if (p.window_left >= most_band) return text("window_left is ", p.window_left, "; must be less than ", most_band);
