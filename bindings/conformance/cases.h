@@ -26,7 +26,7 @@ void set_all(Record &record, const Json &object, const char *key, Kept &kept) {
 }
 
 // Which tensor, as the numbers of its elements depend on it.
-enum Tensor { q, k, v, dout, dq, dk, dv };
+enum Tensor { q, k, v, dout, dq, dk, dv, key_bias, sinks, dsinks };
 
 // Element i of tensor t: one of -1, -63/64 ... 63/64.
 inline float input(std::uint64_t seed, Tensor t, std::uint64_t i) {

@@ -68,6 +68,18 @@ struct Array {
   std::vector<std::byte> bytes;
 };
 
+// Modifiers that the header of this build may not have: it may be the released one.
+template <class Desc>
+bool has_key_bias(const Desc &desc) {
+  if constexpr (requires { desc.has_key_bias; }) return desc.has_key_bias != 0;
+  return false;
+}
+template <class Desc>
+std::int64_t num_sinks(const Desc &desc) {
+  if constexpr (requires { desc.num_sinks; }) return desc.num_sinks;
+  return 0;
+}
+
 // The description of a case, with what it leaves to the library made explicit.
 struct Problem {
   Problem(const Json &c, Kept &kept) {
@@ -92,6 +104,7 @@ struct Problem {
     if (name == "v") return {RA_SIDE_KEY_VALUE, heads_kv, dim_v, desc.dtype};
     if (name == "dv") return {RA_SIDE_KEY_VALUE, heads_kv, dim_v, grad_dtype};
     if (name == "lse") return {RA_SIDE_QUERY, desc.num_heads_q, 1, RA_DTYPE_FLOAT32};
+    if (name == "key_bias") return {RA_SIDE_KEY_VALUE, 1, 1, RA_DTYPE_FLOAT32};
     return {RA_SIDE_QUERY, desc.num_heads_q, dim_v, out_dtype};  // out, dout
   }
   Array array(const std::string &name, std::int64_t rows_q, std::int64_t rows_kv) const {
@@ -99,6 +112,7 @@ struct Problem {
     return {desc.batch, kind.side == RA_SIDE_QUERY ? rows_q : rows_kv, kind.heads, kind.dim, kind.dtype};
   }
   Array whole(const std::string &name) const { return array(name, desc.seqlen_q, seqlen_kv); }
+  Array of_sinks() const { return {1, 1, desc.num_heads_q, num_sinks(desc), RA_DTYPE_FLOAT32}; }
 
   ra_attention_desc desc = made(ra_init_attention_desc);
   std::int64_t seqlen_kv, heads_kv, dim_v;
@@ -121,8 +135,26 @@ void copy(decltype(ra_split_sequence) *function, const Problem &p, std::int32_t 
   require(function(&p.desc, world_size, rank, &args, &error), error);
 }
 
+// What both passes read, where the description asks for it.
+template <class Args>
+void set_modifiers(Args &args, Arrays &shard, const Array &sinks) {
+  if constexpr (requires { args.key_bias; }) {
+    if (shard.contains("key_bias")) args.key_bias = shard["key_bias"].floats();
+    if (!sinks.bytes.empty()) args.sinks = reinterpret_cast<const float *>(sinks.bytes.data());
+    args.sinks_size = sinks.bytes.size();
+  }
+}
+template <class Args>
+void set_dsinks(Args &args, Array &dsinks) {
+  if constexpr (requires { args.dsinks; }) {
+    if (!dsinks.bytes.empty()) args.dsinks = dsinks.floats();
+    args.dsinks_size = dsinks.bytes.size();
+  }
+}
+
+// `dsinks`: of this rank, written.
 void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t world_size, std::int32_t rank,
-              Arrays &whole) {
+              Arrays &whole, const Array &sinks, Array &dsinks) {
   Kept kept;
   ra_error error;
   auto config = made(ra_init_context_config);
@@ -147,6 +179,7 @@ void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t worl
   forward.out = shard["out"].tensor();
   forward.lse = shard["lse"].floats();
   forward.lse_size = shard["lse"].bytes.size();
+  set_modifiers(forward, shard, sinks);
   require(ra_forward(context.get(), &p.desc, &forward, &error), error);
 
   auto backward = made(ra_init_backward_args);
@@ -161,6 +194,8 @@ void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t worl
   backward.dk = shard["dk"].tensor();
   backward.dv = shard["dv"].tensor();
   backward.accumulate = c.value("accumulate", false) ? 1 : 0;
+  set_modifiers(backward, shard, sinks);
+  set_dsinks(backward, dsinks);
   require(ra_backward(context.get(), &p.desc, &backward, &error), error);
 
   for (const char *name : {"out", "lse", "dq", "dk", "dv"})  // ranks write to places apart
@@ -204,7 +239,20 @@ Json run_result(const Json &c) {
     whole["dk"].fill(seed, dk);
     whole["dv"].fill(seed, dv);
   }
-  for_each_rank(world_size, [&](std::int32_t rank) { run_rank(c, p, id.text, world_size, rank, whole); });
+  if (has_key_bias(p.desc)) {
+    whole["key_bias"] = p.whole("key_bias");
+    whole["key_bias"].fill(seed, key_bias);
+  }
+  Array all_sinks = p.of_sinks();
+  all_sinks.fill(seed, sinks);
+  std::vector<Array> of_ranks(static_cast<std::size_t>(world_size), p.of_sinks());  // dsinks
+  if (c.value("accumulate", false)) of_ranks[0].fill(seed, dsinks);
+  for_each_rank(world_size, [&](std::int32_t rank) {
+    run_rank(c, p, id.text, world_size, rank, whole, all_sinks, of_ranks[static_cast<std::size_t>(rank)]);
+  });
+  Array &sum = whole["dsinks"] = of_ranks[0];
+  for (std::size_t rank = 1; rank < of_ranks.size(); ++rank)
+    for (std::size_t i = 0; i < sum.count(); ++i) sum.floats()[i] += of_ranks[rank].floats()[i];
 
   Json hashes;
   for (const auto &[name, expected] : c.at("expected").items()) {

@@ -57,8 +57,11 @@ void fill(Json &c) {
   const std::int64_t rows_q = p.batch * p.seqlen_q * p.num_heads_q, rows_kv = p.batch * p.seqlen_kv * p.num_heads_kv;
   const auto q_ = inputs(seed, q, rows_q * p.head_dim), k_ = inputs(seed, k, rows_kv * p.head_dim),
              v_ = inputs(seed, v, rows_kv * p.head_dim_v), dout_ = inputs(seed, dout, rows_q * p.head_dim_v);
-  const Result<double> forward = reference::forward(p, q_, k_, v_);
-  Gradients<double> backward = reference::backward(p, q_, k_, v_, forward, dout_);
+  reference::Modifiers<double> modifiers;
+  if (p.has_key_bias) modifiers.key_bias = inputs(seed, key_bias, p.batch * p.seqlen_kv);
+  modifiers.sinks = inputs(seed, sinks, p.num_heads_q * p.num_sinks);
+  const Result<double> forward = reference::forward(p, q_, k_, v_, modifiers);
+  Gradients<double> backward = reference::backward(p, q_, k_, v_, forward, dout_, modifiers);
   if (c.value("accumulate", false)) {
     const auto add = [&](std::vector<double> &to, Tensor t) {
       for (std::size_t i = 0; i < to.size(); ++i) to[i] += input(seed, t, i);
@@ -66,6 +69,7 @@ void fill(Json &c) {
     add(backward.dq, dq);
     add(backward.dk, dk);
     add(backward.dv, dv);
+    add(backward.dsinks, dsinks);
   }
   std::mt19937_64 random(seed);
   Json e;
@@ -74,6 +78,7 @@ void fill(Json &c) {
   e["dq"] = expected(backward.dq, p.grad_dtype, random);
   e["dk"] = expected(backward.dk, p.grad_dtype, random);
   e["dv"] = expected(backward.dv, p.grad_dtype, random);
+  if (p.num_sinks > 0) e["dsinks"] = expected(backward.dsinks, DType::float32, random);
   // Where what is stored is rounded to 16 bits, so are out and lse that gradients come from.
   if (p.out_dtype != DType::float32)
     for (const char *name : {"dq", "dk", "dv"})

@@ -174,10 +174,33 @@ func (c *resultCase) run() (map[string]*array, error) {
 			whole[name].fill(c.Seed, uint64(number))
 		}
 	}
-	return whole, onEveryRank(c.WorldSize, func(rank int32) error { return c.runRank(desc, id, rank, whole) })
+	if desc.HasKeyBias {
+		if whole["key_bias"], err = newShard(desc, "key_bias", 1, 0); err != nil {
+			return nil, err
+		}
+		whole["key_bias"].fill(c.Seed, 7)
+	}
+	sinks := newArray(ringattn.DTypeFloat32, desc.NumHeadsQ*desc.NumSinks)
+	sinks.fill(c.Seed, 8)
+	dsinks := make([]*array, c.WorldSize)
+	for rank := range dsinks {
+		dsinks[rank] = newArray(ringattn.DTypeFloat32, sinks.count)
+	}
+	if c.Accumulate {
+		dsinks[0].fill(c.Seed, 9)
+	}
+	err = onEveryRank(c.WorldSize, func(rank int32) error { return c.runRank(desc, id, rank, whole, sinks, dsinks[rank]) })
+	whole["dsinks"] = dsinks[0]
+	for _, share := range dsinks[1:] {
+		for i := range share.count {
+			dsinks[0].set(i, dsinks[0].get(i)+share.get(i))
+		}
+	}
+	return whole, err
 }
 
-func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32, whole map[string]*array) error {
+// runRank writes this rank's dsinks.
+func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32, whole map[string]*array, sinks, dsinks *array) error {
 	config := ringattn.NewContextConfig()
 	if err := c.Config.set(&config); err != nil {
 		return err
@@ -198,10 +221,16 @@ func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32,
 			return err
 		}
 	}
-	if err := ranks.Forward(background, desc, p.forward()); err != nil {
+	forward, args := p.forward(), p.backward()
+	if bias := p.of["key_bias"]; bias != nil {
+		forward.KeyBias, args.KeyBias = bias.packed(), bias.packed()
+	}
+	if sinks.count > 0 {
+		forward.Sinks, args.Sinks, args.DSinks = sinks.packed(), sinks.packed(), dsinks.packed()
+	}
+	if err := ranks.Forward(background, desc, forward); err != nil {
 		return err
 	}
-	args := p.backward()
 	args.Accumulate = c.Accumulate
 	if err := ranks.Backward(background, desc, args); err != nil {
 		return err

@@ -355,6 +355,45 @@ func TestShardPositions(t *testing.T) {
 	}
 }
 
+func TestDropoutMask(t *testing.T) {
+	desc := describe(1000)
+	desc.DropoutProbability = 0.25
+	row, end := make([]bool, 1000), make([]bool, 10)
+	if err := errors.Join(desc.DropoutMask(0, 1, 7, 0, row), desc.DropoutMask(0, 1, 7, 990, end)); err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	for i, isKept := range row {
+		if isKept {
+			kept++
+		}
+		if i >= 990 && isKept != end[i-990] {
+			t.Errorf("key %d depends on where the mask begins", i)
+		}
+	}
+	if kept < 650 || kept > 850 {
+		t.Errorf("%d of 1000 are kept; must be about 750", kept)
+	}
+	if err := desc.DropoutMask(0, 1, 7, 1000, nil); err != nil {
+		t.Error(err)
+	}
+	mustBe(t, desc.DropoutMask(0, 1, 7, 991, end), ringattn.ErrInvalidArgument, "count is 10")
+}
+
+func TestListsSayHowManyThereAre(t *testing.T) {
+	desc := describe(9)
+	desc.MaskSlices = []int64{0, 9, 0, 9, 0, 1, 2}
+	_, err := desc.ShardLength(1, 0, ringattn.SideQuery)
+	mustBe(t, err, ringattn.ErrInvalidArgument, "mask_slices has 7 entries; must have 5")
+	desc.MaskSlices, desc.SegmentLengths, desc.Dilations = []int64{}, []int64{4, 9}, []int64{1}
+	_, err = desc.ShardLength(1, 0, ringattn.SideQuery)
+	mustBe(t, err, ringattn.ErrInvalidArgument, "dilations has 1 entries; must have num_branches, 2")
+	desc.SegmentLengths, desc.Dilations = []int64{}, nil
+	if _, err := desc.ShardLength(1, 0, ringattn.SideQuery); err != nil {
+		t.Error(err)
+	}
+}
+
 // The union of attention over the first and the last keys is attention over all.
 func TestMergeAttention(t *testing.T) {
 	c := newGroup(t, 1)[0]

@@ -112,6 +112,8 @@ func shapeOf(d ringattn.AttentionDesc, name string) shape {
 		"dq":   {ringattn.SideQuery, d.NumHeadsQ, d.HeadDim, dtype(d.GradDType)},
 		"dk":   {ringattn.SideKeyValue, headsKV, d.HeadDim, dtype(d.GradDType)},
 		"dv":   {ringattn.SideKeyValue, headsKV, dimV, dtype(d.GradDType)},
+
+		"key_bias": {ringattn.SideKeyValue, 1, 1, ringattn.DTypeFloat32},
 	}[name]
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <span>
 
 #include "api/barrier.h"
 #include "api/context.h"
@@ -87,6 +88,42 @@ double lse_error(const Problem &p, const Rank &rank, const std::vector<float> &l
   return worst;
 }
 
+// fp32 numbers that every rank has all of, where the backend computes.
+class Floats {
+ public:
+  Floats(Backend &backend, const std::vector<double> &values)
+      : backend_(backend), values_(values.begin(), values.end()), memory_(backend.allocate(bytes() + 1)) {
+    backend.copy(memory_.get(), values_.data(), bytes());
+  }
+  float *data() const { return values_.empty() ? nullptr : static_cast<float *>(memory_.get()); }
+  // What has been computed.
+  std::span<const std::byte> read() {
+    backend_.copy(values_.data(), memory_.get(), bytes());
+    return std::as_bytes(std::span(values_));
+  }
+
+ private:
+  std::size_t bytes() const { return values_.size() * sizeof(float); }
+
+  Backend &backend_;
+  std::vector<float> values_;
+  std::shared_ptr<void> memory_;
+};
+
+// Largest error of the sum of all ranks' shares of dsinks. Collective.
+double dsinks_error(ra_context &c, Floats &dsinks, const std::vector<double> &exact) {
+  const std::vector<std::byte> all = c.transport->all_gather(dsinks.read());
+  double worst = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    double sum = 0;
+    for (std::size_t at = i * sizeof(float); at < all.size(); at += exact.size() * sizeof(float))
+      sum += reference::decode(all.data() + at, DType::float32);
+    const double error = std::abs(sum - exact[i]);
+    worst = std::isnan(error) ? INFINITY : std::max(worst, error);
+  }
+  return worst;
+}
+
 // Runs one problem on the context; returns what is wrong, or nothing.
 std::string check(ra_context &c, const Oracle &oracle) {
   const Problem &p = oracle.problem;
@@ -100,7 +137,11 @@ std::string check(ra_context &c, const Oracle &oracle) {
               dout = shard(Side::query, p.num_heads_q, p.head_dim_v, p.out_dtype),
               dq = shard(Side::query, p.num_heads_q, p.head_dim, p.grad_dtype),
               dk = shard(Side::key_value, p.num_heads_kv, p.head_dim, p.grad_dtype),
-              dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype);
+              dv = shard(Side::key_value, p.num_heads_kv, p.head_dim_v, p.grad_dtype),
+              key_bias = shard(Side::key_value, p.has_key_bias ? 1 : 0, 1, DType::float32);
+  if (p.has_key_bias) key_bias.fill(oracle.key_bias);
+  const Floats sinks(*c.backend, oracle.sinks);
+  Floats dsinks(*c.backend, std::vector<double>(oracle.sinks.size()));
   q.fill(oracle.q);
   k.fill(oracle.k);
   v.fill(oracle.v);
@@ -119,6 +160,8 @@ std::string check(ra_context &c, const Oracle &oracle) {
     call.v = v.tensor();
     call.out = out.tensor();
     call.lse = lse_data;
+    call.key_bias = key_bias.tensor();
+    call.sinks = sinks.data();
     call.workspace = workspace;
     c.forward(p, call);
   });
@@ -132,6 +175,9 @@ std::string check(ra_context &c, const Oracle &oracle) {
   call.dk = dk.tensor();
   call.dv = dv.tensor();
   call.lse = lse_data;
+  call.key_bias = key_bias.tensor();
+  call.sinks = sinks.data();
+  call.dsinks = dsinks.data();
   call.workspace = c.workspace(p, Pass::backward, stream);
   c.on(stream, [&] { c.backward(p, call); });
   c.backend->copy(lse.data(), lse_data, (lse.size() - 1) * sizeof(float));
@@ -139,11 +185,13 @@ std::string check(ra_context &c, const Oracle &oracle) {
   const struct {
     const char *name;
     double error, tolerance;
-  } results[] = {{"out", out.error(oracle.out.exact), oracle.out.tolerance},
-                 {"lse", lse_error(p, c.rank, lse, oracle.lse.exact), oracle.lse.tolerance},
-                 {"dq", dq.error(oracle.dq.exact), oracle.dq.tolerance},
-                 {"dk", dk.error(oracle.dk.exact), oracle.dk.tolerance},
-                 {"dv", dv.error(oracle.dv.exact), oracle.dv.tolerance}};
+  } results[] = {
+      {"out", out.error(oracle.out.exact), oracle.out.tolerance},
+      {"lse", lse_error(p, c.rank, lse, oracle.lse.exact), oracle.lse.tolerance},
+      {"dq", dq.error(oracle.dq.exact), oracle.dq.tolerance},
+      {"dk", dk.error(oracle.dk.exact), oracle.dk.tolerance},
+      {"dv", dv.error(oracle.dv.exact), oracle.dv.tolerance},
+      {"dsinks", p.num_sinks > 0 ? dsinks_error(c, dsinks, oracle.dsinks.exact) : 0, oracle.dsinks.tolerance}};
   for (const auto &r : results)
     if (!(r.error <= r.tolerance))
       return text(r.name, " has error ", r.error, "; at most ", r.tolerance, " is allowed: ", reference::describe(p));

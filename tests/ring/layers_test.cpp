@@ -1,46 +1,48 @@
-// Mask slices and dilated attention through the ring, against the oracle.
+// Mask slices and dilated attention, with every other kind of mask and with what changes scores and weights, against fp64.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <iostream>
-#include <mutex>
 
-#include "engine/reference/oracle.h"
 #include "support/oracle_run.h"
-#include "support/passes.h"
 #include "support/random.h"
 
 namespace ringattn {
 namespace {
 
 using reference::draw;
-using reference::Oracle;
 using reference::Random;
 
-test::Results run(const Oracle& oracle, int world_size) {
-  const Problem& p = oracle.problem;
-  test::Results results = test::empty_results(oracle);
-  std::mutex mutex;
-  const auto as_it_is = [](Transport& transport, int) -> Transport& { return transport; };
-  test::run_passes(oracle, world_size, 1, as_it_is,
-                   [&](int, test::detail::Shards& shards, const std::vector<float>& lse) {
-                     const std::lock_guard lock(mutex);
-                     test::join_results(p, shards, lse, results);
-                   });
-  return results;
+constexpr std::array world_sizes{1, 2, 3, 4, 8};
+
+void sweep(int problems, const reference::ProblemLimits& limits) {
+  const std::uint64_t seed = test::seed();
+  int done = 0;
+  for (std::size_t w = 0; w < world_sizes.size(); ++w) {
+    const test::Ranks ranks(world_sizes[w]);
+    for (int n = 0; n < problems; ++n, ++done) {
+      Random random(seed * 1'000'003 + w * 10'007 + static_cast<std::uint64_t>(n));
+      reference::ProblemLimits own = limits;
+      own.seqlen = draw(random, 1, limits.seqlen);
+      const reference::Oracle oracle(reference::draw_problem(random, own), random);
+      SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << ranks.world_size() << " ranks");
+      test::expect_within(test::run_on(ranks, oracle), oracle);
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
+  std::cout << done << " problems\n";
 }
 
-TEST(Layers, AgreeWithTheOracle) {
-  Random random(test::seed());
-  const int problems = test::sample(600);
-  for (int n = 0; n < problems; ++n) {
-    const Problem p = reference::draw_problem(random, {.seqlen = draw(random, 1, 60), .head_dim = 24, .layers = true});
-    const int world_size = static_cast<int>(draw(random, 1, 5));
-    const Oracle oracle(p, random);
-    SCOPED_TRACE("problem " + std::to_string(n) + " on " + std::to_string(world_size) + " ranks");
-    test::expect_within(run(oracle, world_size), oracle);
-    if (HasFailure()) return;
-  }
-  std::cout << problems << " problems\n";
+TEST(Layers, AlikeWithPlainScores) { sweep(test::sample(200), {.seqlen = 60, .head_dim = 24, .layers = true}); }
+
+TEST(Layers, AlikeWithModifiers) {
+  sweep(test::sample(200), {.seqlen = 60, .head_dim = 24, .modifiers = true, .layers = true});
+}
+
+// Engines take keys in blocks of a few hundred.
+TEST(Layers, OverSeveralBlocksOfKeys) {
+  sweep(test::full() ? 8 : 1,
+        {.batch = 1, .seqlen = 900, .num_heads_kv = 1, .group = 3, .head_dim = 24, .modifiers = true, .layers = true});
 }
 
 }  // namespace

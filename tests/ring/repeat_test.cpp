@@ -11,7 +11,6 @@
 #include "core/threads.h"
 #include "ring/ring.h"
 #include "support/oracle_run.h"
-#include "support/passes.h"
 #include "support/random.h"
 #include "transport/local.h"
 
@@ -57,18 +56,47 @@ class DelayedTransport final : public Transport {
 
 // All bytes that a forward and a backward pass write on all ranks.
 std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num_threads, std::uint64_t seed) {
+  const Problem& p = inputs.problem;
   std::vector<std::vector<std::byte>> written(static_cast<std::size_t>(world_size));
-  const auto delayed = [&](Transport& transport, int rank) {
-    return DelayedTransport(transport, seed + static_cast<std::uint64_t>(rank));
-  };
-  test::run_passes(inputs, world_size, num_threads, delayed,
-                   [&](int rank, test::detail::Shards& shards, const std::vector<float>& lse) {
-                     auto& mine = written[static_cast<std::size_t>(rank)];
-                     for (const auto* buffer : {&shards.out, &shards.dq, &shards.dk, &shards.dv})
-                       mine.insert(mine.end(), buffer->bytes.begin(), buffer->bytes.end());
-                     const auto* lse_bytes = reinterpret_cast<const std::byte*>(lse.data());
-                     mine.insert(mine.end(), lse_bytes, lse_bytes + lse.size() * sizeof(float));
-                   });
+  const std::string id = make_local_id();
+  test::run_threads(world_size, [&](std::int32_t rank) {
+    const auto engine = make_cpu_engine(test::engine(), num_threads);
+    const auto local = join_local(id, world_size, rank, 60'000, [] {});
+    DelayedTransport transport(*local, seed + static_cast<std::uint64_t>(rank));
+    const Machinery machinery{*engine, transport};
+    test::detail::Shards shards(inputs, world_size, rank);
+    const auto tensor = [&](test::detail::ShardBuffer& s, std::int64_t heads, std::int64_t dim) {
+      return packed_tensor(s.bytes.data(), s.dtype, row_count(s.pieces), heads, dim);
+    };
+    std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * row_count(shards.q.pieces)));
+    const PassPlan forward_plan(p, world_size, rank, Pass::forward), backward_plan(p, world_size, rank, Pass::backward);
+    Block workspace;
+    ForwardCall forward;
+    forward.q = tensor(shards.q, p.num_heads_q, p.head_dim);
+    forward.k = tensor(shards.k, p.num_heads_kv, p.head_dim);
+    forward.v = tensor(shards.v, p.num_heads_kv, p.head_dim_v);
+    forward.out = tensor(shards.out, p.num_heads_q, p.head_dim_v);
+    forward.lse = lse.data();
+    forward.workspace = workspace.reserve(workspace_bytes(forward_plan, *engine));
+    run_forward(forward_plan, machinery, forward);
+    BackwardCall backward;
+    backward.dout = tensor(shards.dout, p.num_heads_q, p.head_dim_v);
+    backward.q = forward.q;
+    backward.k = forward.k;
+    backward.v = forward.v;
+    backward.out = forward.out;
+    backward.lse = lse.data();
+    backward.dq = tensor(shards.dq, p.num_heads_q, p.head_dim);
+    backward.dk = tensor(shards.dk, p.num_heads_kv, p.head_dim);
+    backward.dv = tensor(shards.dv, p.num_heads_kv, p.head_dim_v);
+    backward.workspace = workspace.reserve(workspace_bytes(backward_plan, *engine));
+    run_backward(backward_plan, machinery, backward);
+    auto& mine = written[static_cast<std::size_t>(rank)];
+    for (const auto* buffer : {&shards.out, &shards.dq, &shards.dk, &shards.dv})
+      mine.insert(mine.end(), buffer->bytes.begin(), buffer->bytes.end());
+    const auto* lse_bytes = reinterpret_cast<const std::byte*>(lse.data());
+    mine.insert(mine.end(), lse_bytes, lse_bytes + lse.size() * sizeof(float));
+  });
   std::vector<std::byte> all;
   for (const auto& rank : written) all.insert(all.end(), rank.begin(), rank.end());
   return all;

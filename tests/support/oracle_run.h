@@ -52,17 +52,42 @@ struct Description {
     }
     kv_lengths = p.kv_lengths;
     if (!kv_lengths.empty()) desc.kv_lengths = kv_lengths.data();
+    slopes = p.alibi_slopes;
+    if (!slopes.empty()) desc.alibi_slopes = slopes.data();
+    desc.num_sinks = p.num_sinks;
+    desc.has_key_bias = p.has_key_bias ? 1 : 0;
+    desc.dropout_probability = p.dropout.probability;
+    desc.dropout_seed = static_cast<std::int64_t>(p.dropout.seed);
+    desc.dropout_offset = static_cast<std::int64_t>(p.dropout.offset);
+    for (const MaskSlice& s : p.slices)
+      slices.insert(slices.end(), {s.q_begin, s.q_end, s.kv_begin, s.kv_end, static_cast<std::int64_t>(s.kind)});
+    if (!slices.empty()) desc.mask_slices = slices.data();
+    desc.num_mask_slices = static_cast<std::int64_t>(p.slices.size());
+    for (const Branch& branch : p.branches) {
+      segment_lengths.push_back(branch.segment_length);
+      dilations.push_back(branch.dilation);
+    }
+    if (!p.branches.empty()) {
+      desc.num_branches = static_cast<std::int32_t>(p.branches.size());
+      desc.segment_lengths = segment_lengths.data();
+      desc.dilations = dilations.data();
+    }
+    desc.dilation_phase = static_cast<std::int32_t>(p.dilation_phase);
+    desc.dilation_padding = static_cast<std::int32_t>(p.dilation_padding);
+    desc.dilation_gradient = static_cast<std::int32_t>(p.dilation_gradient);
   }
   Description(const Description&) = delete;
   Description& operator=(const Description&) = delete;
 
   ra_attention_desc desc;
-  std::vector<std::int64_t> offsets_q, offsets_kv, kv_lengths;
+  std::vector<std::int64_t> offsets_q, offsets_kv, kv_lengths, slices, segment_lengths, dilations;
+  std::vector<float> slopes;
 };
 
 // Whole tensors as they came out of the ranks, in the oracle's layouts.
 struct Results {
   std::vector<double> out, lse, dq, dk, dv;
+  std::vector<std::vector<double>> dsinks = {};  // of each rank
 };
 
 namespace detail {
@@ -111,6 +136,9 @@ struct Shards {
     k.split(inputs.k);
     v.split(inputs.v);
     dout.split(inputs.dout);
+    if (problem.has_key_bias) key_bias.split(inputs.key_bias);
+    sinks.assign(inputs.sinks.begin(), inputs.sinks.end());
+    dsinks.resize(sinks.size(), NAN);
   }
   ShardBuffer shard(Side side, std::int64_t heads, std::int64_t dim, DType dtype) const {
     return {problem, side, heads, dim, dtype, world_size, rank};
@@ -125,34 +153,21 @@ struct Shards {
               dout = shard(Side::query, problem.num_heads_q, problem.head_dim_v, problem.out_dtype),
               dq = shard(Side::query, problem.num_heads_q, problem.head_dim, problem.grad_dtype),
               dk = shard(Side::key_value, problem.num_heads_kv, problem.head_dim, problem.grad_dtype),
-              dv = shard(Side::key_value, problem.num_heads_kv, problem.head_dim_v, problem.grad_dtype);
+              dv = shard(Side::key_value, problem.num_heads_kv, problem.head_dim_v, problem.grad_dtype),
+              key_bias = shard(Side::key_value, problem.has_key_bias ? 1 : 0, 1, DType::float32);
+  std::vector<float> sinks, dsinks;  // whole on every rank
 };
 
+// Arrays that both passes read.
+template <class Args>
+void set_modifiers(Args& args, const Shards& shards) {
+  if (shards.problem.has_key_bias) args.key_bias = reinterpret_cast<const float*>(shards.key_bias.bytes.data());
+  args.key_bias_size = shards.key_bias.bytes.size();
+  if (shards.problem.num_sinks > 0) args.sinks = shards.sinks.data();
+  args.sinks_size = shards.sinks.size() * sizeof(float);
+}
+
 }  // namespace detail
-
-inline Results empty_results(const reference::Oracle& oracle) {
-  Results results;
-  results.out.resize(oracle.out.exact.size());
-  results.lse.resize(oracle.lse.exact.size());
-  results.dq.resize(oracle.dq.exact.size());
-  results.dk.resize(oracle.dk.exact.size());
-  results.dv.resize(oracle.dv.exact.size());
-  return results;
-}
-
-// Writes one rank's part.
-inline void join_results(const Problem& p, detail::Shards& shards, const std::vector<float>& lse, Results& results) {
-  shards.out.join(results.out);
-  shards.dq.join(results.dq);
-  shards.dk.join(results.dk);
-  shards.dv.join(results.dv);
-  const std::int64_t rows = row_count(shards.q.pieces);
-  std::size_t n = 0;
-  for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
-    for (std::int64_t i = 0; i < rows; ++i, ++n)
-      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, shards.q.pieces, i))] =
-          static_cast<double>(lse[n]);
-}
 
 // Collective: every rank of a group calls it; each writes its part of `results`, whose vectors have their full size.
 inline void run_problem(ra_context* context, int world_size, int rank, const reference::Oracle& oracle,
@@ -170,6 +185,7 @@ inline void run_problem(ra_context* context, int world_size, int rank, const ref
   forward.v = shards.v.tensor();
   forward.out = shards.out.tensor();
   forward.lse = lse.data();
+  detail::set_modifiers(forward, shards);
   Error error;
   ASSERT_EQ(ra_forward(context, &description.desc, &forward, &error), RA_STATUS_SUCCESS) << error;
 
@@ -184,13 +200,31 @@ inline void run_problem(ra_context* context, int world_size, int rank, const ref
   backward.dq = shards.dq.tensor();
   backward.dk = shards.dk.tensor();
   backward.dv = shards.dv.tensor();
+  detail::set_modifiers(backward, shards);
+  if (p.num_sinks > 0) backward.dsinks = shards.dsinks.data();
+  backward.dsinks_size = shards.dsinks.size() * sizeof(float);
   ASSERT_EQ(ra_backward(context, &description.desc, &backward, &error), RA_STATUS_SUCCESS) << error;
 
-  join_results(p, shards, lse, results);
+  shards.out.join(results.out);
+  shards.dq.join(results.dq);
+  shards.dk.join(results.dk);
+  shards.dv.join(results.dv);
+  results.dsinks[static_cast<std::size_t>(rank)].assign(shards.dsinks.begin(), shards.dsinks.end());
+  std::size_t n = 0;
+  for (std::int64_t head = 0; head < p.batch * p.num_heads_q; ++head)
+    for (std::int64_t i = 0; i < rows; ++i, ++n)
+      results.lse[static_cast<std::size_t>(head * p.seqlen_q + row_position(p, Side::query, shards.q.pieces, i))] =
+          static_cast<double>(lse[n]);
 }
 
 inline Results run_on(const Ranks& ranks, const reference::Oracle& oracle) {
-  Results results = empty_results(oracle);
+  Results results;
+  results.out.resize(oracle.out.exact.size());
+  results.lse.resize(oracle.lse.exact.size());
+  results.dq.resize(oracle.dq.exact.size());
+  results.dk.resize(oracle.dk.exact.size());
+  results.dv.resize(oracle.dv.exact.size());
+  results.dsinks.resize(static_cast<std::size_t>(ranks.world_size()));
   ranks.run(
       [&](std::int32_t rank, ra_context* context) { run_problem(context, ranks.world_size(), rank, oracle, results); });
   return results;
@@ -219,6 +253,10 @@ inline void expect_within(const Results& ours, const reference::Oracle& oracle) 
   expect_within("dq", ours.dq, oracle.dq);
   expect_within("dk", ours.dk, oracle.dk);
   expect_within("dv", ours.dv, oracle.dv);
+  std::vector<double> dsinks(oracle.dsinks.exact.size());  // each rank has that of its own queries
+  for (const std::vector<double>& share : ours.dsinks)
+    for (std::size_t i = 0; i < dsinks.size(); ++i) dsinks[i] += share[i];
+  expect_within("dsinks", dsinks, oracle.dsinks);
 }
 
 }  // namespace ringattn::test

@@ -116,6 +116,7 @@ struct Differentiate {
     std::int64_t first, count;
     std::int64_t room;  // rows of scratch before it
     bool begun = false, packed = false, finite = true;
+    Modifiers modifiers{};
   };
 
   struct Tile : QueryTile {
@@ -200,7 +201,8 @@ struct Differentiate {
                          scratch.scores,
                          scratch.dk + room * padded(dim()),
                          scratch.dv + room * padded(dim_v()),
-                         scratch.dq});
+                         scratch.dq,
+                         modifies_tiles(problem) ? &block.modifiers : nullptr});
   }
 
   // The keys that rows see ascend.
@@ -226,6 +228,10 @@ struct Differentiate {
     const bool v_finite = tiles.pack_columns(rows_of(step.v, row, head_kv, count, dim_v(),
                                                      scratch.v_columns + room * tiles.cells(dim_v()),
                                                      tiles.cells(dim_v()) * tiles.columns));
+    if (modifies_tiles(problem))
+      block.modifiers = modify_keys(problem, *column.item, *block.keys, block.first, count,
+                                    problem.has_key_bias ? step.key_bias + b * step.key_rows + row : nullptr,
+                                    scratch.modifiers, room);
     block.packed = true;
     block.finite = k_finite && v_finite;
   }
@@ -240,6 +246,9 @@ struct Differentiate {
     };
     const bool q_finite = pack(step.q, dim(), scratch.q, scratch.q_right),
                dout_finite = pack(step.dout, dim_v(), scratch.dout, scratch.dout_right);
+    if (modifies_tiles(problem))
+      modify_rows(problem, step.origin, *column.item, *tile.queries, tile.first, tile.count, b, tile.head,
+                  scratch.modifiers.rows);
     tile.packed = true;
     tile.finite = q_finite && dout_finite;
   }

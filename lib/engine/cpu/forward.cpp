@@ -1,7 +1,7 @@
 // Forward on a CPU: online softmax over tiles (Dao et al. 2022, "FlashAttention", Algorithm 1).
 //
 //   for each unit in parallel:  the query rows of one stretch of one piece, in all heads of a group, and the keys of one split
-//     pack Q, and the running (O, max, sum) or their beginning
+//     pack Q, and the running (O, max, sum) or their beginning: nothing, or sinks, which count as one key without a value
 //     for each block of keys that any row sees:
 //       pack K (as columns) and V once for all rows and heads of the unit, or where rows are few read them where they lie
 //       S = Q K^T;  P = softmax(S), running;  O = O * factor + P V         the instruction set's own loop (tiles.h)
@@ -99,6 +99,10 @@ struct Attend {
   void run() const {
     pack_queries();
     begin();
+    if (modifies_tiles(problem))
+      for (std::int64_t g = 0; g < problem.group(); ++g)
+        modify_rows(problem, step.origin, *unit.item, *unit.queries, unit.first, unit.rows, b, head(g),
+                    scratch.modifiers.rows + g * unit.rows);
     const Interval split = find_keys(problem, unit);
     for (const Piece& keys : unit.item->keys) attend_piece(keys, split);
     if (unit.splits == 1) end();
@@ -118,12 +122,21 @@ struct Attend {
       std::fill_n(running.out, total() * padded(dim_v()), 0.0F);
       std::fill_n(running.max, total(), -infinity);
       std::fill_n(running.sum, total(), 0.0F);
+      if (problem.num_sinks > 0 && unit.split == 0) begin_with_sinks();
       return;
     }
     for (std::int64_t g = 0; g < problem.group(); ++g) {
       tiles.pack_rows(rows_of(step.running, g, dim_v(), running.out));
       std::copy_n(step.max + state(g), unit.rows, running.max + g * unit.rows);
       std::copy_n(step.sum + state(g), unit.rows, running.sum + g * unit.rows);
+    }
+  }
+
+  void begin_with_sinks() const {
+    for (std::int64_t g = 0; g < problem.group(); ++g) {
+      const float sink = step.sinks[head(g)];
+      std::fill_n(running.max + g * unit.rows, unit.rows, sink);
+      std::fill_n(running.sum + g * unit.rows, unit.rows, sink == -infinity ? 0.0F : 1.0F);
     }
   }
 
@@ -184,19 +197,28 @@ struct Attend {
       if (!clip(scratch.seen, unit.rows, block, count, scratch.visible)) continue;
       for (std::int64_t g = 1; g < problem.group(); ++g)
         std::copy_n(scratch.visible, unit.rows, scratch.visible + g * unit.rows);
-      few ? attend_few(keys.row + block, count, std::clamp<std::int64_t>(end - block - count, 0, length))
-          : attend_block(keys, block, count);
+      Modifiers own;
+      const Modifiers* modifiers = nullptr;
+      if (modifies_tiles(problem)) {
+        own = modify_keys(problem, *unit.item, keys, block, count, bias_of(keys.row + block), scratch.modifiers);
+        modifiers = &own;
+      }
+      few ? attend_few(keys.row + block, count, std::clamp<std::int64_t>(end - block - count, 0, length), modifiers)
+          : attend_block(keys, block, count, modifiers);
     }
   }
+  const float* bias_of(std::int64_t row) const {
+    return problem.has_key_bias ? step.key_bias + b * step.key_rows + row : nullptr;
+  }
 
-  void attend_few(std::int64_t row, std::int64_t count, std::int64_t next) const {
+  void attend_few(std::int64_t row, std::int64_t count, std::int64_t next, const Modifiers* modifiers) const {
     tiles.attend_few({total(), count, dim(), dim_v(), scratch.q, problem.dtype, step.k.bytes_at(b, row, head_kv),
                       step.v.bytes_at(b, row, head_kv), step.k.seq_stride, step.v.seq_stride,
                       step.k.bytes_at(b, row + count, head_kv), next, scratch.visible, problem.softmax_scale,
-                      problem.softcap, running.out, running.max, running.sum});
+                      problem.softcap, running.out, running.max, running.sum, modifiers});
   }
 
-  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count) const {
+  void attend_block(const Piece& keys, std::int64_t block, std::int64_t count, const Modifiers* modifiers) const {
     const std::int64_t row = keys.row + block;
     const bool k_finite = tiles.pack_columns({problem.dtype, step.k.bytes_at(b, row, head_kv), step.k.seq_stride, count,
                                               dim(), scratch.k, tiles.cells(dim()) * tiles.columns});
@@ -205,12 +227,12 @@ struct Attend {
     if (tiles.ordinary_only() && !(k_finite && finite)) {
       const Attend others{any, any, problem, step, threads, scratch, partials, unit, b, head_kv, running};
       others.pack_queries();
-      others.attend_block(keys, block, count);
+      others.attend_block(keys, block, count, modifiers);
       pack_queries();
       return;
     }
     tiles.attend({total(), count, dim(), dim_v(), scratch.q, scratch.k, scratch.v, finite, scratch.visible,
-                  problem.softmax_scale, problem.softcap, running.out, running.max, running.sum});
+                  problem.softmax_scale, problem.softcap, running.out, running.max, running.sum, modifiers});
   }
 
   // What a split has: of all splits of all rows before these there may be as many as choose_splits allows.

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/memory.h"
+#include "engine/cpu/modifiers.h"
 #include "engine/cpu/tiles.h"
 #include "plan/interval.h"
 #include "plan/problem.h"
@@ -43,6 +44,7 @@ struct ForwardScratch {
   float *k, *v;      // packed, a block of keys
   Interval* seen;    // of each row of a head
   Visible* visible;  // of all rows
+  ModifierScratch modifiers;
 
   static ForwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p, std::int64_t longest_piece) {
     const std::int64_t rows = most_unit_rows(tiles, p, longest_piece), most = rows * p.group();
@@ -53,6 +55,7 @@ struct ForwardScratch {
     s.v = arena.take<float>(tiles.cells(tiles.key_block) * padded(p.head_dim_v));
     s.seen = arena.take<Interval>(rows);
     s.visible = arena.take<Visible>(most);
+    s.modifiers = ModifierScratch::take(arena, p, most, padded(tiles.key_block));
     return s;
   }
 };
@@ -91,6 +94,7 @@ struct BackwardScratch {
   float* scores;
   Interval* seen;
   Visible* visible;
+  ModifierScratch modifiers;
 
   static BackwardScratch take(Arena& arena, const Tiles& tiles, const Problem& p) {
     const std::int64_t dim = padded(p.head_dim), dim_v = padded(p.head_dim_v);
@@ -110,6 +114,7 @@ struct BackwardScratch {
     s.scores = arena.take<float>(tiles.score_floats);
     s.seen = arena.take<Interval>(tiles.gradient_rows);
     s.visible = arena.take<Visible>(tiles.gradient_rows);
+    s.modifiers = ModifierScratch::take(arena, p, tiles.gradient_rows, padded(keys));
     return s;
   }
 };

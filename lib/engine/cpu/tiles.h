@@ -57,6 +57,28 @@ struct FinishedRows {
   std::int64_t stride;
 };
 
+// A row, as modifiers see it.
+struct ModifiedRow {
+  std::int64_t position;     // of the key that it faces
+  float slope;               // of alibi_slopes
+  std::uint32_t dropout[2];  // dropout_row_key
+};
+
+// What a problem's modifiers do to a tile: score = score - slope |distance| + bias, and weights that are dropped or made larger, once
+// they are in the sum. What is null does nothing. Of each key, and of so many behind the last one as fill up `padding`, which may be any:
+struct Modifiers {
+  const ModifiedRow* rows;  // [rows]
+  std::int64_t first;       // position that the keys' are counted from, as the rows' are
+  const float* offsets;     // [keys], positions from there: exact below 2^24
+  const float* bias;        // [keys]
+  const std::uint64_t*
+      groups;  // numbers of groups of four keys of the whole sequence, ascending, `padding` more than keys are
+  const std::int32_t* words;  // [keys], ascending: key j has word words[j] % 4 of group words[j] / 4
+  std::uint64_t dropout_offset;
+  std::uint32_t threshold;  // dropout_threshold
+  float kept;               // what kept weights are multiplied by
+};
+
 // Rows of queries attend to a block of keys. [rows]: one per row.
 struct AttendTile {
   std::int64_t rows, keys, dim, dim_v;
@@ -66,6 +88,7 @@ struct AttendTile {
   float scale, softcap;
   float* out;        // packed [rows, dim_v], running
   float *max, *sum;  // [rows], running
+  const Modifiers* modifiers = nullptr;
 };
 
 // The same for rows so few that keys and values are taken where they lie, `stride` elements apart.
@@ -81,6 +104,7 @@ struct FewTile {
   float scale, softcap;
   float* out;        // packed [rows, dim_v], running
   float *max, *sum;  // [rows], running
+  const Modifiers* modifiers = nullptr;
 };
 
 // Gradients of a tile of query rows and a block of keys. dq and dk lack the softmax scale.
@@ -95,6 +119,7 @@ struct GradientTile {
   const float *lse, *delta;  // [rows]
   float* scores;             // room for Tiles::score_floats
   float *dk, *dv, *dq;       // packed [keys, dim], [keys, dim_v], [rows, dim], added to
+  const Modifiers* modifiers = nullptr;
 };
 
 // delta[r] = dot(a row, b row).

@@ -82,6 +82,29 @@ std::vector<std::size_t> inverse(const std::vector<std::size_t>& order) {
   return result;
 }
 
+// dsinks sum over all rows what comes of rounded results, each with an error of its own: the root of their squares is what these add up
+// to. Twice that, since weights may have been rounded as coarsely before (precision.h).
+double rounding_of_dsinks(const Inputs& inputs, const Result<double>& exact) {
+  const Problem& p = inputs.problem;
+  double worst = 0;
+  for (std::int64_t h = 0; h < p.num_heads_q; ++h)
+    for (std::int64_t n = 0; n < p.num_sinks; ++n) {
+      double squares = 0;
+      for (std::int64_t b = 0; b < p.batch; ++b)
+        for (std::int64_t i = 0; i < p.seqlen_q; ++i) {
+          const auto row = static_cast<std::size_t>((b * p.num_heads_q + h) * p.seqlen_q + i),
+                     out = static_cast<std::size_t>(((b * p.seqlen_q + i) * p.num_heads_q + h) * p.head_dim_v);
+          const double sink = inputs.sinks[static_cast<std::size_t>(h * p.num_sinks + n)];
+          if (!std::isfinite(sink)) continue;
+          const double weight = std::exp(sink - exact.lse[row]);
+          for (std::size_t d = out; d < out + static_cast<std::size_t>(p.head_dim_v); ++d)
+            squares += std::pow(weight * exact.out[d] * inputs.dout[d], 2);
+        }
+      worst = std::max(worst, std::sqrt(squares));
+    }
+  return 2 * worst * std::ldexp(1.0, -format_of(p.out_dtype).significand_bits - 1);
+}
+
 void draw_modifiers(Random& random, Problem& p) {
   const auto has = [&] { return draw(random, 0, 2) == 0; };
   const bool alibi = has();
@@ -300,6 +323,7 @@ Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
     dk = expect(std::move(gradients.dk), gradient_magnitudes.dk, p.grad_dtype);
     dv = expect(std::move(gradients.dv), gradient_magnitudes.dv, p.grad_dtype);
     dsinks = expect(std::move(gradients.dsinks), gradient_magnitudes.dsinks, DType::float32);
+    dsinks.tolerance += 2 * rounding_of_dsinks(*this, exact);
   }
   lse = expect(exact.lse, magnitudes.lse, DType::float32);
   out = expect(exact.out, magnitudes.out, p.out_dtype);

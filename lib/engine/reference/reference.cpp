@@ -198,6 +198,12 @@ Real rounding_of(Real weight, Real logarithm) {
   return weight == 0 ? 0 : weight * std::abs(logarithm);
 }
 
+// Of each term of a result: one more where results of layers are put together.
+template <class Real>
+Real roundings(const Problem& p) {
+  return p.is_layered() ? 2 : 1;
+}
+
 // The factors of a row's weights: 0 where dropout drops them, else 1 / (1 - probability).
 template <class Real>
 class Kept {
@@ -292,7 +298,7 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
 
     Real* out = &result.out[at.out.at(b, i, h)];
     const Kept<Real> kept(p, b, h, i);
-    const Real own_size = 1 + rounding_of(sink_weight / sum, sink);
+    const Real own_size = roundings<Real>(p) + rounding_of(sink_weight / sum, sink);
     Real lse_size = std::abs(lse) + own_size - 1;
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Real* row = &v[at.v.at(b, keys[n], h_kv)];
@@ -335,7 +341,7 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
     dots(grad, keys, row_of_v, p.head_dim_v, dweights);
     const Kept<Real> kept(p, b, h, i);
     const Real sink = with_zero_keys(sink_of(p, modifiers, h), seen),
-               own_size = 1 + rounding_of(std::exp(sink - lse), sink);
+               own_size = roundings<Real>(p) + rounding_of(std::exp(sink - lse), sink);
     const auto logit = [&](std::size_t n) {
       return added(p, modifiers, b, h, i, keys[n]).to(score(p, products[n]).value);
     };

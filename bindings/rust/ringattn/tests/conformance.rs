@@ -91,6 +91,7 @@ impl Problem {
             "v" => of_key(self.head_dim_v, self.desc.dtype),
             "out" | "dout" => of_query(self.head_dim_v, self.desc.out_dtype),
             "lse" => of_query(1, DType::Float32),
+            "key_bias" => (Side::KeyValue, 1, 1, DType::Float32),
             "dq" => of_query(self.desc.head_dim, self.desc.grad_dtype),
             "dk" => of_key(self.desc.head_dim, self.desc.grad_dtype),
             "dv" => of_key(self.head_dim_v, self.desc.grad_dtype),
@@ -134,7 +135,7 @@ type Tensors = BTreeMap<&'static str, Elements>;
 const INPUTS: [&str; 4] = ["q", "k", "v", "dout"];
 const OUTPUTS: [&str; 5] = ["out", "lse", "dq", "dk", "dv"];
 
-/// Element i of tensor t, in the order q, k, v, dout, dq, dk, dv.
+/// Element i of tensor t, in the order q, k, v, dout, dq, dk, dv, key_bias, sinks, dsinks.
 fn input(seed: u64, t: u64, i: u64) -> f32 {
     let mut z = ((seed * 16 + t) << 32)
         .wrapping_add(i)
@@ -153,13 +154,19 @@ fn strides(name: &str, heads: i64, n: i64) -> [i64; 3] {
     }
 }
 
+/// Sinks, or with `t` 9 their gradients, which begin with these numbers.
+fn of_sinks(problem: &Problem, t: u64, at: impl Fn(u64, u64) -> f32) -> Vec<f32> {
+    let len = problem.desc.num_heads_q * problem.desc.num_sinks;
+    (0..len as u64).map(|i| at(t, i)).collect()
+}
+
 fn run_rank(
     case: &Value,
     problem: &Problem,
     whole: &Tensors,
     id: &UniqueId,
     rank: i32,
-) -> Result<Tensors> {
+) -> Result<(Tensors, Vec<f32>)> {
     let world_size = json::number(&case["world_size"]);
     let config = config_of(case)
         .rank(rank)
@@ -168,7 +175,8 @@ fn run_rank(
     let context = Context::new(&config)?;
     let desc = &problem.desc;
     let mut shards = Tensors::new();
-    for &name in INPUTS.iter().chain(&OUTPUTS) {
+    let bias = desc.has_key_bias.then_some(&"key_bias");
+    for &name in INPUTS.iter().chain(&OUTPUTS).chain(bias) {
         let kind = problem.kind(name);
         let rows = desc.shard_length(world_size, rank, kind.side)?;
         let mut shard = problem.elements(name, rows, |_| 0.0);
@@ -189,11 +197,22 @@ fn run_rank(
     }
     let [mut out, mut lse, mut dq, mut dk, mut dv] =
         OUTPUTS.map(|name| shards.remove(name).expect("was inserted"));
+    let mut key_bias = shards.remove("key_bias");
+    let key_bias = key_bias.as_mut().map(|bias| &*bias.floats());
     let [q, k, v, dout] = INPUTS.map(|name| shards[name].tensor());
-    context.forward(
-        desc,
-        ForwardArgs::new(q, k, v, out.tensor_mut()).lse(lse.floats()),
-    )?;
+    let seed = case["seed"].as_u64().expect("a seed");
+    let accumulate = case["accumulate"] == true;
+    let sinks = of_sinks(problem, 8, |t, i| input(seed, t, i));
+    let sinks = (!sinks.is_empty()).then_some(&sinks[..]);
+    let is_begun = accumulate && rank == 0;
+    let begin = |t, i| if is_begun { input(seed, t, i) } else { 0.0 };
+    let mut dsinks = of_sinks(problem, 9, begin);
+    let forward = ForwardArgs {
+        key_bias,
+        sinks,
+        ..ForwardArgs::new(q, k, v, out.tensor_mut()).lse(lse.floats())
+    };
+    context.forward(desc, forward)?;
     let args = BackwardArgs {
         dout,
         q,
@@ -204,13 +223,14 @@ fn run_rank(
         dq: dq.tensor_mut(),
         dk: dk.tensor_mut(),
         dv: dv.tensor_mut(),
-        accumulate: case["accumulate"] == true,
-        key_bias: None,
-        sinks: None,
-        dsinks: None,
+        accumulate,
+        key_bias,
+        sinks,
+        dsinks: sinks.is_some().then_some(&mut dsinks),
     };
     context.backward(desc, args)?;
-    Ok(OUTPUTS.into_iter().zip([out, lse, dq, dk, dv]).collect())
+    let outputs = OUTPUTS.into_iter().zip([out, lse, dq, dk, dv]).collect();
+    Ok((outputs, dsinks))
 }
 
 /// Whole tensors of what all ranks got.
@@ -223,6 +243,13 @@ fn run_result(case: &Value) -> Result<Tensors> {
         let at = |i| if is_input { input(seed, t, i) } else { 0.0 };
         let rows = problem.seqlen(problem.kind(name).side);
         whole.insert(name, problem.elements(name, rows, at));
+    }
+    if problem.desc.has_key_bias {
+        let at = |i| input(seed, 7, i);
+        whole.insert(
+            "key_bias",
+            problem.elements("key_bias", problem.seqlen_kv, at),
+        );
     }
     let id = &UniqueId::new(Transport::Local, None)?;
     let world_size: i32 = json::number(&case["world_size"]);
@@ -237,7 +264,16 @@ fn run_result(case: &Value) -> Result<Tensors> {
             .map(|rank| rank.join().unwrap())
             .collect::<Result<Vec<_>>>()
     })?;
-    for (rank, shards) in (0..).zip(&of_ranks) {
+    let mut shares = of_ranks.iter().map(|(_, dsinks)| dsinks);
+    let mut dsinks = shares.next().expect("a rank").clone();
+    for share in shares {
+        for (sum, x) in dsinks.iter_mut().zip(share) {
+            *sum += x;
+        }
+    }
+    let dsinks = Elements::new(DType::Float32, dsinks.len(), |i| dsinks[i as usize]);
+    whole.insert("dsinks", dsinks);
+    for (rank, (shards, _)) in (0..).zip(&of_ranks) {
         for name in OUTPUTS {
             let kind = problem.kind(name);
             let rows = problem.desc.shard_length(world_size, rank, kind.side)?;

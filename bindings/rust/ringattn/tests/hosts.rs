@@ -500,6 +500,30 @@ fn the_log_goes_to_the_callback_of_now() {
 }
 
 #[test]
+fn lists_say_how_many_there_are() {
+    let desc = AttentionDesc::new().seqlen_q(9).head_dim(4);
+    let refused = |desc: AttentionDesc, words: &str| {
+        let error = desc.shard_length(1, 0, Side::Query).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument);
+        assert!(error.message().contains(words), "{error}");
+    };
+    refused(
+        desc.clone().mask_slices([0, 9, 0, 9, 0, 1, 2]),
+        "mask_slices has 7 entries; must have 5",
+    );
+    refused(
+        desc.clone().segment_lengths([4, 9]).dilations([1]),
+        "dilations has 1 entries; must have num_branches = 2",
+    );
+    refused(
+        desc.clone().alibi_slopes([0.5, 0.25]),
+        "alibi_slopes has 2 entries; must have num_heads_q = 1",
+    );
+    let empty = desc.mask_slices([]).segment_lengths([]).dilations([]);
+    assert_eq!(empty.shard_length(1, 0, Side::Query).unwrap(), 9);
+}
+
+#[test]
 fn interleaved_gradients_by_address() {
     let context = Context::new(&ContextConfig::new()).unwrap();
     let desc = AttentionDesc::new().seqlen_q(2).head_dim(1);

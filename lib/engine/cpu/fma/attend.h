@@ -83,7 +83,10 @@ void attend_strip(const AttendTile& t, std::int64_t first, std::int64_t rows) {
   const std::int64_t count = whole_vectors(seen.count());
   multiply_keys(product, t.k, seen.begin, count);
 
-  softmax({rows, count, scores, visible, t.softcap, t.max + first, t.sum + first, factor});
+  Modifiers own;
+  if (t.modifiers != nullptr) own = modifiers_from(*t.modifiers, first, seen.begin);
+  softmax({rows, count, scores, visible, t.softcap, t.max + first, t.sum + first, factor,
+           t.modifiers != nullptr ? &own : nullptr});
   join_columns(scores, rows, count, weights);
 
   product.n = t.dim_v;

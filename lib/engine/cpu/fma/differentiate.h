@@ -92,8 +92,10 @@ void differentiate(const GradientTile& t) {
     multiply_strip(t.dout, t.v_columns, t.dim_v, 1, dscores);
     Visible within[strip_rows];
     for (std::int64_t r = 0; r < rows; ++r) within[r] = clipped(visible[first + r], own);
-    differentiate_scores(
-        {rows, own_wide, weights + own.begin, dscores + own.begin, within, t.softcap, t.lse + first, t.delta + first});
+    Modifiers modifiers;
+    if (t.modifiers != nullptr) modifiers = modifiers_from(*t.modifiers, first, seen.begin + own.begin);
+    differentiate_scores({rows, own_wide, weights + own.begin, dscores + own.begin, within, t.softcap, t.lse + first,
+                          t.delta + first, t.modifiers != nullptr ? &modifiers : nullptr});
     scores.join(first, rows, wide);
   }
 

@@ -207,7 +207,8 @@ void attend_few(const FewTile& t) {
     for (std::int64_t first = 0; first < t.keys; first += most_squares * width)
       t.keys - first > width ? score_keys<dtype, most_squares>(t, first, v, scores + first)
                              : score_keys<dtype, 1>(t, first, v, scores + first);
-    softmax({t.rows, (t.keys + width - 1) / width * width, scores, t.visible, t.softcap, t.max, t.sum, factor});
+    softmax({t.rows, (t.keys + width - 1) / width * width, scores, t.visible, t.softcap, t.max, t.sum, factor,
+             t.modifiers});
     multiply_values<dtype>(t, scores, factor);
   });
 }

@@ -26,7 +26,8 @@ struct Product {
   const float* factor = nullptr;  // [m]
 };
 
-// Scores of a strip on entry, before the softcap; softmax weights on return, relative to the running max.
+// Scores of a strip on entry, before the softcap; softmax weights on return, relative to the running max, of which dropout has taken its
+// own: the sum has them all.
 struct SoftmaxTile {
   std::int64_t rows, count;  // columns, whole vectors
   float* scores;             // [rows, score_stride]
@@ -34,6 +35,7 @@ struct SoftmaxTile {
   float softcap;
   float *max, *sum;  // [rows], running
   float* factor;     // [rows], written: by which earlier results of the row shrink
+  const Modifiers* modifiers = nullptr;
 };
 
 // Scores before the softcap, and products of dout and v, on entry; softmax weights and the gradients of the scores on return.
@@ -43,6 +45,7 @@ struct ScoreGradients {
   const Visible* visible;
   float softcap;
   const float *lse, *delta;
+  const Modifiers* modifiers = nullptr;
 };
 
 struct Parts {

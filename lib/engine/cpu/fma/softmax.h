@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "engine/cpu/fma/shape.h"
+#include "engine/cpu/fma/modify.h"
 
 namespace ringattn::cpu {
 namespace {
@@ -62,6 +62,8 @@ void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
     t.factor[first + i] = 1.0F;
     if (t.softcap != 0.0F)
       for (std::int64_t j = 0; j < count; j += width) write(s + j, cap_score(read(s + j), t.softcap).score);
+    if (t.modifiers != nullptr)
+      if (const Added added(*t.modifiers, first + i); added.any()) added.to_row(s, count);
     hide(s, seen, count);
     if (seen.lo >= seen.hi) continue;
     const float here = largest_score(s, count);
@@ -95,13 +97,26 @@ void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
   for (std::int64_t i = 0; i < rows; ++i) t.sum[first + i] = t.sum[first + i] * t.factor[first + i] + sum_of(sum[i]);
 }
 
+void drop_weights(const SoftmaxTile& t) {
+  Kept kept(*t.modifiers);
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    const Visible seen = t.visible[i];
+    if (seen.lo >= seen.hi) continue;
+    const std::int64_t begin = first_vector(seen), end = behind_vectors(seen);
+    multiply_row(t.scores + i * score_stride + begin, kept.of_row(i, begin, end), end - begin);
+  }
+}
+
 void softmax(const SoftmaxTile& t) {
   for (std::int64_t first = 0; first < t.rows; first += rows_together)
     softmax_rows(t, first, t.rows - first < rows_together ? t.rows - first : rows_together);
+  if (t.modifiers != nullptr && t.modifiers->groups != nullptr) drop_weights(t);
 }
 
-// weights = exp(score - lse), and the gradient of what came before the softcap: weights (dout.v - delta) d score.
-void differentiate_scores(const ScoreGradients& t) {
+// weights = exp(score - lse), and the gradient of what came before the softcap: weights (dout.v - delta) d score. Where weights are
+// dropped, what is kept of them multiplies dout.v, and last the weights.
+template <bool modified>
+void differentiate_rows(const ScoreGradients& t, [[maybe_unused]] Kept* kept) {
   const std::int64_t count = t.count;
   for (std::int64_t i = 0; i < t.rows; ++i) {
     float* const s = t.scores + i * score_stride;
@@ -112,6 +127,15 @@ void differentiate_scores(const ScoreGradients& t) {
       fill(s, 0, count, 0.0F);
       fill(ds, 0, count, 0.0F);
       continue;
+    }
+    const std::int64_t begin = first_vector(seen), end = behind_vectors(seen);
+    const float* factors = nullptr;
+    if constexpr (modified) {
+      if (kept != nullptr) {
+        factors = kept->of_row(i, begin, end);
+        multiply_row(ds + begin, factors, end - begin);
+      }
+      if (const Added added(*t.modifiers, i); t.softcap == 0.0F && added.any()) added.to_row(s, count);
     }
     if (t.softcap == 0.0F) {
       for_each_group(count, [&]<int n>(std::int64_t j, Group<n>) {
@@ -127,17 +151,27 @@ void differentiate_scores(const ScoreGradients& t) {
       for (std::int64_t j = 0; j < count; j += width) {
         const Vector product = read(s + j), dweight = read(ds + j);
         const Capped capped = cap_score(product, t.softcap);
-        const Vector weight = exponential(capped.score - lse);
+        Vector score = capped.score;
+        if constexpr (modified) score = Added(*t.modifiers, i).to(score, j);
+        const Vector weight = exponential(score - lse);
         write(s + j, weight);
         write(ds + j, weight * (dweight - delta) * (1.0F - capped.tangent * capped.tangent));
       }
     }
+    if (factors != nullptr) multiply_row(s + begin, factors, end - begin);
     // What is hidden may be anything up to here.
     for (float* const row : {s, ds}) {
       fill(row, 0, seen.lo, 0.0F);
       fill(row, seen.hi, count, 0.0F);
     }
   }
+}
+
+void differentiate_scores(const ScoreGradients& t) {
+  if (t.modifiers == nullptr) return differentiate_rows<false>(t, nullptr);
+  if (t.modifiers->groups == nullptr) return differentiate_rows<true>(t, nullptr);
+  Kept kept(*t.modifiers);
+  differentiate_rows<true>(t, &kept);
 }
 
 }  // namespace

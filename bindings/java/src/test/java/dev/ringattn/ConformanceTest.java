@@ -108,6 +108,12 @@ class ConformanceTest {
       return value.asBoolean();
     } else if (type == long[].class) {
       return longs(value);
+    } else if (type == float[].class) {
+      float[] list = new float[value.size()];
+      for (int i = 0; i < list.length; ++i) {
+        list[i] = real(value.get(i));
+      }
+      return list;
     } else if (type == UniqueId.class) {
       return new UniqueId(value.asText());
     } else if (type.isEnum()) {
@@ -139,7 +145,7 @@ class ConformanceTest {
     DType type(String name) {
       DType type =
           switch (name) {
-            case "lse" -> DType.FLOAT32;
+            case "lse", "key_bias" -> DType.FLOAT32;
             case "out", "dout" -> desc.outDtype();
             case "dq", "dk", "dv" -> desc.gradDtype();
             default -> desc.dtype();
@@ -148,7 +154,7 @@ class ConformanceTest {
     }
 
     Side side(String name) {
-      boolean isOfKeys = List.of("k", "v", "dk", "dv").contains(name);
+      boolean isOfKeys = List.of("k", "v", "dk", "dv", "key_bias").contains(name);
       return isOfKeys ? Side.KEY_VALUE : Side.QUERY;
     }
 
@@ -158,13 +164,16 @@ class ConformanceTest {
     }
 
     long heads(String name) {
+      if (name.equals("key_bias")) {
+        return 1;
+      }
       boolean isOfKeys = side(name) == Side.KEY_VALUE && desc.numHeadsKv() != 0;
       return isOfKeys ? desc.numHeadsKv() : desc.numHeadsQ();
     }
 
     long dim(String name) {
       boolean isOfValues = List.of("v", "dv", "out", "dout").contains(name);
-      return name.equals("lse")
+      return name.equals("lse") || name.equals("key_bias")
           ? 1
           : isOfValues && desc.headDimV() != 0 ? desc.headDimV() : desc.headDim();
     }
@@ -212,6 +221,18 @@ class ConformanceTest {
     }
     wholes.put("out", problem.whole("out"));
     wholes.put("lse", problem.whole("lse"));
+    if (problem.desc.hasKeyBias()) {
+      wholes.put("key_bias", problem.whole("key_bias"));
+      wholes.get("key_bias").fill(seed, 7);
+    }
+    long countOfSinks = problem.desc.numHeadsQ() * problem.desc.numSinks();
+    Array sinks = new Array(DType.FLOAT32, countOfSinks);
+    sinks.fill(seed, 8);
+    List<Array> dsinks =
+        Stream.generate(() -> new Array(DType.FLOAT32, countOfSinks)).limit(worldSize).toList();
+    if (accumulates) {
+      dsinks.get(0).fill(seed, 9);
+    }
 
     UniqueId id = UniqueId.create(Transport.LOCAL);
     Ranks.run(
@@ -229,9 +250,19 @@ class ConformanceTest {
             SequenceArgs args = problem.sequence(name, wholes.get(name), shard, worldSize, rank);
             RingAttention.splitSequence(problem.desc, worldSize, rank, args);
           }
+          ForwardArgs forward = forward(shards);
+          BackwardArgs backward = backward(shards).accumulate(accumulates);
+          if (shards.containsKey("key_bias")) {
+            forward.keyBias(shards.get("key_bias").tensor());
+            backward.keyBias(shards.get("key_bias").tensor());
+          }
+          if (countOfSinks > 0) {
+            forward.sinks(sinks.tensor());
+            backward.sinks(sinks.tensor()).dsinks(dsinks.get(rank).tensor());
+          }
           try (Context context = new Context(config)) {
-            context.forward(problem.desc, forward(shards));
-            context.backward(problem.desc, backward(shards).accumulate(accumulates));
+            context.forward(problem.desc, forward);
+            context.backward(problem.desc, backward);
           }
           for (String name : List.of("out", "lse", "dq", "dk", "dv")) {
             SequenceArgs args =
@@ -239,6 +270,13 @@ class ConformanceTest {
             RingAttention.joinSequence(problem.desc, worldSize, rank, args);
           }
         });
+
+    for (Array share : dsinks.subList(1, worldSize)) {
+      for (long i = 0; i < countOfSinks; ++i) {
+        dsinks.get(0).set(i, dsinks.get(0).get(i) + share.get(i));
+      }
+    }
+    wholes.put("dsinks", dsinks.get(0));
 
     List<String> wrong = new ArrayList<>();
     for (Map.Entry<String, JsonNode> expected : c.get("expected").properties()) {

@@ -1,5 +1,6 @@
 package dev.ringattn;
 
+import static org.junit.jupiter.api.Assertions.assertArrayEquals;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
@@ -254,5 +255,44 @@ class TensorTest {
     }
     refuses("first", () -> RingAttention.shardPositions(desc, 3, 1, Side.QUERY, -1, 0));
     assertEquals(0, RingAttention.shardPositions(desc, 3, 1, Side.QUERY, 3, 0).length);
+  }
+
+  @Test
+  void findsWhatDropoutKeeps() {
+    AttentionDesc desc = new AttentionDesc().seqlenQ(1000).headDim(16).dropoutProbability(0.25f);
+    boolean[] row = RingAttention.dropoutMask(desc, 0, 0, 7, 0, 1000);
+    boolean[] end = RingAttention.dropoutMask(desc, 0, 0, 7, 990, 10);
+    assertArrayEquals(end, java.util.Arrays.copyOfRange(row, 990, 1000));
+    int kept = 0;
+    for (boolean isKept : row) {
+      kept += isKept ? 1 : 0;
+    }
+    assertEquals(750, kept, 100);
+    for (int count : new int[] {-1, 11}) {
+      refuses("count", () -> RingAttention.dropoutMask(desc, 0, 0, 7, 990, count));
+    }
+    assertEquals(0, RingAttention.dropoutMask(desc, 0, 0, 7, 1000, 0).length);
+  }
+
+  @Test
+  void countsWhatListsAreOf() {
+    refuses(
+        "mask_slices has 7 entries; must have 5",
+        () ->
+            RingAttention.shardLength(
+                new AttentionDesc().seqlenQ(9).headDim(4).maskSlices(0, 9, 0, 9, 0, 1, 2),
+                1,
+                0,
+                Side.QUERY));
+    refuses(
+        "dilations has 1 entries; must have 2",
+        () ->
+            RingAttention.shardLength(
+                new AttentionDesc().seqlenQ(9).headDim(4).segmentLengths(4, 9).dilations(1),
+                1,
+                0,
+                Side.QUERY));
+    AttentionDesc empty = new AttentionDesc().seqlenQ(9).headDim(4).maskSlices().dilations();
+    assertEquals(9, RingAttention.shardLength(empty, 1, 0, Side.QUERY));
   }
 }
