@@ -109,5 +109,88 @@ TEST(Layer, ComputesEveryPairAsOftenAsItIsSeen) {
   std::cout << problems << " problems\n";
 }
 
+// Segments of s tokens and dilations of 1, those of 2 s and 2, and so on (Ding et al. 2023).
+Problem longnet(std::int64_t seqlen, std::int64_t segment, int branches) {
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = seqlen;
+  p.num_heads_q = p.num_heads_kv = 8;
+  p.head_dim = p.head_dim_v = 16;
+  p.schedule = Schedule::ring;
+  p.documents = {{0, seqlen, 0, seqlen}};
+  for (int i = 0; i < branches; ++i) p.branches.push_back({segment << i, std::int64_t{1} << i});
+  return p;
+}
+
+struct Cost {
+  double pairs = 0;
+  std::int64_t bytes = 0;
+};
+Cost cost_of(const Problem& p, int world_size) {
+  Cost cost;
+  for (int rank = 0; rank < world_size; ++rank) {
+    const PassPlan plan(p, world_size, rank, Pass::forward);
+    cost.pairs += plan.visible_pairs();
+    cost.bytes += plan.totals().hop_bytes;
+  }
+  return cost;
+}
+
+// A branch of segments g and dilation r has seqlen / g segments, in each of which a head sees (g / r)^2 pairs. Where g is several ranks'
+// rows, each of these sends what it keeps to the others of them; where it is one rank's rows or less, nobody sends anything.
+TEST(Layer, CostIsTheClosedForm) {
+  for (const int world_size : {1, 2, 4, 8})
+    for (const std::int64_t seqlen : {512, 1024, 4096})
+      for (const Sharding sharding : {Sharding::contiguous, Sharding::striped}) {
+        Problem p = longnet(seqlen, 64, 4);
+        p.sharding = sharding;
+        p.stripe = 8;
+        Cost expected;
+        for (const Branch& b : p.branches) {
+          const std::int64_t own = seqlen / world_size, kept = b.segment_length / b.dilation;
+          expected.pairs += static_cast<double>(seqlen / b.segment_length * kept * kept * p.num_heads_q);
+          const std::int64_t together =
+              sharding == Sharding::striped ? world_size : std::max<std::int64_t>(1, b.segment_length / own);
+          expected.bytes += world_size * (together - 1) * (own / b.dilation) * p.num_heads_kv *
+                            (p.head_dim + p.head_dim_v) * size_of(p.dtype);
+        }
+        const Cost cost = cost_of(p, world_size);
+        EXPECT_EQ(cost.pairs, expected.pairs) << seqlen << " tokens on " << world_size << " ranks";
+        EXPECT_EQ(cost.bytes, expected.bytes) << seqlen << " tokens on " << world_size << " ranks";
+      }
+}
+
+TEST(Layer, CostGrowsAsTheSequence) {
+  const auto pairs_of_a_token = [](int doublings) {
+    const std::int64_t seqlen = std::int64_t{2048} << doublings;
+    return cost_of(longnet(seqlen, 2048, doublings + 1), 4).pairs / static_cast<double>(seqlen);
+  };
+  for (int doublings = 0; doublings < 9; ++doublings) EXPECT_LT(pairs_of_a_token(doublings), 2 * 2048 * 8);
+}
+
+// With all_gather a rank is sent what it sees and nothing else.
+TEST(Layer, NobodyReceivesWhatItDoesNotSee) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(2'000); ++n) {
+    Problem p = reference::draw_problem(random, {.batch = 1, .seqlen = draw(random, 1, 40), .layers = true});
+    p.schedule = Schedule::all_gather;
+    const int world_size = static_cast<int>(draw(random, 2, 6)),
+              rank = static_cast<int>(draw(random, 0, world_size - 1));
+    for (const PassPlan plan(p, world_size, rank, Pass::forward); const LayerPlan& layer : plan.layers())
+      for (const Moment& moment : layer.plan.moments())
+        for (const Transfer& transfer : layer.plan.transfers(moment)) {
+          if (transfer.sends) continue;
+          Moment held = moment;
+          held.holds = transfer.owner;
+          bool sees = false;
+          for (const StepItems step = layer.plan.items(held, false); const WorkItem& item : step.items)
+            for (const Piece& queries : item.queries)
+              for (const Piece& keys : item.keys)
+                for (std::int64_t i = 0; i < queries.length; ++i)
+                  sees = sees || !item.visible(queries, i, keys, p.kv_length(0)).empty();
+          ASSERT_TRUE(sees) << "problem " << n << ": " << reference::describe(p);
+        }
+  }
+}
+
 }  // namespace
 }  // namespace ringattn
