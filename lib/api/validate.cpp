@@ -294,15 +294,11 @@ void require_supported(const ra_attention_desc &desc, const Problem &problem, co
     fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule,
          "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, ", RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING,
          " and RA_SCHEDULE_ALL_GATHER = ", +RA_SCHEDULE_ALL_GATHER);
-  const Dropout no_dropout;
   const auto has_yet = [](bool asked, const char *what) {
     if (asked) fail(RA_STATUS_NOT_SUPPORTED, what, " is not computed by this build yet");
   };
   has_yet(!problem.slices.empty(), "a problem with mask_slices");
   has_yet(!problem.branches.empty(), "dilated attention, num_branches > 0,");
-  has_yet(
-      !problem.alibi_slopes.empty() || problem.num_sinks > 0 || problem.has_key_bias || problem.dropout != no_dropout,
-      "a problem with alibi_slopes, sinks, key_bias or dropout");
   const std::string reason = engine.refusal(problem);
   if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
 }

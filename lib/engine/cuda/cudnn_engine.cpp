@@ -145,6 +145,12 @@ bool cudnn_is_ever_faster(Capability capability) {
                      [&](const Faster& f) { return f.from <= capability && capability <= f.to; });
 }
 
+static WorkItem part_of(WorkItem item, std::span<const Piece> queries, std::span<const Piece> keys) {
+  item.queries = queries;
+  item.keys = keys;
+  return item;
+}
+
 std::string divide(const ForwardStep& step, std::vector<CudnnCall>& calls) {
   calls.clear();
   bool sees = false;
@@ -153,7 +159,7 @@ std::string divide(const ForwardStep& step, std::vector<CudnnCall>& calls) {
       const std::span<const Piece> queries = item.queries.subspan(n, 1);
       const std::size_t first_call = calls.size();
       for (std::size_t m = 0; m < item.keys.size(); ++m) {
-        CudnnCall call{{item.band, item.kv_begin, queries, item.keys.subspan(m, 1)}, {}, false, false, false};
+        CudnnCall call{part_of(item, queries, item.keys.subspan(m, 1)), {}, false, false, false};
         const std::string reason = find_rectangle(item.band, queries[0], item.keys[m], call.rectangle);
         if (!reason.empty()) return reason;
         if (!call.rectangle) continue;
@@ -165,7 +171,7 @@ std::string divide(const ForwardStep& step, std::vector<CudnnCall>& calls) {
       }
       if (calls.size() == first_call) {
         if (!step.first && !step.last) continue;
-        calls.push_back({{item.band, item.kv_begin, queries, {}}, {}, false, false, false});
+        calls.push_back({part_of(item, queries, {}), {}, false, false, false});
       }
       calls[first_call].first = step.first;
       calls.back().last = step.last;

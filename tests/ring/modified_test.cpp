@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "plan/plan.h"
 #include "support/oracle_run.h"
 #include "support/random.h"
 
