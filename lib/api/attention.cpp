@@ -67,7 +67,7 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   ranges.output("lse", a.lse, {"lse_size", a.lse_size}, shapes.lse_bytes, alignof(float), true);
   call.lse = a.lse;
   check_modifiers(ranges, a, p, shapes);
-  call.key_bias = a.key_bias;
+  call.key_bias = key_bias_tensor(a.key_bias, shapes.rows_kv);
   call.sinks = a.sinks;
   call.workspace = a.workspace;
   if (a.workspace != nullptr || a.workspace_size != 0)
@@ -101,7 +101,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   call.dk = ranges.output("dk", a.dk, p.grad_dtype, shapes.k);
   call.dv = ranges.output("dv", a.dv, p.grad_dtype, shapes.v);
   check_modifiers(ranges, a, p, shapes);
-  call.key_bias = a.key_bias;
+  call.key_bias = key_bias_tensor(a.key_bias, shapes.rows_kv);
   call.sinks = a.sinks;
   check_asked("dsinks", a.dsinks, "num_sinks", p.num_sinks);
   ranges.output("dsinks", a.dsinks, {"dsinks_size", a.dsinks_size}, shapes.sinks_bytes, alignof(float), true);

@@ -63,8 +63,8 @@ Candidate make_context(const ra_context_config &c) {
   return {std::make_unique<ra_context>(rank, timeout_ms, std::move(backend)), std::move(join)};
 }
 
-std::unique_ptr<Plan> make_plan(const Problem &problem, const Rank &rank, Pass pass) {
-  auto plan = std::make_unique<Plan>(problem, rank.world_size, rank.rank, pass);
+std::unique_ptr<PassPlan> make_plan(const Problem &problem, const Rank &rank, Pass pass) {
+  auto plan = std::make_unique<PassPlan>(problem, rank.world_size, rank.rank, pass);
   log(RA_LOG_LEVEL_DEBUG, "rank ", rank.rank, " of ", rank.world_size, ": ",
       pass == Pass::forward ? "forward" : "backward", ", schedule ",
       plan->schedule() == Schedule::ring ? "ring" : "all_gather",

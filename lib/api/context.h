@@ -31,10 +31,10 @@ struct ra_context {
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
   struct KeptPlan {
-    std::unique_ptr<ringattn::Plan> plan;
+    std::unique_ptr<ringattn::PassPlan> plan;
     bool is_agreed = false;  // all ranks have made this call
   };
-  const ringattn::Plan &plan(const ringattn::Problem &problem, ringattn::Pass pass) {
+  const ringattn::PassPlan &plan(const ringattn::Problem &problem, ringattn::Pass pass) {
     return *kept_plan(problem, pass).plan;
   }
 

@@ -10,15 +10,15 @@ namespace ringattn::api {
 
 ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const Engine &engine,
                                        std::size_t context_bytes) {
-  const Plan forward(p, rank.world_size, rank.rank, Pass::forward),
+  const PassPlan forward(p, rank.world_size, rank.rank, Pass::forward),
       backward(p, rank.world_size, rank.rank, Pass::backward);
   const std::int64_t rows_q = p.batch * forward.query_rows() * p.num_heads_q;
-  const std::int64_t rows_kv = p.batch * forward.key_rows(rank.rank) * p.num_heads_kv;
+  const std::int64_t rows_kv = p.batch * forward.key_rows() * p.num_heads_kv;
   const std::int64_t dims = p.head_dim + p.head_dim_v;
   const std::int64_t inputs = (rows_q * p.head_dim + rows_kv * dims) * size_of(p.dtype);
   const std::int64_t out = rows_q * p.head_dim_v * size_of(p.out_dtype);
   const std::int64_t lse = rows_q * size_of(DType::float32);
-  const std::int64_t key_bias = p.has_key_bias ? p.batch * forward.key_rows(rank.rank) * size_of(DType::float32) : 0;
+  const std::int64_t key_bias = p.has_key_bias ? p.batch * forward.key_rows() * size_of(DType::float32) : 0;
   const std::int64_t sinks = p.num_heads_q * p.num_sinks * size_of(DType::float32);
   const std::int64_t gradients = (rows_q * p.head_dim + rows_kv * dims) * size_of(p.grad_dtype);
 
@@ -41,7 +41,7 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
   r.backward_schedule = static_cast<std::int32_t>(backward.schedule());
   r.forward_parts = forward.num_parts();
   r.backward_parts = backward.num_parts();
-  r.visible_pairs = count_visible_pairs(p, rank.world_size, rank.rank) * static_cast<double>(p.num_heads_q);
+  r.visible_pairs = forward.visible_pairs();
   r.forward_flops = 2 * r.visible_pairs * static_cast<double>(dims);
   r.backward_flops = 2 * r.visible_pairs * static_cast<double>(3 * p.head_dim + 2 * p.head_dim_v);
   return r;

@@ -142,7 +142,6 @@ std::string check(ra_context &c, const Oracle &oracle) {
   if (p.has_key_bias) key_bias.fill(oracle.key_bias);
   const Floats sinks(*c.backend, oracle.sinks);
   Floats dsinks(*c.backend, std::vector<double>(oracle.sinks.size()));
-  const float *const bias = p.has_key_bias ? key_bias.tensor().at<float>(0, 0, 0) : nullptr;
   q.fill(oracle.q);
   k.fill(oracle.k);
   v.fill(oracle.v);
@@ -161,7 +160,7 @@ std::string check(ra_context &c, const Oracle &oracle) {
     call.v = v.tensor();
     call.out = out.tensor();
     call.lse = lse_data;
-    call.key_bias = bias;
+    call.key_bias = key_bias.tensor();
     call.sinks = sinks.data();
     call.workspace = workspace;
     c.forward(p, call);
@@ -176,7 +175,7 @@ std::string check(ra_context &c, const Oracle &oracle) {
   call.dk = dk.tensor();
   call.dv = dv.tensor();
   call.lse = lse_data;
-  call.key_bias = bias;
+  call.key_bias = key_bias.tensor();
   call.sinks = sinks.data();
   call.dsinks = dsinks.data();
   call.workspace = c.workspace(p, Pass::backward, stream);

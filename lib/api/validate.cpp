@@ -176,6 +176,9 @@ void read_dilation(const ra_attention_desc &d, Problem &p) {
   if (d.num_branches == 0) return;
   for (std::int64_t n = 0; n < d.num_branches; ++n) {
     require(d.segment_lengths[n] >= 1, "segment_lengths[", n, "] is ", d.segment_lengths[n], "; must be at least 1");
+    // Each segment is a problem to itself, and listed.
+    require(p.seqlen_kv / d.segment_lengths[n] <= most_segments, "segment_lengths[", n, "] is ", d.segment_lengths[n],
+            "; must be such that seqlen_kv, ", p.seqlen_kv, ", has at most 2^20 = ", most_segments, " segments");
     require(1 <= d.dilations[n] && d.dilations[n] <= most_tokens, "dilations[", n, "] is ", d.dilations[n],
             "; must be 1 .. 2^48 = ", most_tokens);
     p.branches.push_back({std::min(d.segment_lengths[n], most_tokens), d.dilations[n]});
@@ -294,11 +297,6 @@ void require_supported(const ra_attention_desc &desc, const Problem &problem, co
     fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule,
          "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, ", RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING,
          " and RA_SCHEDULE_ALL_GATHER = ", +RA_SCHEDULE_ALL_GATHER);
-  const auto has_yet = [](bool asked, const char *what) {
-    if (asked) fail(RA_STATUS_NOT_SUPPORTED, what, " is not computed by this build yet");
-  };
-  has_yet(!problem.slices.empty(), "a problem with mask_slices");
-  has_yet(!problem.branches.empty(), "dilated attention, num_branches > 0,");
   const std::string reason = engine.refusal(problem);
   if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
 }

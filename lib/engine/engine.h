@@ -44,10 +44,22 @@ struct Tensor {
     return t;
   }
   Tensor from_row(std::int64_t row) const { return from(0, row, 0); }
+  // Every so manieth row or head of it.
+  Tensor every(std::int64_t row_step, std::int64_t head_step) const {
+    Tensor t = *this;
+    t.seq_stride *= row_step;
+    t.head_stride *= head_step;
+    return t;
+  }
 };
 
 inline Tensor packed_tensor(void* data, DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t dim) {
   return {data, dtype, rows * heads * dim, heads * dim, dim};
+}
+
+// Of [batch, heads, rows] fp32 numbers, as of rows with a dim of 1.
+inline Tensor row_tensor(const float* data, std::int64_t rows, std::int64_t heads) {
+  return {const_cast<float*>(data), DType::float32, heads * rows, 1, rows};
 }
 
 // Rows, heads and dim that a whole-buffer function covers; the batch is the problem's.
@@ -95,6 +107,11 @@ struct BackwardStep {
   void* scratch = nullptr;          // scratch_bytes
 };
 
+// Results over the keys seen so far, both fp32; lse has a dim of 1.
+struct RunningRows {
+  Tensor out, lse;
+};
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -135,6 +152,11 @@ class Engine {
   virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) = 0;
   // to = 0 in all of the extent.
   virtual void clear(const Problem& problem, const Tensor& to, Extent extent) = 0;
+  // Of rows that have seen no key yet: out = 0, and lse = sinks[head], or -infinity where `sinks` is null.
+  virtual void begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) = 0;
+  // Adds to them what the same rows have of other keys, and `zero_keys` keys of score 0 without a value.
+  virtual void merge_rows(const Problem& problem, const RunningRows& from, const RunningRows& to, Extent extent,
+                          std::int64_t zero_keys) = 0;
   // to += from, `count` fp32 values.
   virtual void add(const float* from, float* to, std::int64_t count) = 0;
 };

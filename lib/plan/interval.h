@@ -21,19 +21,27 @@ struct Interval {
   friend bool operator==(const Interval&, const Interval&) = default;
 };
 
-// All queries and all keys that a step has of one document. Pieces of one side never share a row or a position.
+// All queries and all keys that a step has of one document, or of another unit (domain.h). Pieces of one side never share a row or a
+// position. Positions count in steps of `spacing` tokens from where the unit begins.
 struct WorkItem {
   Band band;
-  std::int64_t q_begin = 0;   // of the document, in the whole sequence, as is
-  std::int64_t kv_begin = 0;  // that of its keys
-  std::int64_t shift = 0;     // the query at position i faces the key at position i + shift
+  std::int64_t q_begin = 0;   // where position 0 is in the whole sequence, of queries
+  std::int64_t kv_begin = 0;  // and of keys
+  std::int64_t spacing = 1;
+  std::int64_t shift = 0;  // the query at position i faces the key at position i + shift
   std::span<const Piece> queries;
   std::span<const Piece> keys;  // may be empty: the rows take part but see nothing here
+
+  // Positions of keys that lie before one of the whole sequence.
+  std::int64_t positions_before(std::int64_t token) const {
+    const std::int64_t distance = token - kv_begin;
+    return spacing == 1 ? distance : distance <= 0 ? 0 : (distance - 1) / spacing + 1;
+  }
 
   // `kv_length`: keys of the whole sequence before the batch entry's padding (Problem::kv_length).
   Interval visible(const Piece& query, std::int64_t i, const Piece& key, std::int64_t kv_length) const {
     const std::int64_t position = query.position(i);
-    const std::int64_t limit = kv_length - kv_begin;
+    const std::int64_t limit = positions_before(kv_length);
     const std::int64_t lo = key.count_below(position + band.lower);
     const std::int64_t hi = key.count_below(std::min(position + band.upper + 1, limit));
     return {std::min(lo, hi), hi};

@@ -3,8 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-
-#include "plan/reach.h"
+#include <utility>
 
 namespace ringattn {
 namespace {
@@ -12,19 +11,25 @@ namespace {
 bool item_sees(const WorkItem& item, std::int64_t kv_length) {
   for (const Piece& query : item.queries)
     for (const Piece& key : item.keys)
-      if (any_visible(item.band, query, key, kv_length - item.kv_begin)) return true;
+      if (any_visible(item.band, query, key, item.positions_before(kv_length))) return true;
   return false;
 }
 
 }  // namespace
 
 Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
-    : problem_(problem),
+    : Plan(std::make_shared<const Problem>(problem), nullptr, world_size, rank, pass) {}
+
+Plan::Plan(std::shared_ptr<const Problem> problem, std::shared_ptr<const Domain> domain, int world_size, int rank,
+           Pass pass)
+    : problem_(std::move(problem)),
+      domain_(domain != nullptr ? std::move(domain) : std::make_shared<const WholeDocuments>(problem_, world_size)),
+      is_layer_(problem_->is_layered()),
       world_size_(world_size),
       rank_(rank),
       pass_(pass),
-      cutting_(choose_cutting(problem_, world_size, pass)),
-      kv_length_(problem_.longest_kv()) {
+      cutting_(choose_cutting(*problem_, world_size, pass, longest_shard())),
+      kv_length_(problem_->longest_kv()) {
   for (std::int64_t chunk = 0; chunk < num_chunks(); ++chunk) {
     if (schedule() == Schedule::ring)
       add_tours(chunk);
@@ -39,12 +44,18 @@ Plan::Plan(const Problem& problem, int world_size, int rank, Pass pass)
   for (std::int64_t* const total : {&totals_.steps, &totals_.hops, &totals_.hop_bytes}) *total *= num_parts();
 }
 
+std::int64_t Plan::longest_shard() const {
+  std::int64_t longest = 1;
+  for (int owner = 0; owner < world_size_; ++owner) longest = std::max(longest, key_rows(owner));
+  return longest;
+}
+
 std::int64_t Plan::num_parts() const {
-  return problem_.batch / part_entries() * (problem_.num_heads_kv / part_heads_kv());
+  return problem_->batch / part_entries() * (problem_->num_heads_kv / part_heads_kv());
 }
 
 Part Plan::part(std::int64_t n) const {
-  const std::int64_t of_an_entry = problem_.num_heads_kv / part_heads_kv();
+  const std::int64_t of_an_entry = problem_->num_heads_kv / part_heads_kv();
   return {n / of_an_entry * part_entries(), n % of_an_entry * part_heads_kv()};
 }
 
@@ -55,50 +66,64 @@ std::int64_t Plan::longest_chunk() const {
 }
 
 std::vector<Piece> Plan::chunk_keys(int owner, std::int64_t chunk) const {
-  const Shards all = shards(Side::key_value);
   const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
   std::vector<Piece> keys;
-  for (const std::int64_t d : all.documents(owner, begin, end))
-    for (const Piece& piece : all.deal(owner, d, begin, end)) keys.push_back(piece);
+  for (const std::int64_t unit : domain_->units(Side::key_value, owner, begin, end))
+    for (const Piece& piece : domain_->deal(Side::key_value, owner, unit, begin, end)) keys.push_back(piece);
   return keys;
 }
 
+namespace {
+
+void add_stretch(const Piece& piece, std::vector<Stretch>& stretches) {
+  if (!stretches.empty() && stretches.back().step == piece.step &&
+      stretches.back().row + stretches.back().length * piece.step == piece.row)
+    stretches.back().length += piece.length;
+  else
+    stretches.push_back({piece.row, piece.length, piece.step});
+}
+
+}  // namespace
+
 std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const {
   std::vector<Stretch> stretches;
-  for (const Piece& piece : chunk_keys(owner, chunk)) {
-    if (!stretches.empty() && stretches.back().row + stretches.back().length == piece.row)
-      stretches.back().length += piece.length;
-    else
-      stretches.push_back({piece.row, piece.length});
-  }
+  for (const Piece& piece : chunk_keys(owner, chunk)) add_stretch(piece, stretches);
+  return stretches;
+}
+
+std::vector<Stretch> Plan::query_stretches() const {
+  std::vector<Stretch> stretches;
+  for (const std::int64_t unit : domain_->units())
+    for (const Piece& piece : domain_->share(Side::query, rank_, unit)) add_stretch(piece, stretches);
   return stretches;
 }
 
 std::int64_t Plan::chunk_bytes(std::int64_t rows) const {
-  if (problem_.has_key_bias) return key_bias_offset(rows) + part_entries() * rows * size_of(DType::float32);
-  return part_entries() * rows * part_heads_kv() * (problem_.head_dim + problem_.head_dim_v) * size_of(problem_.dtype);
+  if (problem_->has_key_bias) return key_bias_offset(rows) + part_entries() * rows * size_of(DType::float32);
+  return part_entries() * rows * part_heads_kv() * (problem_->head_dim + problem_->head_dim_v) *
+         size_of(problem_->dtype);
 }
 
 std::int64_t Plan::key_bias_offset(std::int64_t rows) const {
   constexpr std::int64_t alignment = size_of(DType::float32);
   const std::int64_t keys_and_values =
-      part_entries() * rows * part_heads_kv() * (problem_.head_dim + problem_.head_dim_v) * size_of(problem_.dtype);
+      part_entries() * rows * part_heads_kv() * (problem_->head_dim + problem_->head_dim_v) * size_of(problem_->dtype);
   return (keys_and_values + alignment - 1) / alignment * alignment;
 }
 
 std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
-  return part_entries() * rows * part_heads_kv() * (problem_.head_dim + problem_.head_dim_v) * size_of(DType::float32);
+  return part_entries() * rows * part_heads_kv() * (problem_->head_dim + problem_->head_dim_v) *
+         size_of(DType::float32);
 }
 
 RankSet Plan::find_seeing(int owner, std::int64_t chunk) {
-  const Shards keys = shards(Side::key_value), queries = shards(Side::query);
   const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
   RankSet seeing(world_size_, owner);
-  for (const std::int64_t d : keys.documents(owner, begin, end)) {
+  for (const std::int64_t unit : domain_->units(Side::key_value, owner, begin, end)) {
     if (seeing.is_full()) break;
     ++documents_visited_;
-    for (const Piece& piece : keys.deal(owner, d, begin, end))
-      if (!seeing.is_full()) add_seeing(problem_, piece, kv_length_, queries, seeing);
+    for (const Piece& piece : domain_->deal(Side::key_value, owner, unit, begin, end))
+      if (!seeing.is_full()) domain_->add_seeing(piece, kv_length_, seeing);
   }
   return seeing;
 }
@@ -240,35 +265,40 @@ void Plan::add_gathering(std::int64_t chunk) {
 }
 
 StepItems Plan::items(const Moment& moment, bool all_rows) const {
-  const Shards all_keys = shards(Side::key_value), all_queries = shards(Side::query);
   const std::int64_t begin = chunk_begin(moment.holds, moment.chunk), end = chunk_begin(moment.holds, moment.chunk + 1);
-  const Shards::Documents documents = all_rows ? all_queries.documents() : all_keys.documents(moment.holds, begin, end);
-  // The items point into the lists of pieces, which must not move. A document has two pieces at most, and a piece a row at least.
-  const auto reserve = [&](std::vector<Piece>& pieces, std::int64_t rows) {
-    pieces.reserve(static_cast<std::size_t>(std::min(2 * std::ranges::ssize(documents), rows)));
-  };
+  const Domain::Units units = all_rows ? domain_->units() : domain_->units(Side::key_value, moment.holds, begin, end);
   StepItems step;
-  reserve(step.queries, query_rows());
-  reserve(step.keys, end - begin);
-  std::int64_t row = 0;
-  for (const std::int64_t d : documents) {
+  struct Extents {  // of an item, in the lists of pieces, which move as they grow
+    std::size_t queries, num_queries, keys, num_keys;
+  };
+  std::vector<Extents> extents;
+  std::int64_t key_row = 0;
+  for (const std::int64_t unit : units) {
     const std::size_t first_query = step.queries.size(), first_key = step.keys.size();
-    for (const Piece& piece : all_queries.share(rank_, d)) step.queries.push_back(piece);
-    for (const Piece& piece : all_keys.deal(moment.holds, d, begin, end)) {
-      step.keys.push_back(piece);
-      step.keys.back().row = row;
-      row += piece.length;
-    }
-    const Document& document = problem_.documents[static_cast<std::size_t>(d)];
-    WorkItem item{problem_.band(document),
-                  document.q_begin,
-                  document.kv_begin,
-                  problem_.shift(document),
-                  std::span(step.queries).subspan(first_query),
-                  std::span(step.keys).subspan(first_key)};
+    const auto add = [](const Share& share, std::int64_t& row, std::vector<Piece>& pieces) {
+      for (const Piece& piece : share) {
+        pieces.push_back(piece);
+        pieces.back().row = row;
+        pieces.back().step = 1;
+        row += piece.length;
+      }
+    };
+    std::int64_t query_row = domain_->first_row(Side::query, rank_, unit);
+    add(domain_->share(Side::query, rank_, unit), query_row, step.queries);
+    add(domain_->deal(Side::key_value, moment.holds, unit, begin, end), key_row, step.keys);
+    WorkItem item = domain_->item(unit);
+    item.queries = std::span(step.queries).subspan(first_query);
+    item.keys = std::span(step.keys).subspan(first_key);
     const bool sees = item_sees(item, kv_length_);
     if (!sees) item.keys = {};
-    if (sees || (all_rows && !item.queries.empty())) step.items.push_back(item);
+    if (!sees && (!all_rows || item.queries.empty())) continue;
+    extents.push_back({first_query, item.queries.size(), first_key, item.keys.size()});
+    step.items.push_back(item);
+  }
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    const Extents& e = extents[i];
+    step.items[i].queries = std::span(step.queries).subspan(e.queries, e.num_queries);
+    step.items[i].keys = std::span(step.keys).subspan(e.keys, e.num_keys);
   }
   return step;
 }
@@ -322,16 +352,15 @@ struct VisibleCount {
 
 }  // namespace
 
-double count_visible_pairs(const Problem& problem, int world_size, int rank) {
+double count_visible_pairs(const Problem& problem, const Domain& domain, int rank) {
   const std::int64_t entries = problem.kv_lengths.empty() ? 1 : problem.batch;  // without padding all entries are alike
-  const Shards queries(problem, Side::query, world_size);
   double pairs = 0;
-  for (const std::int64_t d : queries.documents()) {
-    const Document& document = problem.documents[static_cast<std::size_t>(d)];
-    for (const Piece& piece : queries.share(rank, d))
+  for (const std::int64_t unit : domain.units()) {
+    const WorkItem item = domain.item(unit);
+    for (const Piece& piece : domain.share(Side::query, rank, unit))
       for (std::int64_t b = 0; b < entries; ++b) {
-        const VisibleCount visible{problem.band(document),
-                                   std::min(document.kv_length, problem.kv_length(b) - document.kv_begin)};
+        const VisibleCount visible{item.band,
+                                   std::min(domain.num_keys(unit), item.positions_before(problem.kv_length(b)))};
         if (visible.limit > 0) pairs += visible.sum(piece);
       }
   }

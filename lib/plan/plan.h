@@ -31,9 +31,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "plan/domain.h"
 #include "plan/interval.h"
 #include "plan/problem.h"
 #include "plan/schedule.h"
@@ -86,10 +88,11 @@ struct Part {
   std::int64_t head_kv = 0;
 };
 
-// Rows of a shard that are stored one after the other.
+// Rows row, row + step, ... of a shard.
 struct Stretch {
   std::int64_t row = 0;
   std::int64_t length = 0;
+  std::int64_t step = 1;
 };
 
 // The work items of one step, with the storage that they refer to.
@@ -100,20 +103,23 @@ struct StepItems {
 
 class Plan {
  public:
+  // Of all documents.
   Plan(const Problem& problem, int world_size, int rank, Pass pass);
+  // Of a part of the attention that `problem` asks for: rows are those of the domain.
+  Plan(std::shared_ptr<const Problem> problem, std::shared_ptr<const Domain> domain, int world_size, int rank,
+       Pass pass);
 
-  const Problem& problem() const { return problem_; }
-  // Nothing else in a plan depends on it.
-  void set_dropout(const Dropout& dropout) { problem_.dropout = dropout; }
+  const Problem& problem() const { return *problem_; }
+  const Domain& domain() const { return *domain_; }
   int world_size() const { return world_size_; }
   int rank() const { return rank_; }
   Pass pass() const { return pass_; }
 
   Schedule schedule() const { return cutting_.schedule; }
   std::int64_t num_chunks() const { return cutting_.num_chunks; }
-  std::int64_t query_rows() const { return shards(Side::query).rows(rank_); }
-  std::int64_t longest_query_piece() const { return shards(Side::query).longest_piece(rank_); }
-  std::int64_t key_rows(int owner) const { return shards(Side::key_value).rows(owner); }
+  std::int64_t query_rows() const { return domain_->rows(Side::query, rank_); }
+  std::int64_t longest_query_piece() const { return domain_->longest_piece(Side::query, rank_); }
+  std::int64_t key_rows(int owner) const { return domain_->rows(Side::key_value, owner); }
 
   std::int64_t chunk_rows(int owner, std::int64_t chunk) const {
     return chunk_begin(owner, chunk + 1) - chunk_begin(owner, chunk);
@@ -122,8 +128,10 @@ class Plan {
 
   // The keys of a chunk. Rows are those of the owner's shard.
   std::vector<Piece> chunk_keys(int owner, std::int64_t chunk) const;
-  // The same as stretches of storage that do not touch: three at most, since whole documents follow one another.
+  // The same as stretches of storage, those that touch in one: of whole documents three at most, since they follow one another.
   std::vector<Stretch> chunk_stretches(int owner, std::int64_t chunk) const;
+  // Where this rank's query rows are in its shard.
+  std::vector<Stretch> query_stretches() const;
 
   // The moments are those of one part, and are gone through for each. All have as many entries and heads.
   std::int64_t num_parts() const;
@@ -147,13 +155,13 @@ class Plan {
     return between(additions_, moment, &Moment::additions);
   }
   // Whether dK and dV are added to the caller's tensors straight away.
-  bool adds_directly() const { return !packs() && problem_.grad_dtype == DType::float32; }
+  bool adds_directly() const { return !packs() && problem_->grad_dtype == DType::float32; }
   // Of the size of the longest chunk. Without a chunk slot the caller's shard is what is held, and needs no packing.
   int chunk_slots() const { return chunk_slots_; }
   int gradient_slots() const { return gradient_slots_; }
   const Totals& totals() const { return totals_; }  // of all parts
   // False where the only chunk is the whole shard and stays at home: nothing has to be packed.
-  bool packs() const { return world_size_ > 1 || num_chunks() > 1; }
+  bool packs() const { return world_size_ > 1 || num_chunks() > 1 || is_layer_; }
 
   // Work of a step; its keys are packed. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
   StepItems items(const Moment& moment, bool all_rows) const;
@@ -168,7 +176,7 @@ class Plan {
     bool here = false;  // this rank sees the chunk
     int in(int direction) const { return direction > 0 ? downstream : upstream; }
   };
-  Shards shards(Side side) const { return {problem_, side, world_size_}; }
+  std::int64_t longest_shard() const;
   std::int64_t chunk_begin(int owner, std::int64_t chunk) const {  // in the order of dealing
     return Cut(key_rows(owner), num_chunks()).begin(chunk);
   }
@@ -188,7 +196,9 @@ class Plan {
   }
   int at_distance(int steps) const { return ((rank_ + steps) % world_size_ + world_size_) % world_size_; }
 
-  Problem problem_;
+  std::shared_ptr<const Problem> problem_;
+  std::shared_ptr<const Domain> domain_;
+  bool is_layer_;
   int world_size_;
   int rank_;
   Pass pass_;
@@ -204,6 +214,6 @@ class Plan {
 };
 
 // (query, key) pairs that the rows of a rank see, over the whole batch, for one head.
-double count_visible_pairs(const Problem& problem, int world_size, int rank);
+double count_visible_pairs(const Problem& problem, const Domain& domain, int rank);
 
 }  // namespace ringattn

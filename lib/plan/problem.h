@@ -37,6 +37,7 @@ constexpr int most_ranks = 4096;
 constexpr std::int64_t most_sinks = 1024;  // of a head
 constexpr std::int64_t most_slices = std::int64_t{1} << 20;
 constexpr std::int64_t most_branches = 16;
+constexpr std::int64_t most_segments = std::int64_t{1} << 20;  // of a branch
 
 constexpr std::int64_t size_of(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
@@ -121,6 +122,9 @@ struct Problem {
     return kv_lengths.empty() ? seqlen_kv : kv_lengths[static_cast<std::size_t>(b)];
   }
   std::int64_t longest_kv() const;
+
+  // Whether it is computed in layers (layer.h).
+  bool is_layered() const { return !slices.empty() || !branches.empty(); }
 
   // By which the positions of a document's queries are counted on, to face its keys.
   std::int64_t shift(const Document& document) const {

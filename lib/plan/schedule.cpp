@@ -58,6 +58,10 @@ Cutting choose_cutting(const Problem& p, int world_size, Pass pass) {
   const Shards keys(p, Side::key_value, world_size);
   std::int64_t longest_shard = 1;
   for (int rank = 0; rank < world_size; ++rank) longest_shard = std::max(longest_shard, keys.rows(rank));
+  return choose_cutting(p, world_size, pass, longest_shard);
+}
+
+Cutting choose_cutting(const Problem& p, int world_size, Pass pass, std::int64_t longest_shard) {
   const Cutting ring = cut_for_ring(p, world_size, pass, longest_shard);
   if (p.schedule == Schedule::ring || world_size == 1) return ring;
   const bool is_short = world_size >= 3 && longest_shard <= gathered_rows && p.num_chunks == 0;

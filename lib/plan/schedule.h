@@ -46,5 +46,7 @@ constexpr std::int64_t usual_gather_bytes = std::int64_t{1} << 28;  // where the
 constexpr std::int64_t gathered_rows = 256;
 constexpr std::int64_t automatic_gather_bytes = std::int64_t{1} << 24;
 Cutting choose_cutting(const Problem& problem, int world_size, Pass pass);
+// The same where no rank has more keys than that.
+Cutting choose_cutting(const Problem& problem, int world_size, Pass pass, std::int64_t longest_shard);
 
 }  // namespace ringattn

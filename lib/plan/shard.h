@@ -47,13 +47,15 @@ struct Run {
   }
 };
 
-// Members first .. first + length - 1 of a run of positions inside a document, stored at rows row .. row + length - 1.
+// Members first .. first + length - 1 of a run of positions inside a document, stored at rows row, row + step, ...: side by side, but
+// for what a dilated layer keeps of a shard (layer.h).
 struct Piece {
-  std::int64_t document = 0;  // index in Problem::documents
+  std::int64_t document = 0;  // index in Problem::documents, or of another unit (domain.h)
   Run run;
   std::int64_t first = 0;
   std::int64_t length = 0;
   std::int64_t row = 0;
+  std::int64_t step = 1;
 
   std::int64_t position(std::int64_t i) const { return run.position(first + i); }
 
@@ -67,16 +69,23 @@ struct Piece {
 class Share {
  public:
   void add(const Piece& piece) {
-    if (piece.length > 0) pieces_[count_++] = piece;
+    if (piece.length == 0) return;
+    if (count_ == few_.size()) many_.assign(few_.begin(), few_.end());
+    if (count_ < few_.size())
+      few_[count_] = piece;
+    else
+      many_.push_back(piece);
+    ++count_;
   }
   bool empty() const { return count_ == 0; }
   std::size_t size() const { return count_; }
-  const Piece& operator[](std::size_t i) const { return pieces_[i]; }
-  const Piece* begin() const { return pieces_.data(); }
-  const Piece* end() const { return pieces_.data() + count_; }
+  const Piece& operator[](std::size_t i) const { return begin()[i]; }
+  const Piece* begin() const { return many_.empty() ? few_.data() : many_.data(); }
+  const Piece* end() const { return begin() + count_; }
 
  private:
-  std::array<Piece, 2> pieces_;
+  std::array<Piece, 2> few_;  // more is seldom needed
+  std::vector<Piece> many_;
   std::size_t count_ = 0;
 };
 
@@ -154,6 +163,8 @@ class Shards {
     return begin == end ? Documents(0, 0) : Documents(document_of(rank, begin), document_of(rank, end - 1) + 1);
   }
   Documents documents() const { return {0, num_documents()}; }
+  // Of the first token that a rank has of a document, or would have.
+  std::int64_t first_row(int rank, std::int64_t document) const { return rows_before(rank, begin_of(document)); }
 
   // What a rank has of one document.
   Share share(int rank, std::int64_t document) const;

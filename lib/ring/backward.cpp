@@ -47,11 +47,11 @@ class Backward {
     step.dout = call_.dout;
     step.query_rows = plan_.query_rows();
     step.lse = call_.lse;
-    step.delta = memory.delta;
+    step.delta = call_.delta != nullptr ? call_.delta : memory.delta;
     step.dq =
         in_place ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
     step.scratch = memory.scratch;
-    on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
+    if (call_.delta == nullptr) on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
     if (call_.dsinks != nullptr) {
       const bool is_begun = origin_.entry > 0;  // by the parts of other entries
       const Tensor dsinks = packed_tensor(call_.dsinks, DType::float32, 1, p_.num_heads_q, p_.num_sinks);
@@ -92,11 +92,11 @@ class Backward {
 
 }  // namespace
 
-Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call) {
+Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call, std::int64_t moments_before) {
   Arena arena(call.workspace);
   PartProblem problems(plan);
   const BackwardMemory memory = BackwardMemory::take(arena, plan, problems.of(plan.part(0)), on.engine);
-  Journey journey(plan, on, memory.chunks, memory.gradients);
+  Journey journey(plan, on, moments_before, memory.chunks, memory.gradients);
   for (std::int64_t n = 0; n < plan.num_parts(); ++n) {
     const Part part = plan.part(n);
     const Problem& p = problems.of(part);
@@ -107,10 +107,11 @@ Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCal
     for (Tensor BackwardCall::*const t : {&BackwardCall::k, &BackwardCall::v, &BackwardCall::dk, &BackwardCall::dv})
       own.*t = tensors.of_keys(call.*t);
     own.lse = tensors.of_rows(call.lse);
+    own.delta = tensors.of_rows(call.delta);
     own.sinks = tensors.of_heads(call.sinks, p.num_sinks);
     own.dsinks = tensors.of_heads(call.dsinks, p.num_sinks);
-    journey.begin_part(n, p, {own.k, own.v, tensors.of_key_bias(call.key_bias, plan.key_rows(plan.rank()))});
-    Backward(plan, on, journey, p, own, tensors.origin()).run(memory);
+    journey.begin_part(n, p, {own.k, own.v, tensors.of_key_bias(call.key_bias)});
+    Backward(plan, on, journey, p, own, tensors.origin(call.origin)).run(memory);
   }
   journey.end_transfers();  // an abort during the last roundings
   return journey.statistics();

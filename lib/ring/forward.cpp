@@ -6,11 +6,11 @@
 
 namespace ringattn {
 
-Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call) {
+Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call, std::int64_t moments_before) {
   Arena arena(call.workspace);
   PartProblem problems(plan);
   const ForwardMemory memory = ForwardMemory::take(arena, plan, problems.of(plan.part(0)), on.engine);
-  Journey journey(plan, on, memory.chunks, {});
+  Journey journey(plan, on, moments_before, memory.chunks, {});
 
   if (memory.sinks != nullptr) on.engine.combine_sinks(plan.problem(), call.sinks, memory.sinks);
 
@@ -23,12 +23,10 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     const Part part = plan.part(n);
     const Problem& p = problems.of(part);
     const PartTensors tensors(plan, part);
-    journey.begin_part(n, p,
-                       {tensors.of_keys(call.k), tensors.of_keys(call.v),
-                        tensors.of_key_bias(call.key_bias, plan.key_rows(plan.rank()))});
+    journey.begin_part(n, p, {tensors.of_keys(call.k), tensors.of_keys(call.v), tensors.of_key_bias(call.key_bias)});
 
     ForwardStep step;
-    step.origin = tensors.origin();
+    step.origin = tensors.origin(call.origin);
     step.q = tensors.of_queries(call.q);
     step.query_rows = plan.query_rows();
     step.out = tensors.of_queries(call.out);

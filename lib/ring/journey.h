@@ -15,12 +15,19 @@
 
 namespace ringattn {
 
+inline Tensor rows_of(const Tensor& shard, const Stretch& stretch) {
+  return shard.from_row(stretch.row).every(stretch.step, 1);
+}
+
 // K and V of a shard or of a chunk, and their keys' bias where the problem has one; a chunk's are packed as they travel.
 struct Chunk {
   Tensor k, v;
   Tensor key_bias;  // [batch, rows, 1, 1] fp32
 
   Chunk from_row(std::int64_t row) const { return {k.from_row(row), v.from_row(row), key_bias.from_row(row)}; }
+  Chunk rows_of(const Stretch& s) const {
+    return {ringattn::rows_of(k, s), ringattn::rows_of(v, s), ringattn::rows_of(key_bias, s)};
+  }
 };
 
 // Gradients of K and V, in the same way.
@@ -28,6 +35,7 @@ struct Pair {
   Tensor k, v;
 
   Pair from_row(std::int64_t row) const { return {k.from_row(row), v.from_row(row)}; }
+  Pair rows_of(const Stretch& s) const { return {ringattn::rows_of(k, s), ringattn::rows_of(v, s)}; }
 };
 
 inline Pair packed_pair(const Problem& p, void* data, DType dtype, std::int64_t rows) {
@@ -36,16 +44,12 @@ inline Pair packed_pair(const Problem& p, void* data, DType dtype, std::int64_t 
           packed_tensor(static_cast<std::byte*>(data) + k_bytes, dtype, rows, p.num_heads_kv, p.head_dim_v)};
 }
 
-inline Tensor key_bias_tensor(const void* data, std::int64_t rows) {
-  return packed_tensor(const_cast<void*>(data), DType::float32, rows, 1, 1);
-}
-
 // Calls f(in_shard, in_chunk, rows) for each stretch of the rank's own shard that a chunk of it is packed from.
 template <class Tensors, class F>
 void for_each_stretch(const Plan& plan, std::int64_t chunk, const Tensors& shard, const Tensors& packed, F&& f) {
   std::int64_t row = 0;
   for (const Stretch& stretch : plan.chunk_stretches(plan.rank(), chunk)) {
-    f(shard.from_row(stretch.row), packed.from_row(row), stretch.length);
+    f(shard.rows_of(stretch), packed.from_row(row), stretch.length);
     row += stretch.length;
   }
 }
@@ -70,8 +74,10 @@ class Slots {
 
 class Journey {
  public:
-  Journey(const Plan& plan, const Machinery& on, const Slots& chunks, const Slots& gradients)
-      : plan_(plan), on_(on), chunks_(chunks), gradients_(gradients) {}
+  // `moments_before`: of the same call, in other plans.
+  Journey(const Plan& plan, const Machinery& on, std::int64_t moments_before, const Slots& chunks,
+          const Slots& gradients)
+      : plan_(plan), on_(on), moments_before_(moments_before), chunks_(chunks), gradients_(gradients) {}
   Journey(const Journey&) = delete;
   Journey& operator=(const Journey&) = delete;
   // However the pass ends, its memory is the caller's again.
@@ -158,12 +164,13 @@ class Journey {
   }
   // Distinct within a call, between two ranks; both ends compute it from the moment they share.
   std::uint64_t tag(const Moment& m, const Transfer& transfer) const {
-    const auto index = (&m - plan_.moments().data()) + part_ * std::ssize(plan_.moments());
+    const auto index = moments_before_ + (&m - plan_.moments().data()) + part_ * std::ssize(plan_.moments());
     return static_cast<std::uint64_t>(index) * 2 + transfer.kind;
   }
 
   const Plan& plan_;
   const Machinery& on_;
+  const std::int64_t moments_before_;
   const Slots chunks_, gradients_;
   std::int64_t part_ = 0;
   const Problem* problem_ = nullptr;

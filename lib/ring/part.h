@@ -42,16 +42,15 @@ class PartTensors {
 
   Tensor of_queries(const Tensor& whole) const { return whole.from(part_.entry, 0, head_q_); }
   Tensor of_keys(const Tensor& whole) const { return whole.from(part_.entry, 0, part_.head_kv); }
-  // [batch, rows of the shard], as a tensor; may be null.
-  Tensor of_key_bias(const float* whole, std::int64_t rows) const {
-    return key_bias_tensor(whole, rows).from(part_.entry, 0, 0);
-  }
+  Tensor of_key_bias(const Tensor& whole) const { return whole.from(part_.entry, 0, 0); }
   // [num_heads_q, count]; may be null.
   template <class T>
   T* of_heads(T* whole, std::int64_t count) const {
     return whole == nullptr ? nullptr : whole + head_q_ * count;
   }
-  Origin origin() const { return {part_.entry, head_q_, 1}; }
+  Origin origin(const Origin& of_whole) const {
+    return {of_whole.entry + part_.entry, of_whole.head + head_q_ * of_whole.head_step, of_whole.head_step};
+  }
   // [batch, num_heads_q, query rows]; several entries are so with all heads only. May be null.
   template <class T>
   T* of_rows(T* whole) const {

@@ -8,7 +8,7 @@
 #include <cstddef>
 
 #include "engine/engine.h"
-#include "plan/plan.h"
+#include "plan/pass_plan.h"
 #include "transport/transport.h"
 
 namespace ringattn {
@@ -16,21 +16,29 @@ namespace ringattn {
 // Tensors of one rank, over its shard. Memory of `workspace`: workspace_bytes.
 struct ForwardCall {
   Tensor q, k, v, out;
-  float* lse = nullptr;             // may be null
-  const float* key_bias = nullptr;  // [batch, rows of the shard], where the problem has one
-  const float* sinks = nullptr;     // [num_heads_q, num_sinks], where the problem has any
+  float* lse = nullptr;          // may be null
+  Tensor key_bias = {};          // [batch, rows of the shard, 1, 1], where the problem has one
+  const float* sinks = nullptr;  // [num_heads_q, num_sinks], where the problem has any
   void* workspace = nullptr;
+  Origin origin = {};
 };
 
 struct BackwardCall {
   Tensor dout, q, k, v, out, dq, dk, dv;
   const float* lse = nullptr;
-  const float* key_bias = nullptr;  // as in the forward pass
+  const float* delta = nullptr;  // null: rowsum(dout * out)
+  Tensor key_bias = {};          // as in the forward pass
   const float* sinks = nullptr;
   float* dsinks = nullptr;  // their shape; may be null
   bool accumulate = false;
   void* workspace = nullptr;
+  Origin origin = {};
 };
+
+// Of [batch, rows] numbers, which may be null.
+inline Tensor key_bias_tensor(const void* data, std::int64_t rows) {
+  return packed_tensor(const_cast<void*>(data), DType::float32, rows, 1, 1);
+}
 
 // What a pass really did.
 struct Statistics {
@@ -45,10 +53,16 @@ struct Machinery {
   Transport& transport;
 };
 
-std::size_t workspace_bytes(const Plan& plan, const Engine& engine);
+std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine);
 
 // Collective over the ranks whose plans have the same problem. Throws Error, as Transport does.
-Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call);
-Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call);
+Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardCall& call);
+Statistics run_backward(const PassPlan& plan, const Machinery& on, const BackwardCall& call);
+
+// The same for one plan of a pass, after so many moments of others.
+std::size_t workspace_bytes(const Plan& plan, const Engine& engine);
+Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall& call, std::int64_t moments_before = 0);
+Statistics run_backward(const Plan& plan, const Machinery& on, const BackwardCall& call,
+                        std::int64_t moments_before = 0);
 
 }  // namespace ringattn

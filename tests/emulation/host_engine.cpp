@@ -122,6 +122,25 @@ class HostEngine final : public CudaEngine {
                .bytes(delta, p.batch * p.num_heads_q * rows * size_of(DType::float32), false, true),
            [engine = engine_, p, dout, out, rows, delta] { engine->compute_delta(p, dout, out, rows, delta); });
   }
+  void begin_rows(const Problem& p, const RunningRows& rows, Extent extent, const float* sinks) override {
+    submit("begin_rows",
+           Accesses(p)
+               .tensor(rows.out, extent, false, true)
+               .tensor(rows.lse, {extent.rows, extent.heads, 1}, false, true)
+               .bytes(sinks, sinks == nullptr ? 0 : extent.heads * size_of(DType::float32), true, false),
+           [engine = engine_, p, rows, extent, sinks] { engine->begin_rows(p, rows, extent, sinks); });
+  }
+  void merge_rows(const Problem& p, const RunningRows& from, const RunningRows& to, Extent extent,
+                  std::int64_t zero_keys) override {
+    const Extent lse{extent.rows, extent.heads, 1};
+    submit("merge_rows",
+           Accesses(p)
+               .tensor(from.out, extent, true, false)
+               .tensor(from.lse, lse, true, false)
+               .tensor(to.out, extent, true, true)
+               .tensor(to.lse, lse, true, true),
+           [engine = engine_, p, from, to, extent, zero_keys] { engine->merge_rows(p, from, to, extent, zero_keys); });
+  }
   void combine_sinks(const Problem& p, const float* sinks, float* combined) override {
     submit("combine_sinks",
            Accesses(p)

@@ -69,7 +69,7 @@ std::vector<std::byte> run_delayed(const Inputs& inputs, int world_size, int num
       return packed_tensor(s.bytes.data(), s.dtype, row_count(s.pieces), heads, dim);
     };
     std::vector<float> lse(static_cast<std::size_t>(p.batch * p.num_heads_q * row_count(shards.q.pieces)));
-    const Plan forward_plan(p, world_size, rank, Pass::forward), backward_plan(p, world_size, rank, Pass::backward);
+    const PassPlan forward_plan(p, world_size, rank, Pass::forward), backward_plan(p, world_size, rank, Pass::backward);
     Block workspace;
     ForwardCall forward;
     forward.q = tensor(shards.q, p.num_heads_q, p.head_dim);

@@ -100,6 +100,38 @@ void CpuEngine::clear(const Problem& problem, const Tensor& to, Extent extent) {
   });
 }
 
+void CpuEngine::begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) {
+  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    std::memset(rows.out.bytes_at(b, row, head), 0, static_cast<std::size_t>(extent.dim) * sizeof(float));
+    *rows.lse.at<float>(b, row, head) =
+        static_cast<float>(sinks == nullptr ? -infinity : static_cast<double>(sinks[head]));
+  });
+}
+
+// In fp64 but for the values: lse = log(exp(lse_to) + exp(lse_from) + zero_keys), and out by the same weights.
+void CpuEngine::merge_rows(const Problem& problem, const RunningRows& from, const RunningRows& to, Extent extent,
+                           std::int64_t zero_keys) {
+  const double of_zeros = zero_keys == 0 ? -infinity : std::log(static_cast<double>(zero_keys));
+  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    const auto lse_from = static_cast<double>(*from.lse.at<float>(b, row, head));
+    float& lse = *to.lse.at<float>(b, row, head);
+    const auto lse_to = static_cast<double>(lse);
+    // A NaN is none of the largest, and makes the sum one.
+    const double largest = std::max({-static_cast<double>(infinity), lse_to, lse_from, of_zeros});
+    if (largest == -infinity && lse_from == lse_to) return;
+    const auto share = [&](double x) { return x == largest ? 1.0 : std::exp(x - largest); };
+    const double a = share(lse_to), c = share(lse_from), sum = a + c + share(of_zeros);
+    lse = static_cast<float>(largest + std::log(sum));
+    const auto weight_to = static_cast<float>(a / sum), weight_from = static_cast<float>(c / sum);
+    float* const out = to.out.at<float>(b, row, head);
+    // What has a weight of 0 contributes nothing, whatever it is.
+    for (std::int64_t d = 0; d < extent.dim; ++d) out[d] = weight_to == 0.0F ? 0.0F : weight_to * out[d];
+    if (weight_from == 0.0F) return;
+    const float* const other = from.out.at<float>(b, row, head);
+    for (std::int64_t d = 0; d < extent.dim; ++d) out[d] += weight_from * other[d];
+  });
+}
+
 void CpuEngine::add(const float* from, float* to, std::int64_t count) {
   constexpr std::int64_t at_once = 16384;
   threads_.for_each((count + at_once - 1) / at_once, [&](std::int64_t index, int) {

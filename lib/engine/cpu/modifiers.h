@@ -40,14 +40,15 @@ struct ModifierScratch {
 // Rows first .. first + count - 1 of a piece of queries, in one head of a step's.
 inline void modify_rows(const Problem& p, const Origin& origin, const WorkItem& item, const Piece& queries,
                         std::int64_t first, std::int64_t count, std::int64_t b, std::int64_t head, ModifiedRow* rows) {
+  const std::int64_t whole_head = origin.head + head * origin.head_step;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t position = queries.position(first + i);
     ModifiedRow& row = rows[i];
-    row = {position + item.shift, 0, {}};
-    if (!p.alibi_slopes.empty()) row.slope = p.alibi_slopes[static_cast<std::size_t>(head)];
+    row = {(position + item.shift) * item.spacing, 0, {}};
+    if (!p.alibi_slopes.empty()) row.slope = p.alibi_slopes[static_cast<std::size_t>(whole_head)];
     if (p.dropout.probability == 0) continue;
-    const PhiloxKey key = dropout_row_key(p.dropout.seed, item.q_begin + position, origin.entry + b,
-                                          origin.head + head * origin.head_step);
+    const PhiloxKey key =
+        dropout_row_key(p.dropout.seed, item.q_begin + position * item.spacing, origin.entry + b, whole_head);
     row.dropout[0] = key[0];
     row.dropout[1] = key[1];
   }
@@ -61,11 +62,11 @@ inline Modifiers modify_keys(const Problem& p, const WorkItem& item, const Piece
   const std::int64_t all = padded(count);
   Modifiers m{};
   m.rows = scratch.rows;
-  m.first = keys.position(first);
+  const auto position = [&](std::int64_t j) { return keys.position(first + j) * item.spacing; };
+  m.first = position(0);
   if (!p.alibi_slopes.empty()) {
     float* const offsets = scratch.offsets + room;
-    for (std::int64_t j = 0; j < all; ++j)
-      offsets[j] = j < count ? static_cast<float>(keys.position(first + j) - m.first) : 0.0F;
+    for (std::int64_t j = 0; j < all; ++j) offsets[j] = j < count ? static_cast<float>(position(j) - m.first) : 0.0F;
     m.offsets = offsets;
   }
   if (p.has_key_bias) {
@@ -82,7 +83,7 @@ inline Modifiers modify_keys(const Problem& p, const WorkItem& item, const Piece
         words[j] = words[j - 1] + 1;
         continue;
       }
-      const auto key = static_cast<std::uint64_t>(item.kv_begin + keys.position(first + j));
+      const auto key = static_cast<std::uint64_t>(item.kv_begin + position(j));
       if (last < 0 || groups[last] != key / 4) groups[++last] = key / 4;
       words[j] = static_cast<std::int32_t>(4 * last + static_cast<std::int64_t>(key % 4));
     }

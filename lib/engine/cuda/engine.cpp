@@ -39,6 +39,12 @@ class PortableEngine : public CudaEngine {
     enqueue(portable_delta(p, dout, out, rows, delta, stream(), num_sms()), "compute_delta");
   }
   // Refused (portable_refusal).
+  void begin_rows(const Problem&, const RunningRows&, Extent, const float*) override {
+    fail(RA_STATUS_NOT_SUPPORTED, "layers");
+  }
+  void merge_rows(const Problem&, const RunningRows&, const RunningRows&, Extent, std::int64_t) override {
+    fail(RA_STATUS_NOT_SUPPORTED, "layers");
+  }
   void combine_sinks(const Problem&, const float*, float*) override { fail(RA_STATUS_NOT_SUPPORTED, "sinks"); }
   void add_sink_gradients(const Problem&, const float*, const float*, const float*, std::int64_t, float*) override {
     fail(RA_STATUS_NOT_SUPPORTED, "sinks");

@@ -28,6 +28,8 @@ std::string portable_refusal(const Problem& problem) {
   if (problem.has_key_bias) return not_yet("key_bias");
   if (problem.num_sinks > 0) return not_yet("sinks");
   if (problem.dropout.probability != 0) return not_yet("dropout");
+  if (!problem.slices.empty()) return not_yet("mask_slices");
+  if (!problem.branches.empty()) return not_yet("dilated attention (num_branches)");
   if (problem.batch >= most_entries) return refuse("batch", problem.batch, most_entries - 1);
   return "";
 }

@@ -118,6 +118,38 @@ void draw_modifiers(Random& random, Problem& p) {
   if (has()) p.dropout = {static_cast<float>(draw(random, 1, 9)) / 10, random(), random()};
 }
 
+// Cuts a rectangle into smaller ones, and keeps some of them.
+void draw_slices(Random& random, MaskSlice whole, int cuts, std::vector<MaskSlice>& slices) {
+  if (cuts == 0 || draw(random, 0, 4) == 0) {
+    whole.kind = static_cast<SliceKind>(draw(random, 0, 3));
+    if (draw(random, 0, 3) != 0) slices.push_back(whole);
+    return;
+  }
+  MaskSlice front = whole, back = whole;
+  if (draw(random, 0, 1) == 0)
+    front.q_end = back.q_begin = draw(random, whole.q_begin, whole.q_end);
+  else
+    front.kv_end = back.kv_begin = draw(random, whole.kv_begin, whole.kv_end);
+  draw_slices(random, front, cuts - 1, slices);
+  draw_slices(random, back, cuts - 1, slices);
+}
+
+void draw_layers(Random& random, Problem& p) {
+  const std::int64_t kind = draw(random, 0, 2);
+  if (kind != 1) {
+    draw_slices(random, {0, p.seqlen_q, 0, p.seqlen_kv, SliceKind::full}, static_cast<int>(draw(random, 1, 4)),
+                p.slices);
+    if (p.slices.empty()) p.slices.push_back({0, p.seqlen_q, 0, p.seqlen_kv, SliceKind::causal});
+  }
+  if (kind == 0) return;
+  for (std::int64_t n = draw(random, 1, 3); n > 0; --n)
+    p.branches.push_back({draw(random, 1, std::max<std::int64_t>(p.seqlen_kv + 2, 8)), draw(random, 1, 5)});
+  p.dilation_phase = static_cast<DilationPhase>(draw(random, 0, 1));
+  const bool is_full = !p.causal && p.window_left < 0 && p.window_right < 0 && p.slices.empty();
+  if (is_full) p.dilation_padding = static_cast<DilationPadding>(draw(random, 0, 1));
+  p.dilation_gradient = static_cast<DilationGradient>(draw(random, 0, 1));
+}
+
 }  // namespace
 
 Problem draw_problem(Random& random, const ProblemLimits& limits) {
@@ -161,6 +193,7 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
         {offsets_q[d], offsets_q[d + 1] - offsets_q[d], offsets_kv[d], offsets_kv[d + 1] - offsets_kv[d]});
   if (draw(random, 0, 2) == 0)
     for (std::int64_t b = 0; b < p.batch; ++b) p.kv_lengths.push_back(draw(random, 0, p.seqlen_kv));
+  if (limits.layers) draw_layers(apart, p);
   return p;
 }
 
@@ -179,6 +212,13 @@ std::string describe(const Problem& p) {
   for (const std::int64_t length : p.kv_lengths) s << " " << length;
   if (!p.alibi_slopes.empty()) s << ", alibi_slopes";
   for (const float slope : p.alibi_slopes) s << " " << slope;
+  if (!p.slices.empty()) s << ", slices";
+  for (const MaskSlice& m : p.slices)
+    s << " " << m.q_begin << ":" << m.q_end << "x" << m.kv_begin << ":" << m.kv_end << "/" << static_cast<int>(m.kind);
+  if (!p.branches.empty())
+    s << ", dilation (phase " << static_cast<int>(p.dilation_phase) << ", padding "
+      << static_cast<int>(p.dilation_padding) << ", gradient " << static_cast<int>(p.dilation_gradient) << ")";
+  for (const Branch& branch : p.branches) s << " " << branch.segment_length << "/" << branch.dilation;
   if (p.has_key_bias) s << ", key_bias";
   if (p.num_sinks > 0) s << ", num_sinks " << p.num_sinks;
   if (p.dropout.probability != 0)

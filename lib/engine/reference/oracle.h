@@ -32,6 +32,7 @@ struct ProblemLimits {
   std::int64_t group = 4;
   std::int64_t head_dim = 48;
   bool modifiers = false;  // some of alibi_slopes, key_bias, sinks and dropout
+  bool layers = false;     // mask slices, dilation, or both
 };
 
 // Any mask, sharding, alignment, dtype and length that ra_attention_desc can say, small enough to check.

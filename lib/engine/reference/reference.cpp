@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <numeric>
 
 #include "engine/dropout.h"
 
@@ -78,12 +79,79 @@ Score<Real> score(const Problem& p, Real product) {
   return {cap * t, scale * (1 - t * t)};
 }
 
+template <class F>
+void for_each_index(std::int64_t count, std::int64_t first, F&& f) {
+  if (count == 0) return;
+  const std::int64_t begin = first % count;
+  for (std::int64_t n = begin; n < count; ++n) f(n);
+  for (std::int64_t n = 0; n < begin; ++n) f(n);
+}
+
+// ---------------------------------------------------------------- dilation
+
+const Document& document_of_query(const Problem& p, std::int64_t i) {
+  const auto has_i = [&](const Document& d) { return d.q_begin <= i && i < d.q_begin + d.q_length; };
+  return *std::find_if(p.documents.begin(), p.documents.end(), has_i);
+}
+
+// One branch's segments of one document: positions are those of its keys.
+struct Segments {
+  std::int64_t keys, length, dilation, phase;
+
+  Segments(const Problem& p, const Branch& branch, const Document& d, std::int64_t h)
+      : keys(d.kv_length), length(std::min(branch.segment_length, d.kv_length)), dilation(branch.dilation) {
+    const std::int64_t heads_of_phase = (p.num_heads_q + dilation - 1) / dilation;
+    phase = p.dilation_phase == DilationPhase::interleaved_heads ? h % dilation : h / heads_of_phase;
+  }
+  // What faces no key is in the first segment, or the last.
+  std::int64_t number(std::int64_t position) const { return position < 0 ? 0 : std::min(position, keys - 1) / length; }
+  bool keeps(std::int64_t position) const {
+    const std::int64_t within = position - number(position) * length;
+    return (within % dilation + dilation) % dilation == phase;
+  }
+  // Slots for keys of that segment that hold none.
+  std::int64_t empty_slots(std::int64_t segment) const {
+    std::int64_t kept = 0;
+    for (std::int64_t j = segment * length; j < std::min((segment + 1) * length, keys); ++j) kept += keeps(j) ? 1 : 0;
+    return (length + dilation - 1) / dilation - kept;
+  }
+};
+
+// A key that a row sees, and by which branch; the only one has number 0.
+struct Seen {
+  std::vector<std::int64_t> keys;
+  std::vector<std::size_t> branches;
+  std::vector<std::int64_t> zero_keys{0};  // of each branch, besides
+};
+
+// Those that row i of head h sees, from `first` on and around.
+void find_keys(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t first, Seen& seen) {
+  seen.keys.clear();
+  seen.branches.clear();
+  seen.zero_keys.assign(std::max<std::size_t>(p.branches.size(), 1), 0);
+  const Document& d = document_of_query(p, i);
+  const std::int64_t position = i - d.q_begin + p.shift(d);
+  std::vector<Segments> kept;
+  for (const Branch& branch : p.branches) kept.emplace_back(p, branch, d, h);
+  for_each_index(p.seqlen_kv, first, [&](std::int64_t j) {
+    if (!sees(p, b, i, j)) return;
+    for (std::size_t n = 0; n < seen.zero_keys.size(); ++n) {
+      const bool both = kept.empty() || (kept[n].keeps(position) && kept[n].keeps(j - d.kv_begin) &&
+                                         kept[n].number(position) == kept[n].number(j - d.kv_begin));
+      if (!both) continue;
+      seen.keys.push_back(j);
+      seen.branches.push_back(n);
+    }
+  });
+  if (p.dilation_padding == DilationPadding::zero_keys && d.kv_length > 0)
+    for (std::size_t n = 0; n < kept.size(); ++n)
+      if (kept[n].keeps(position)) seen.zero_keys[n] = kept[n].empty_slots(kept[n].number(position));
+}
+
 // How far apart a query and a key of one document are, of which alibi_slopes takes its share off.
 std::int64_t distance(const Problem& p, std::int64_t i, std::int64_t j) {
-  for (const Document& d : p.documents)
-    if (d.q_begin <= i && i < d.q_begin + d.q_length)
-      return std::abs((i - d.q_begin) + (p.bottom_right ? d.kv_length - d.q_length : 0) - (j - d.kv_begin));
-  return 0;
+  const Document& d = document_of_query(p, i);
+  return std::abs((i - d.q_begin) + p.shift(d) - (j - d.kv_begin));
 }
 
 // What is added to the score of a query and a key: its two parts.
@@ -115,10 +183,25 @@ Real sink_of(const Problem& p, const Modifiers<Real>& m, std::int64_t h) {
   return max + std::log(sum);
 }
 
+// The same with a row's zero keys, of all branches.
+template <class Real>
+Real with_zero_keys(Real sink, const Seen& seen) {
+  const std::int64_t zeros = std::accumulate(seen.zero_keys.begin(), seen.zero_keys.end(), std::int64_t{0});
+  if (zeros == 0) return sink;
+  const Real own = std::log(static_cast<Real>(zeros)), max = std::max(sink, own);
+  return max + std::log(std::exp(sink - max) + std::exp(own - max));
+}
+
 // Of the logarithm of a sum, how far off it is for one rounding of a term that is `weight` of the sum.
 template <class Real>
 Real rounding_of(Real weight, Real logarithm) {
   return weight == 0 ? 0 : weight * std::abs(logarithm);
+}
+
+// Of each term of a result: one more where results of layers are put together.
+template <class Real>
+Real roundings(const Problem& p) {
+  return p.is_layered() ? 2 : 1;
 }
 
 // The factors of a row's weights: 0 where dropout drops them, else 1 / (1 - probability).
@@ -140,14 +223,6 @@ class Kept {
   PhiloxKey key_{};
 };
 
-template <class F>
-void for_each_index(std::int64_t count, std::int64_t first, F&& f) {
-  if (count == 0) return;
-  const std::int64_t begin = first % count;
-  for (std::int64_t n = begin; n < count; ++n) f(n);
-  for (std::int64_t n = 0; n < begin; ++n) f(n);
-}
-
 template <class Real>
 Real term(Real x, const Summation& summation) {
   return summation.magnitudes ? std::abs(x) : x;
@@ -161,18 +236,17 @@ void for_each_row(const Problem& p, std::int64_t first, F&& f) {
     });
 }
 
-// Those that row i sees, from `first` on and around.
-void find_keys(const Problem& p, std::int64_t b, std::int64_t i, std::int64_t first, std::vector<std::int64_t>& keys) {
-  keys.clear();
-  for_each_index(p.seqlen_kv, first, [&](std::int64_t j) {
-    if (sees(p, b, i, j)) keys.push_back(j);
-  });
-}
-
 }  // namespace
 
 bool sees(const Problem& p, std::int64_t b, std::int64_t i, std::int64_t j) {
   if (!p.kv_lengths.empty() && j >= p.kv_lengths[static_cast<std::size_t>(b)]) return false;
+  const auto allows = [&](const MaskSlice& s) {
+    const bool causal = s.kind == SliceKind::causal || s.kind == SliceKind::bidirectional_causal;
+    const bool inverse = s.kind == SliceKind::inverse_causal || s.kind == SliceKind::bidirectional_causal;
+    return s.q_begin <= i && i < s.q_end && s.kv_begin <= j && j < s.kv_end &&
+           (!causal || j - s.kv_end <= i - s.q_end) && (!inverse || j - s.kv_begin >= i - s.q_begin);
+  };
+  if (!p.slices.empty() && std::none_of(p.slices.begin(), p.slices.end(), allows)) return false;
   for (const Document& d : p.documents) {
     const bool has_i = d.q_begin <= i && i < d.q_begin + d.q_length;
     const bool has_j = d.kv_begin <= j && j < d.kv_begin + d.kv_length;
@@ -187,6 +261,13 @@ bool sees(const Problem& p, std::int64_t b, std::int64_t i, std::int64_t j) {
   return false;
 }
 
+int times_seen(const Problem& p, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
+  if (!sees(p, b, i, j)) return 0;
+  Seen seen;
+  find_keys(p, b, h, i, 0, seen);
+  return static_cast<int>(std::count(seen.keys.begin(), seen.keys.end(), j));
+}
+
 template <class Real>
 Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::vector<Real>& k,
                      const std::vector<Real>& v, const Modifiers<Real>& modifiers, const Summation& summation) {
@@ -196,10 +277,11 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
   result.out.assign(count(p, at.out), 0);
   result.lse.assign(static_cast<std::size_t>(p.batch * p.num_heads_q * p.seqlen_q), -infinity);
   std::vector<Real> scores;
-  std::vector<std::int64_t> keys;
+  Seen seen;
+  const std::vector<std::int64_t>& keys = seen.keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
-    find_keys(p, b, i, summation.first, keys);
-    const Real sink = sink_of(p, modifiers, h);
+    find_keys(p, b, h, i, summation.first, seen);
+    const Real sink = with_zero_keys(sink_of(p, modifiers, h), seen);
     const auto key = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
     dots(&q[at.q.at(b, i, h)], keys, key, p.head_dim, scores);
     Real max = sink;
@@ -216,7 +298,7 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
 
     Real* out = &result.out[at.out.at(b, i, h)];
     const Kept<Real> kept(p, b, h, i);
-    const Real own_size = 1 + rounding_of(sink_weight / sum, sink);
+    const Real own_size = roundings<Real>(p) + rounding_of(sink_weight / sum, sink);
     Real lse_size = std::abs(lse) + own_size - 1;
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Real* row = &v[at.v.at(b, keys[n], h_kv)];
@@ -242,7 +324,8 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
   gradients.dv.assign(v.size(), 0);
   gradients.dsinks.assign(modifiers.sinks.size(), 0);
   std::vector<Real> products, dweights;
-  std::vector<std::int64_t> keys;
+  Seen seen;
+  const std::vector<std::int64_t>& keys = seen.keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
     const Real lse = forward.lse[at.row(b, i, h)];
     if (lse == -std::numeric_limits<Real>::infinity()) return;
@@ -251,21 +334,40 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
     const Real* out = &forward.out[at.out.at(b, i, h)];
     const Real delta = dot(grad, out, p.head_dim_v);
     Real* dq = &gradients.dq[at.q.at(b, i, h)];
-    find_keys(p, b, i, summation.first, keys);
+    find_keys(p, b, h, i, summation.first, seen);
     const auto row_of_k = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
     const auto row_of_v = [&](std::int64_t j) { return &v[at.v.at(b, j, h_kv)]; };
     dots(query, keys, row_of_k, p.head_dim, products);
     dots(grad, keys, row_of_v, p.head_dim_v, dweights);
     const Kept<Real> kept(p, b, h, i);
-    const Real sink = sink_of(p, modifiers, h), own_size = 1 + rounding_of(std::exp(sink - lse), sink);
+    const Real sink = with_zero_keys(sink_of(p, modifiers, h), seen),
+               own_size = roundings<Real>(p) + rounding_of(std::exp(sink - lse), sink);
+    const auto logit = [&](std::size_t n) {
+      return added(p, modifiers, b, h, i, keys[n]).to(score(p, products[n]).value);
+    };
+    // Of each branch, dot(dout, out): that of all together, or where their weights are constants its own.
+    std::vector<Real> deltas(seen.zero_keys.size(), delta);
+    if (!p.branches.empty() && p.dilation_gradient == DilationGradient::constant_weights)
+      for (std::size_t branch = 0; branch < deltas.size(); ++branch) {
+        Real sum = static_cast<Real>(seen.zero_keys[branch]) * std::exp(-lse), products_of_weights = 0;
+        for (std::size_t n = 0; n < keys.size(); ++n) {
+          if (seen.branches[n] != branch) continue;
+          const Real weight = std::exp(logit(n) - lse);
+          sum += weight;
+          products_of_weights += weight * term(kept(keys[n]) * dweights[n], summation);
+        }
+        deltas[branch] = sum == 0 ? 0 : products_of_weights / sum;
+      }
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const std::int64_t j = keys[n];
       const Score<Real> s = score(p, products[n]);
       const Added<Real> a = added(p, modifiers, b, h, i, j);
+      const Real delta_of_branch = deltas[seen.branches[n]];
       const Real size = summation.magnitudes ? own_size + a.magnitude() : 1;
       const Real weight = size * std::exp(a.to(s.value) - lse);
       const Real factor = kept(j), dp = factor * dweights[n];
-      const Real ds = weight * (summation.magnitudes ? std::abs(dp) + std::abs(delta) : dp - delta) * s.slope;
+      const Real ds =
+          weight * (summation.magnitudes ? std::abs(dp) + std::abs(delta_of_branch) : dp - delta_of_branch) * s.slope;
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
       for (std::int64_t d = 0; d < p.head_dim; ++d) {

@@ -36,8 +36,10 @@ struct Modifiers {
   std::vector<Real> key_bias, sinks;
 };
 
-// Whether query i sees key j of batch entry b, by the definition of ra_attention_desc.
+// Whether query i may see key j of batch entry b, by the definition of ra_attention_desc but for dilation.
 bool sees(const Problem& problem, std::int64_t b, std::int64_t i, std::int64_t j);
+// How often it does in query head h: 0 or 1, or where attention is dilated as often as there are branches that keep both.
+int times_seen(const Problem& problem, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j);
 
 // How a result is summed. Neither changes what is computed but for rounding, and `magnitudes` in the way it says.
 struct Summation {
