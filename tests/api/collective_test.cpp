@@ -226,30 +226,8 @@ TEST(Mismatch, IsLookedForInEveryField) {
   for (const std::string field : attention_desc_fields) EXPECT_TRUE(names.contains(field)) << field << " has no row";
 }
 
-// Those of which check_support says that they are not computed yet: a line goes when it is no longer true.
-const std::set<std::string> not_computed_yet{
-    "alibi_slopes",        "alibi_slopes or none", "num_sinks",
-    "dropout_probability", "has_key_bias",         "dropout_seed",
-    "dropout_offset",                      // modifiers
-    "num_mask_slices",     "mask_slices",  // slices
-    "num_branches",        "segment_lengths",      "dilations",
-    "dilation_phase",      "dilation_padding",     "dilation_gradient"};  // dilation
-
-TEST(Mismatch, IsFoundInAllThatIsComputed) {
-  Ranks alone(1);
-  ASSERT_TRUE(alone.complete());
-  for (const Disagreement& row : disagreements()) {
-    const ra_attention_desc here = problem_of(row, false), there = problem_of(row, true);
-    Error error;
-    const bool is_computed = ra_check_support(alone[0], &here, &error) == RA_STATUS_SUCCESS &&
-                             ra_check_support(alone[0], &there, &error) == RA_STATUS_SUCCESS;
-    EXPECT_EQ(is_computed, !not_computed_yet.contains(row.name)) << row.name << ": " << error;
-  }
-}
-
 TEST(Mismatch, OfAnyFieldIsReportedOnEveryRankWithBothValues) {
   for (const Disagreement& row : disagreements()) {
-    if (not_computed_yet.contains(row.name)) continue;
     for (const auto& [world_size, odd_one] : {std::pair{2, 0}, std::pair{2, 1}, std::pair{3, 1}}) {
       for (const bool is_backward : {false, true}) {
         for_each_rank(world_size, [&, world_size = world_size, odd_one = odd_one](std::int32_t rank,

@@ -215,10 +215,17 @@ class Shard {
     dq = Tensor(p.grad_dtype, p.batch, n_q, p.num_heads_q, p.head_dim, layout);
     dk = Tensor(p.grad_dtype, p.batch, n_kv, p.num_heads_kv, p.head_dim, layout);
     dv = Tensor(p.grad_dtype, p.batch, n_kv, p.num_heads_kv, p.head_dim_v, layout);
+    key_bias = Tensor(RA_DTYPE_FLOAT32, p.has_key_bias != 0 ? p.batch : 0, n_kv, 1, 1);
+    sinks = Tensor(RA_DTYPE_FLOAT32, 1, 1, p.num_heads_q, p.num_sinks);
+    dsinks = Tensor(RA_DTYPE_FLOAT32, 1, 1, p.num_heads_q, p.num_sinks);
     fill(q, seed, 'q', RA_SIDE_QUERY);
     fill(k, seed, 'k', RA_SIDE_KEY_VALUE);
     fill(v, seed, 'v', RA_SIDE_KEY_VALUE);
     fill(dout, seed, 'o', RA_SIDE_QUERY);
+    fill(key_bias, seed, 'b', RA_SIDE_KEY_VALUE);
+    sinks.for_each_element([&](auto b, auto s, auto h, auto n) {
+      sinks.set(b, s, h, n, static_cast<float>(hashed_uniform(seed, 's', h, n)));
+    });
   }
 
   std::int64_t length(std::int32_t side) const {
@@ -238,6 +245,7 @@ class Shard {
     args.v = v.view();
     args.out = out.view();
     args.lse = lse_data();
+    set_modifiers(args);
     return args;
   }
 
@@ -253,6 +261,8 @@ class Shard {
     args.dq = dq.view();
     args.dk = dk.view();
     args.dv = dv.view();
+    set_modifiers(args);
+    if (dsinks.size > 0) args.dsinks = floats(dsinks);
     return args;
   }
 
@@ -269,8 +279,17 @@ class Shard {
   std::int32_t world_size;
   std::int32_t rank;
   Tensor q, k, v, out, lse, dout, dq, dk, dv;
+  Tensor key_bias, sinks, dsinks;  // without elements where the description has none
 
  private:
+  static float* floats(const Tensor& tensor) { return reinterpret_cast<float*>(tensor.bytes.get()); }
+
+  template <class Args>
+  void set_modifiers(Args& args) const {
+    if (key_bias.size > 0) args.key_bias = floats(key_bias);
+    if (sinks.size > 0) args.sinks = floats(sinks);
+  }
+
   void fill(Tensor& tensor, std::uint64_t seed, char name, std::int32_t side) const {
     std::vector<std::int64_t> position(static_cast<std::size_t>(tensor.seq));
     ra_get_shard_positions(&desc, world_size, rank, side, 0, tensor.seq, position.data(), nullptr);

@@ -21,6 +21,12 @@ impl Number for i64 {
     }
 }
 
+impl Number for bool {
+    fn of(value: &Value) -> Option<Self> {
+        value.as_bool()
+    }
+}
+
 impl Number for f32 {
     fn of(value: &Value) -> Option<Self> {
         match value.as_str() {
