@@ -9,11 +9,6 @@
 
 #include "engine/cpu/fma/shape.h"
 #include "engine/dropout.h"
-#if defined(__SSE2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
 
 namespace ringattn::cpu {
 namespace {

@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "engine/cpu/tiles.h"
@@ -41,6 +43,23 @@ inline void write(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 inline Bits bits(Vector v) { return reinterpret_cast<Bits&>(v); }
 inline Vector from_bits(Bits b) { return reinterpret_cast<Vector&>(b); }
 inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// Whether a comparison, whose lanes are 0 or -1, holds in all of them.
+inline bool all_of(Lanes holds) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(holds)) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(holds)) == -1;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(reinterpret_cast<__m128i>(holds)) == 0xffff;
+#elif defined(__ARM_NEON)
+  return vmaxvq_s32(reinterpret_cast<int32x4_t>(holds)) < 0;
+#else
+  for (int lane = 0; lane < width; ++lane)
+    if (holds[lane] == 0) return false;
+  return true;
+#endif
+}
 
 // Every lane combined with its partner `step` lanes away, until all lanes hold the result: a tree.
 template <int step, int... lane>
@@ -107,7 +126,8 @@ inline Vector exponential(Vector x) {
 }
 
 // cap * tanh(product / cap), and the tangent itself. Cephes tanhf: near 0, where 1 - 2 / (exp(2x) + 1) would cancel, tanh(x)
-// is x times one plus a small polynomial, so there the score is the product times that, with no more rounding than it takes.
+// is x times one plus a small polynomial, so there the score is the product times that, with no more rounding than it takes. Most
+// vectors have only products near 0, as a cap is meant for what is rare; then that is all.
 struct Capped {
   Vector score, tangent;
 };
@@ -121,9 +141,10 @@ inline Capped cap_score(Vector product, float cap) {
   series = series * square + 1.33314422036e-1F;
   series = series * square - 3.33332819422e-1F;
   series = series * square;
+  const Lanes near = magnitude < 0.625F;
+  if (all_of(near)) return {series * product + product, series * x + x};
   const Vector far = 1.0F - 2.0F / (exponential(2.0F * magnitude) + 1.0F);
   const Vector tangent = x < 0.0F ? -far : far;
-  const Lanes near = magnitude < 0.625F;
   return {near ? series * product + product : cap * tangent, near ? series * x + x : tangent};
 }
 
