@@ -183,10 +183,11 @@ func (x *Capabilities) fromC(raw *C.ra_capabilities) {
 //
 // Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the positions of a
 // document's keys into segments of g = min(SegmentLengths[n], keys of the document), of which the last may be
-// shorter; query i stands at position i + shift. With r = dilations[n], each query head keeps those positions
-// of a segment whose place in it, mod r, is the head's phase (DilationPhase). In branch n, i sees j iff all
-// that is said above holds, both are of one segment, and the head keeps both. With o_n, l_n the output and
-// lse of branch n alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
+// shorter; query i stands at position i + shift, and before the first key or behind the last one in the first
+// or the last segment. With r = dilations[n], each query head keeps those positions of a segment whose place
+// in it, mod r, is the head's phase (DilationPhase). In branch n, i sees j iff all that is said above holds,
+// both are of one segment, and the head keeps both. With o_n, l_n the output and lse of branch n alone, out_i
+// = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
 //
 // So a key that a row sees in several branches counts as often; sinks join the sum once, and dropout keeps or
 // drops a pair for all branches alike. A row that a branch does not keep has nothing from it, and one that no
@@ -273,7 +274,8 @@ type AttentionDesc struct {
 	MaskSlices []int64
 	// default DilationPhaseBlocksOfHeads. As all that follows it is read where there are branches only
 	DilationPhase DilationPhase
-	// an entry for each of the branches: positions of a segment of each branch, >= 1
+	// an entry for each of the branches: positions of a segment of each branch, >= 1 and at least SeqlenKV /
+	// 2^20
 	SegmentLengths []int64
 	// an entry for each of the branches: of how many positions each branch keeps one, 1 .. 2^48
 	Dilations []int64

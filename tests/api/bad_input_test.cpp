@@ -774,6 +774,12 @@ void modifiers(Table& t) {
   for (const std::int64_t dilation : {std::int64_t{0}, std::int64_t{-1}, (std::int64_t{1} << 48) + 1, kMax, kMin})
     branches("dilations[1] is " + digits(dilation), [=](Call& c) { c.dilations[1] = dilation; },
              {"dilations", "1", digits(dilation), "281474976710656"});
+  branches("segment_lengths[0] makes 2^21 segments",
+           [](Call& c) {
+             c.desc.seqlen_q = c.desc.seqlen_kv = std::int64_t{1} << 22;
+             c.segment_lengths[0] = 2;
+           },
+           {"segment_lengths", "0", "2", "4194304", "1048576"});
   out_of_range(t, kTakeProblem, desc, &D::dilation_phase, "dilation_phase", {-1, 2, 99}, {"1"});
   out_of_range(t, kTakeProblem, desc, &D::dilation_padding, "dilation_padding", {-1, 2, 99}, {"1"});
   out_of_range(t, kTakeProblem, desc, &D::dilation_gradient, "dilation_gradient", {-1, 2, 99}, {"1"});

@@ -30,13 +30,14 @@ void modify(Problem& p, int which, Random& random) {
   p.softcap = (which & softcap) != 0 ? static_cast<float>(draw(random, 2, 30)) : 0;
 }
 
-// Every combination on every number of ranks, `rounds` times.
-void sweep(int rounds, const reference::ProblemLimits& limits) {
+// Every combination on every number of ranks, `rounds` times; or one in `every`, others on other numbers of ranks.
+void sweep(int rounds, const reference::ProblemLimits& limits, int every = 1) {
   const std::uint64_t seed = test::seed();
   for (std::size_t w = 0; w < world_sizes.size(); ++w) {
     const test::Ranks ranks(world_sizes[w]);
     for (int n = 0; n < rounds * combinations; ++n) {
-      if (!test::sampled(n + static_cast<int>(w), 5)) continue;
+      const int turn = n + static_cast<int>(w);
+      if (turn % every != 0 || !test::sampled(turn / every, 5)) continue;
       Random random(seed * 1'000'003 + w * 10'007 + static_cast<std::uint64_t>(n));
       Problem problem = reference::draw_problem(random, limits);
       modify(problem, n % combinations, random);
@@ -48,11 +49,11 @@ void sweep(int rounds, const reference::ProblemLimits& limits) {
   }
 }
 
-TEST(Modifiers, InEveryCombination) { sweep(test::full() ? 20 : test::brief() ? 1 : 3, {}); }
+TEST(Modifiers, InEveryCombination) { sweep(test::full() ? 20 : 1, {}); }
 
 // Engines take keys in blocks of a few hundred.
 TEST(Modifiers, OverSeveralBlocksOfKeys) {
-  sweep(test::full() ? 4 : 1, {.batch = 1, .seqlen = 900, .num_heads_kv = 1, .group = 2, .head_dim = 24});
+  sweep(1, {.batch = 1, .seqlen = 900, .num_heads_kv = 1, .group = 2, .head_dim = 24}, test::full() ? 1 : 4);
 }
 
 // Parts of a call begin at other entries and heads than the first.

@@ -145,11 +145,15 @@ bool cudnn_is_ever_faster(Capability capability) {
                      [&](const Faster& f) { return f.from <= capability && capability <= f.to; });
 }
 
-static WorkItem part_of(WorkItem item, std::span<const Piece> queries, std::span<const Piece> keys) {
+namespace {
+
+WorkItem part_of(WorkItem item, std::span<const Piece> queries, std::span<const Piece> keys) {
   item.queries = queries;
   item.keys = keys;
   return item;
 }
+
+}  // namespace
 
 std::string divide(const ForwardStep& step, std::vector<CudnnCall>& calls) {
   calls.clear();

@@ -572,10 +572,10 @@ extern "C" {
 
  Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the positions of a document's
  keys into segments of g = min(segment_lengths[n], keys of the document), of which the last may be shorter; query i stands at
- position i + shift. With r = dilations[n], each query head keeps those positions of a segment whose place in it, mod r, is the
- head's phase (dilation_phase). In branch n, i sees j iff all that is said above holds, both are of one segment, and the head
- keeps both. With o_n, l_n the output and lse of branch n alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n
- exp(l_n)).
+ position i + shift, and before the first key or behind the last one in the first or the last segment. With r = dilations[n], each
+ query head keeps those positions of a segment whose place in it, mod r, is the head's phase (dilation_phase). In branch n, i sees j
+ iff all that is said above holds, both are of one segment, and the head keeps both. With o_n, l_n the output and lse of branch n
+ alone, out_i = sum_n exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
 
  So a key that a row sees in several branches counts as often; sinks join the sum once, and dropout keeps or drops a pair for all
  branches alike. A row that a branch does not keep has nothing from it, and one that no branch keeps sees no key: its out is 0. A
@@ -671,7 +671,8 @@ may be empty; no two rectangles have a pair in common, whatever their kinds*/
     /**ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it is
 read where there are branches only*/
     pub dilation_phase: i32,
-    ///host, num_branches entries: positions of a segment of each branch, >= 1
+    /**host, num_branches entries: positions of a segment of each branch, >= 1 and
+at least seqlen_kv / 2^20*/
     pub segment_lengths: *const i64,
     ///host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48
     pub dilations: *const i64,

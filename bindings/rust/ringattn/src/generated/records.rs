@@ -309,7 +309,8 @@ impl Capabilities {
 ///
 /// Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the
 /// positions of a document's keys into segments of g = min(`segment_lengths`\[n\], keys of the
-/// document), of which the last may be shorter; query i stands at position i + shift. With r =
+/// document), of which the last may be shorter; query i stands at position i + shift, and
+/// before the first key or behind the last one in the first or the last segment. With r =
 /// dilations\[n\], each query head keeps those positions of a segment whose place in it, mod r,
 /// is the head's phase (`dilation_phase`). In branch n, i sees j iff all that is said above
 /// holds, both are of one segment, and the head keeps both. With o_n, l_n the output and lse of
@@ -408,9 +409,9 @@ pub struct AttentionDesc {
     /// [`DilationPhase`]; default [`DilationPhase::BlocksOfHeads`]. As all that follows it is read
     /// where there are branches only.
     pub dilation_phase: DilationPhase,
-    /// Host, an entry for each of the branches: positions of a segment of each branch, >= 1.
-    /// `num_branches`, which follows from it: of dilated attention, 0 .. 16; default 0: not
-    /// dilated.
+    /// Host, an entry for each of the branches: positions of a segment of each branch, >= 1 and at
+    /// least `seqlen_kv` / 2^20. `num_branches`, which follows from it: of dilated attention, 0 ..
+    /// 16; default 0: not dilated.
     pub segment_lengths: Option<Vec<i64>>,
     /// Host, an entry for each of the branches: of how many positions each branch keeps one, 1 ..
     /// 2^48.

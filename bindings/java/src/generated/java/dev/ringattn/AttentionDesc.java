@@ -40,11 +40,12 @@ import java.util.Objects;
  *
  * <p>Dilated attention (Ding et al. 2023, "LongNet") has one or more branches. Branch n cuts the
  * positions of a document's keys into segments of g = min(segmentLengths[n], keys of the document),
- * of which the last may be shorter; query i stands at position i + shift. With r = dilations[n],
- * each query head keeps those positions of a segment whose place in it, mod r, is the head's phase
- * (dilationPhase). In branch n, i sees j iff all that is said above holds, both are of one segment,
- * and the head keeps both. With o_n, l_n the output and lse of branch n alone, out_i = sum_n
- * exp(l_n) o_n / sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
+ * of which the last may be shorter; query i stands at position i + shift, and before the first key
+ * or behind the last one in the first or the last segment. With r = dilations[n], each query head
+ * keeps those positions of a segment whose place in it, mod r, is the head's phase (dilationPhase).
+ * In branch n, i sees j iff all that is said above holds, both are of one segment, and the head
+ * keeps both. With o_n, l_n the output and lse of branch n alone, out_i = sum_n exp(l_n) o_n /
+ * sum_n exp(l_n), and lse_i = log(sum_n exp(l_n)).
  *
  * <p>So a key that a row sees in several branches counts as often; sinks join the sum once, and
  * dropout keeps or drops a pair for all branches alike. A row that a branch does not keep has
@@ -587,7 +588,10 @@ public final class AttentionDesc {
     return dilationPhase;
   }
 
-  /** Host, an entry for each of the branches: positions of a segment of each branch, &gt;= 1. */
+  /**
+   * Host, an entry for each of the branches: positions of a segment of each branch, &gt;= 1 and at
+   * least seqlenKv / 2^20.
+   */
   public AttentionDesc segmentLengths(long... segmentLengths) {
     this.segmentLengths = segmentLengths == null ? null : segmentLengths.clone();
     made = null;

@@ -292,7 +292,8 @@ class TensorTest {
                 1,
                 0,
                 Side.QUERY));
-    AttentionDesc empty = new AttentionDesc().seqlenQ(9).headDim(4).maskSlices().dilations();
+    long[] none = {};
+    AttentionDesc empty = new AttentionDesc().seqlenQ(9).headDim(4).maskSlices(none).dilations(none);
     assertEquals(9, RingAttention.shardLength(empty, 1, 0, Side.QUERY));
   }
 }
