@@ -117,18 +117,19 @@ struct Part {
   std::int64_t head_kv;
 };
 
-struct Running {
-  explicit Running(const Inputs& inputs) : inputs(inputs), p(inputs.problem) {
+// A problem's passes, rank by rank, and what they have added up to so far.
+struct Passes {
+  explicit Passes(const Inputs& inputs) : inputs(inputs), p(inputs.problem) {
     sinks = single(inputs.sinks);
     dsinks.resize(sinks.size());
-    results.out.resize(inputs.q.size() / index(std::max<std::int64_t>(p.head_dim, 1)) * index(p.head_dim_v));
+    results.out.resize(inputs.dout.size());
     results.lse.resize(index(p.batch * p.num_heads_q * p.seqlen_q));
     results.dq.resize(inputs.q.size());
     results.dk.resize(inputs.k.size());
     results.dv.resize(inputs.v.size());
   }
 
-  // `parts` that have all entries and heads between them. Several have one query row of lse and delta to each of theirs.
+  // `parts` have all entries and heads between them: as lse is [batch, num_heads_q, rows], either all heads or one entry each.
   void run_rank(Engine& engine, int world_size, int rank, const std::vector<Part>& parts) {
     const Plan forward(p, world_size, rank, Pass::forward), backward(p, world_size, rank, Pass::backward);
     const std::vector<std::int64_t> tokens = tokens_of(p, Side::query, world_size, rank);
@@ -244,12 +245,12 @@ Results run(const Inputs& inputs, int world_size = 1, int threads = 1, bool in_p
   if (!in_parts) parts.emplace_back(p, 0, p.batch, 0, p.num_heads_kv);
   for (std::int64_t b = 0; in_parts && b < p.batch; ++b)
     for (std::int64_t h = 0; h < p.num_heads_kv; ++h) parts.emplace_back(p, b, 1, h, 1);
-  Running running(inputs);
-  for (int rank = 0; rank < world_size; ++rank) running.run_rank(*engine, world_size, rank, parts);
-  Results results = running.results;
+  Passes passes(inputs);
+  for (int rank = 0; rank < world_size; ++rank) passes.run_rank(*engine, world_size, rank, parts);
+  Results results = passes.results;
   for (std::vector<double>* const sums : {&results.dk, &results.dv})
     for (double& x : *sums) x = reference::rounded(x, p.grad_dtype);
-  results.dsinks.assign(running.dsinks.begin(), running.dsinks.end());
+  results.dsinks.assign(passes.dsinks.begin(), passes.dsinks.end());
   return results;
 }
 
