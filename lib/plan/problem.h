@@ -99,8 +99,9 @@ struct Problem {
   std::int64_t window_right = -1;
   float softmax_scale = 1.0F;
   float softcap = 0.0F;
-  std::vector<float> alibi_slopes;  // empty: none; else one per query head
-  std::int64_t num_sinks = 0;       // of each query head
+  std::vector<float>
+      alibi_slopes;            // empty: none; else one per query head, in parts and layers too of the whole problem
+  std::int64_t num_sinks = 0;  // of each query head
   bool has_key_bias = false;
   Dropout dropout;
   std::int64_t num_chunks = 0;  // 0: the planner chooses

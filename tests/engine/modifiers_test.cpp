@@ -102,27 +102,25 @@ struct Part {
     problem.num_heads_q = heads_kv * whole.group();
     if (!whole.kv_lengths.empty())
       problem.kv_lengths.assign(whole.kv_lengths.begin() + entry, whole.kv_lengths.begin() + entry + entries);
-    if (!whole.alibi_slopes.empty())
-      problem.alibi_slopes.assign(whole.alibi_slopes.begin() + origin.head,
-                                  whole.alibi_slopes.begin() + origin.head + problem.num_heads_q);
   }
   Problem problem;
   Origin origin;
   std::int64_t head_kv;
 };
 
-struct Running {
-  explicit Running(const Inputs& inputs) : inputs(inputs), p(inputs.problem) {
+// A problem's passes, rank by rank, and what they have added up to so far.
+struct Passes {
+  explicit Passes(const Inputs& inputs) : inputs(inputs), p(inputs.problem) {
     sinks = single(inputs.sinks);
     dsinks.resize(sinks.size());
-    results.out.resize(inputs.q.size() / index(std::max<std::int64_t>(p.head_dim, 1)) * index(p.head_dim_v));
+    results.out.resize(inputs.dout.size());
     results.lse.resize(index(p.batch * p.num_heads_q * p.seqlen_q));
     results.dq.resize(inputs.q.size());
     results.dk.resize(inputs.k.size());
     results.dv.resize(inputs.v.size());
   }
 
-  // `parts` that have all entries and heads between them. Several have one query row of lse and delta to each of theirs.
+  // `parts` have all entries and heads between them: as lse is [batch, num_heads_q, rows], either all heads or one entry each.
   void run_rank(Engine& engine, int world_size, int rank, const std::vector<Part>& parts) {
     const Plan forward(p, world_size, rank, Pass::forward), backward(p, world_size, rank, Pass::backward);
     const std::vector<std::int64_t> tokens = tokens_of(p, Side::query, world_size, rank);
@@ -238,12 +236,12 @@ Results run(const Inputs& inputs, int world_size = 1, int threads = 1, bool in_p
   if (!in_parts) parts.emplace_back(p, 0, p.batch, 0, p.num_heads_kv);
   for (std::int64_t b = 0; in_parts && b < p.batch; ++b)
     for (std::int64_t h = 0; h < p.num_heads_kv; ++h) parts.emplace_back(p, b, 1, h, 1);
-  Running running(inputs);
-  for (int rank = 0; rank < world_size; ++rank) running.run_rank(*engine, world_size, rank, parts);
-  Results results = running.results;
+  Passes passes(inputs);
+  for (int rank = 0; rank < world_size; ++rank) passes.run_rank(*engine, world_size, rank, parts);
+  Results results = passes.results;
   for (std::vector<double>* const sums : {&results.dk, &results.dv})
     for (double& x : *sums) x = reference::rounded(x, p.grad_dtype);
-  results.dsinks = {{running.dsinks.begin(), running.dsinks.end()}};  // of all ranks
+  results.dsinks = {{passes.dsinks.begin(), passes.dsinks.end()}};  // of all ranks
   return results;
 }
 
@@ -417,12 +415,14 @@ TEST(Modifiers, RowsWhoseKeysAreAllHiddenByBias) {
 // Documents that begin far into a sequence whose tokens are dealt out: positions of any size, at distances that are small.
 TEST(Modifiers, FarIntoALongSequence) {
   Random random(test::seed());
-  for (const std::int64_t queries : {2, 40}) {
+  for (const auto& [queries, spacing] : {std::pair<std::int64_t, std::int64_t>{2, 1}, {40, 1}, {40, 3}}) {
     constexpr std::int64_t keys = 150, stride = 5, block = 2;
     Problem p = shape(queries, keys, 16, DType::float32);
     p.batch = p.num_heads_kv = 1;
     p.num_heads_q = 2;
-    p.alibi_slopes = {0.25F, 0.03125F};
+    p.alibi_slopes.assign(1008, 0);  // of the whole problem's heads, of which the step has two
+    p.alibi_slopes[1000] = 0.25F;
+    p.alibi_slopes[1007] = 0.03125F;
     p.dropout = {0.5F, 77, 88};
     Inputs inputs(p, random);
     std::vector<float> q = single(inputs.q), k = single(inputs.k), v = single(inputs.v), out(q.size()),
@@ -436,6 +436,7 @@ TEST(Modifiers, FarIntoALongSequence) {
     WorkItem item;
     item.q_begin = std::int64_t{1} << 45;
     item.kv_begin = (std::int64_t{1} << 44) + 1;
+    item.spacing = spacing;
     item.shift = shift;
     item.queries = {&query, 1};
     item.keys = {&key, 1};
@@ -456,17 +457,18 @@ TEST(Modifiers, FarIntoALongSequence) {
 
     for (std::int64_t h = 0; h < 2; ++h)
       for (std::int64_t i = 0; i < queries; ++i) {
-        const PhiloxKey row = dropout_row_key(77, item.q_begin + query.position(i), most_tokens - 1, 1000 + 7 * h);
+        const PhiloxKey row =
+            dropout_row_key(77, item.q_begin + query.position(i) * spacing, most_tokens - 1, 1000 + 7 * h);
         double sum = 0, expected[16] = {};
         for (std::int64_t j = 0; j < keys; ++j) {
           double score = 0;
           for (std::int64_t d = 0; d < 16; ++d)
             score += inputs.q[index((i * 2 + h) * 16 + d)] * inputs.k[index(j * 16 + d)];
-          const std::int64_t distance = std::abs(query.position(i) + shift - key.position(j));
+          const std::int64_t distance = std::abs(query.position(i) + shift - key.position(j)) * spacing;
           const double weight =
-              std::exp(0.25 * score - double{p.alibi_slopes[index(h)]} * static_cast<double>(distance));
+              std::exp(0.25 * score - double{p.alibi_slopes[index(1000 + 7 * h)]} * static_cast<double>(distance));
           sum += weight;
-          if (dropout_keeps(row, 88, item.kv_begin + key.position(j), 0x80000000))
+          if (dropout_keeps(row, 88, item.kv_begin + key.position(j) * spacing, 0x80000000))
             for (std::int64_t d = 0; d < 16; ++d) expected[d] += 2 * weight * inputs.v[index(j * 16 + d)];
         }
         EXPECT_NEAR(lse[index(h * queries + i)], std::log(sum), 1e-5) << "head " << h << ", row " << i;

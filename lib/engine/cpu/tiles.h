@@ -64,16 +64,17 @@ struct ModifiedRow {
   std::uint32_t dropout[2];  // dropout_row_key
 };
 
-// What a problem's modifiers do to a tile: score = score - slope |distance| + bias, and weights that are dropped or made larger, once
-// they are in the sum. What is null does nothing. Of each key, and of so many behind the last one as fill up `padding`, which may be any:
+// What a problem's modifiers do to a tile: score = score - slope |distance| + bias, and weights that are dropped or made larger once they
+// are in the sum. What is null does nothing. What there is of each key goes on, with anything, up to a multiple of `padding`.
 struct Modifiers {
   const ModifiedRow* rows;  // [rows]
   std::int64_t first;       // position that the keys' are counted from, as the rows' are
   const float* offsets;     // [keys], positions from there: exact below 2^24
   const float* bias;        // [keys]
-  const std::uint64_t*
-      groups;  // numbers of groups of four keys of the whole sequence, ascending, `padding` more than keys are
-  const std::int32_t* words;  // [keys], ascending: key j has word words[j] % 4 of group words[j] / 4
+  // Dropout: key j has word words[j] % 4 of the group of four keys groups[words[j] / 4]. Both ascend. There are `padding` more groups
+  // than keys, the last of them any.
+  const std::uint64_t* groups;
+  const std::int32_t* words;  // [keys]
   std::uint64_t dropout_offset;
   std::uint32_t threshold;  // dropout_threshold
   float kept;               // what kept weights are multiplied by
