@@ -430,7 +430,7 @@ TEST(Modifiers, FarIntoALongSequence) {
     p.seqlen_q = p.seqlen_kv = std::int64_t{1} << 47;
     p.documents = {{0, p.seqlen_q, 0, p.seqlen_kv}};
 
-    const std::int64_t first = (std::int64_t{1} << 46) + 3, shift = 12'345;
+    const std::int64_t first = (std::int64_t{1} << 44) + 3, shift = 12'345;
     const Piece query{0, {first, queries, queries, queries}, 0, queries, 0},
         key{0, {first + shift - 90, block, stride, keys}, 0, keys, 0};
     WorkItem item;
