@@ -39,7 +39,9 @@ class CpuBackend final : public Backend {
     const auto block = std::make_shared<Block>();
     return {block, block->reserve(size)};
   }
-  void copy(void *to, const void *from, std::size_t size) override { std::memcpy(to, from, size); }
+  void copy(void *to, const void *from, std::size_t size) override {
+    if (size > 0) std::memcpy(to, from, size);
+  }
   void begin(ra_stream) override {}
   void end() noexcept override {}
 

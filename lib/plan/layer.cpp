@@ -24,8 +24,8 @@ void add_kept_block(std::int64_t position, std::int64_t count, std::int64_t row,
             .run = {.start = first, .block = end - first, .stride = end - first, .length = end - first},
             .first = 0,
             .length = end - first,
-            .row = row + base + first * spacing - position,
-            .step = spacing});
+            .row = row + base + first * spacing - position},
+           spacing);
 }
 
 }  // namespace
@@ -54,8 +54,8 @@ void add_kept(const Piece& piece, std::int64_t base, std::int64_t spacing, std::
                       .length = before(end)},
               .first = begin,
               .length = count,
-              .row = row + offset + begin * spacing,
-              .step = spacing});
+              .row = row + offset + begin * spacing},
+             spacing);
     return;
   }
   const std::int64_t first_block = first / run.block, end_block = (end - 1) / run.block + 1;
@@ -81,8 +81,8 @@ void add_kept(const Piece& piece, std::int64_t base, std::int64_t spacing, std::
                       .length = count},
               .first = 0,
               .length = count,
-              .row = row + block * run.block + place,
-              .step = period * run.block});
+              .row = row + block * run.block + place},
+             period * run.block);
   }
 }
 
@@ -144,7 +144,7 @@ Share LayerRegions::deal(Side side, int rank, std::int64_t unit, std::int64_t be
                              std::int64_t b) -> void {
     if (a == b) return;
     if (last - first == 1) {
-      Piece piece = whole[first];
+      SpacedPiece piece = whole[first];
       piece.first += a;
       piece.length = b - a;
       piece.row += a * piece.step;

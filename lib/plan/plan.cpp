@@ -75,7 +75,7 @@ std::vector<Piece> Plan::chunk_keys(int owner, std::int64_t chunk) const {
 
 namespace {
 
-void add_stretch(const Piece& piece, std::vector<Stretch>& stretches) {
+void add_stretch(const SpacedPiece& piece, std::vector<Stretch>& stretches) {
   if (!stretches.empty() && stretches.back().step == piece.step &&
       stretches.back().row + stretches.back().length * piece.step == piece.row)
     stretches.back().length += piece.length;
@@ -86,15 +86,18 @@ void add_stretch(const Piece& piece, std::vector<Stretch>& stretches) {
 }  // namespace
 
 std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const {
+  const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
   std::vector<Stretch> stretches;
-  for (const Piece& piece : chunk_keys(owner, chunk)) add_stretch(piece, stretches);
+  for (const std::int64_t unit : domain_->units(Side::key_value, owner, begin, end))
+    for (const SpacedPiece& piece : domain_->deal(Side::key_value, owner, unit, begin, end))
+      add_stretch(piece, stretches);
   return stretches;
 }
 
 std::vector<Stretch> Plan::query_stretches() const {
   std::vector<Stretch> stretches;
   for (const std::int64_t unit : domain_->units())
-    for (const Piece& piece : domain_->share(Side::query, rank_, unit)) add_stretch(piece, stretches);
+    for (const SpacedPiece& piece : domain_->share(Side::query, rank_, unit)) add_stretch(piece, stretches);
   return stretches;
 }
 
@@ -268,10 +271,10 @@ StepItems Plan::items(const Moment& moment, bool all_rows) const {
   const std::int64_t begin = chunk_begin(moment.holds, moment.chunk), end = chunk_begin(moment.holds, moment.chunk + 1);
   const Domain::Units units = all_rows ? domain_->units() : domain_->units(Side::key_value, moment.holds, begin, end);
   StepItems step;
-  struct Extents {  // of an item, in the lists of pieces, which move as they grow
-    std::size_t queries, num_queries, keys, num_keys;
-  };
-  std::vector<Extents> extents;
+  const std::size_t pieces = units.size() * (problem_->sharding == Sharding::zigzag ? 2 : 1);  // of whole documents
+  step.queries.reserve(pieces);
+  step.keys.reserve(pieces);
+  step.items.reserve(units.size());
   std::int64_t key_row = 0;
   for (const std::int64_t unit : units) {
     const std::size_t first_query = step.queries.size(), first_key = step.keys.size();
@@ -279,7 +282,6 @@ StepItems Plan::items(const Moment& moment, bool all_rows) const {
       for (const Piece& piece : share) {
         pieces.push_back(piece);
         pieces.back().row = row;
-        pieces.back().step = 1;
         row += piece.length;
       }
     };
@@ -289,16 +291,23 @@ StepItems Plan::items(const Moment& moment, bool all_rows) const {
     WorkItem item = domain_->item(unit);
     item.queries = std::span(step.queries).subspan(first_query);
     item.keys = std::span(step.keys).subspan(first_key);
-    const bool sees = item_sees(item, kv_length_);
-    if (!sees) item.keys = {};
-    if (!sees && (!all_rows || item.queries.empty())) continue;
-    extents.push_back({first_query, item.queries.size(), first_key, item.keys.size()});
+    if (!item_sees(item, kv_length_)) {
+      step.keys.resize(first_key);
+      item.keys = {};
+      if (!all_rows) step.queries.resize(first_query);
+      if (!all_rows || item.queries.empty()) continue;
+    }
     step.items.push_back(item);
   }
-  for (std::size_t i = 0; i < extents.size(); ++i) {
-    const Extents& e = extents[i];
-    step.items[i].queries = std::span(step.queries).subspan(e.queries, e.num_queries);
-    step.items[i].keys = std::span(step.keys).subspan(e.keys, e.num_keys);
+  // Items have the pieces one after the other, and these have moved as their lists grew.
+  std::span<const Piece> queries = step.queries, keys = step.keys;
+  const auto take = [](std::span<const Piece>& from, std::span<const Piece>& pieces) {
+    pieces = from.first(pieces.size());
+    from = from.subspan(pieces.size());
+  };
+  for (WorkItem& item : step.items) {
+    take(queries, item.queries);
+    take(keys, item.keys);
   }
   return step;
 }

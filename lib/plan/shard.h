@@ -47,15 +47,13 @@ struct Run {
   }
 };
 
-// Members first .. first + length - 1 of a run of positions inside a document, stored at rows row, row + step, ...: side by side, but
-// for what a dilated layer keeps of a shard (layer.h).
+// Members first .. first + length - 1 of a run of positions inside a document, stored side by side from `row` on.
 struct Piece {
   std::int64_t document = 0;  // index in Problem::documents, or of another unit (domain.h)
   Run run;
   std::int64_t first = 0;
   std::int64_t length = 0;
   std::int64_t row = 0;
-  std::int64_t step = 1;
 
   std::int64_t position(std::int64_t i) const { return run.position(first + i); }
 
@@ -65,10 +63,16 @@ struct Piece {
   }
 };
 
+// The same, but stored at rows row, row + step, ...: what a dilated layer keeps of a shard (layer.h).
+struct SpacedPiece : Piece {
+  std::int64_t step = 1;
+};
+
 // What one rank has of one document, or of the part of it in a chunk: non-empty pieces, ascending in position.
 class Share {
  public:
-  void add(const Piece& piece) {
+  void add(const Piece& piece, std::int64_t step = 1) { add(SpacedPiece{piece, step}); }
+  void add(const SpacedPiece& piece) {
     if (piece.length == 0) return;
     if (count_ == few_.size()) many_.assign(few_.begin(), few_.end());
     if (count_ < few_.size())
@@ -79,13 +83,13 @@ class Share {
   }
   bool empty() const { return count_ == 0; }
   std::size_t size() const { return count_; }
-  const Piece& operator[](std::size_t i) const { return begin()[i]; }
-  const Piece* begin() const { return many_.empty() ? few_.data() : many_.data(); }
-  const Piece* end() const { return begin() + count_; }
+  const SpacedPiece& operator[](std::size_t i) const { return begin()[i]; }
+  const SpacedPiece* begin() const { return many_.empty() ? few_.data() : many_.data(); }
+  const SpacedPiece* end() const { return begin() + count_; }
 
  private:
-  std::array<Piece, 2> few_;  // more is seldom needed
-  std::vector<Piece> many_;
+  std::array<SpacedPiece, 2> few_;  // more is seldom needed
+  std::vector<SpacedPiece> many_;
   std::size_t count_ = 0;
 };
 

@@ -58,7 +58,7 @@ class KeptRows {
     const Domain& regions = layer_.plan.domain();
     std::int64_t row = 0;
     for (const std::int64_t unit : regions.units())
-      for (const Piece& piece : regions.share(Side::query, layer_.plan.rank(), unit)) {
+      for (const SpacedPiece& piece : regions.share(Side::query, layer_.plan.rank(), unit)) {
         const Stretch stretch{piece.row, piece.length, piece.step};
         on_.engine.merge_rows(p_, {packed.out.from_row(row), packed.lse.from_row(row)},
                               {rows_of(heads_of_queries(shard.out, layer_.heads), stretch),

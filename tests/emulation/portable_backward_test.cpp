@@ -181,7 +181,8 @@ TEST(PortableBackward, WhatIsNotFiniteReachesOnlyWhatSeesIt) {
         expect_clean("dq", results.dq, oracle.dq, query_touched, p.head_dim);
         expect_clean("dk", results.dk, oracle.dk, key_touched, p.head_dim);
         expect_clean("dv", results.dv, oracle.dv, key_touched, p.head_dim_v);
-        EXPECT_FALSE(std::isfinite(results.dq[static_cast<std::size_t>(token * p.head_dim)]));
+        EXPECT_FALSE(std::isfinite(results.dq[static_cast<std::size_t>(token * p.head_dim)]))
+            << "input " << input << " has " << poison << ", lse " << forward_of(inputs).lse[token];
         if (HasFailure()) return;
       }
 }

@@ -41,7 +41,7 @@ TEST(Layer, KeptPositionsAreThoseOfTheIntersection) {
       if (distance >= 0 && distance % spacing == 0 && distance / spacing < length)
         expected.insert({distance / spacing, piece.row + i});
     }
-    for (const Piece& part : kept) {
+    for (const SpacedPiece& part : kept) {
       EXPECT_EQ(part.document, 7);
       for (std::int64_t i = 0; i < part.length; ++i) {
         const bool is_new = got.insert({part.position(i), part.row + i * part.step}).second;

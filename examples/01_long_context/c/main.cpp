@@ -1,7 +1,7 @@
 // One untrained attention head reads a book, on ranks that each hold a part of it.
 //
 //   induction_head.hpp   what the head looks at, and its output computed directly, in fp64
-//   ranks.hpp            the same output computed by libringattn: every call of the library
+//   ranks.hpp            the same output computed by libringattn, with group.hpp: every call of the library
 //   main.cpp             how well the head guesses the next byte; the table; the JSON file
 //
 // The last 2,048 bytes of what is read are guessed, each from the `context` bytes before it, for longer and longer
@@ -9,19 +9,19 @@
 // fp64.
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "book.hpp"
 #include "induction_head.hpp"
+#include "progress.hpp"
 #include "ranks.hpp"
 
 /** One context length. Memory is in bytes. */
@@ -53,19 +53,6 @@ struct Options {
 
 const std::map<std::string, ra_sharding> kShardings = {
     {"contiguous", RA_SHARDING_CONTIGUOUS}, {"zigzag", RA_SHARDING_ZIGZAG}, {"striped", RA_SHARDING_STRIPED}};
-
-/** The whole file; bytes outside the alphabet become its last letter. */
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error("cannot read " + path);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  const auto outside = [](char c) { return static_cast<unsigned char>(c) >= kAlphabet; };
-  if (const auto count = std::ranges::count_if(text, outside); count > 0) {
-    fmt::print(stderr, "note: {} bytes of {} are not ASCII and count as one and the same letter\n", count, path);
-  }
-  std::ranges::replace_if(text, outside, static_cast<char>(kAlphabet - 1));
-  return text;
-}
 
 /** 1 Ki, 4 Ki, 16 Ki ... up to half the length, and the whole length. */
 std::vector<int64_t> get_contexts(int64_t length) {
@@ -113,31 +100,6 @@ double get_max_difference_fp64(const std::string& text, int64_t length, int64_t 
 }
 
 // ---------------------------------------------------------------- output
-
-/** A bar on stderr, drawn anew for each step; without a terminal, a line per step. */
-class Progress {
- public:
-  explicit Progress(int64_t total) : total_(total) {}
-
-  void begin(const std::string& step) const {
-    if (!terminal_) return fmt::print(stderr, "{} ...\n", step);
-    constexpr int64_t width = 40;
-    const std::string bar(static_cast<size_t>(width * done_ / total_), '#');
-    fmt::print(stderr, "\r\033[K[{:.<{}}] {:>3} %  {}", bar, width, 100 * done_ / total_, step);
-    std::fflush(stderr);
-  }
-
-  /** Wipes the bar, so that other output can follow. */
-  void end(int64_t amount) {
-    done_ += amount;
-    if (terminal_) fmt::print(stderr, "\r\033[K");
-  }
-
- private:
-  bool terminal_ = isatty(STDERR_FILENO) != 0;
-  int64_t total_;
-  int64_t done_ = 0;
-};
 
 std::string format_memory(size_t bytes) { return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1 << 20)); }
 

@@ -13,14 +13,10 @@
 #include <ringattn/ringattn.h>
 
 #include <algorithm>
-#include <exception>
-#include <functional>
-#include <memory>
-#include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "group.hpp"
 #include "induction_head.hpp"
 
 inline constexpr int64_t kScored = 2048;
@@ -44,30 +40,19 @@ inline ra_attention_desc describe(int64_t length, int64_t context, ra_sharding s
 /** The byte of the text that query `i` guesses. */
 inline int64_t get_target(int64_t length, int64_t i) { return length - kScored + i + 1; }
 
-inline void check(bool success, const ra_error& error) {
-  if (!success) throw std::runtime_error(fmt::format("{}: {}", ra_get_status_name(error.status), error.message));
-}
-inline void check(ra_status status, const ra_error& error) { check(status == RA_STATUS_SUCCESS, error); }
-
-/** A group of ranks that are threads of this process; with another transport only the config differs. */
 class Ranks {
  public:
   Ranks(const std::string& text, int64_t length, int32_t world_size, ra_sharding sharding)
-      : length_(length), world_size_(world_size), sharding_(sharding), ranks_(static_cast<size_t>(world_size)) {
-    ra_error error;
-    ra_unique_id id;
-    check(ra_create_unique_id(&id, RA_TRANSPORT_LOCAL, nullptr, &error), error);
-    on_every_rank([&](int32_t r, Rank& rank) {
-      join(r, rank, id);
-      fill(r, rank, text);
-    });
+      : length_(length), sharding_(sharding), group_(world_size), ranks_(static_cast<size_t>(world_size)) {
+    group_.on_every_rank([&](int32_t r, ra_context*) { fill(r, ranks_[static_cast<size_t>(r)], text); });
   }
 
   /** [kScored, kAlphabet]: the head's distribution over each scored byte. */
   std::vector<float> forward(int64_t context) {
     const ra_attention_desc desc = describe(length_, context, sharding_);
     std::vector<float> whole(static_cast<size_t>(kScored * kAlphabet));
-    on_every_rank([&](int32_t r, Rank& rank) {
+    group_.on_every_rank([&](int32_t r, ra_context* own) {
+      Rank& rank = ranks_[static_cast<size_t>(r)];
       ra_error error;
       ra_forward_args args;
       ra_init_forward_args(&args, sizeof args);
@@ -75,7 +60,7 @@ class Ranks {
       args.k.data = rank.k.data();
       args.v.data = rank.v.data();
       args.out.data = rank.out.data();
-      check(ra_forward(rank.context.get(), &desc, &args, &error), error);
+      check(ra_forward(own, &desc, &args, &error), error);
 
       // Every rank puts its rows where they belong; no two ranks write the same one.
       ra_sequence_args rows;
@@ -84,7 +69,7 @@ class Ranks {
       rows.dim = kAlphabet;
       rows.shard.data = rank.out.data();
       rows.whole.data = whole.data();
-      check(ra_join_sequence(&desc, world_size_, r, &rows, &error), error);
+      check(ra_join_sequence(&desc, group_.world_size(), r, &rows, &error), error);
     });
     return whole;
   }
@@ -93,11 +78,11 @@ class Ranks {
   size_t get_memory(int64_t context) const {
     const ra_attention_desc desc = describe(length_, context, sharding_);
     size_t most = 0;
-    for (const Rank& rank : ranks_) {
+    for (int32_t r = 0; r < group_.world_size(); ++r) {
       ra_error error;
       ra_memory_requirements memory;
       ra_init_memory_requirements(&memory, sizeof memory);
-      check(ra_get_memory_requirements(rank.context.get(), &desc, &memory, &error), error);
+      check(ra_get_memory_requirements(group_.context(r), &desc, &memory, &error), error);
       most = std::max(most, memory.forward_tensors + memory.forward_workspace);
     }
     return most;
@@ -105,47 +90,14 @@ class Ranks {
 
  private:
   struct Rank {
-    struct Destroy {
-      void operator()(ra_context* context) const { ra_destroy_context(context); }
-    };
-    std::unique_ptr<ra_context, Destroy> context;
     std::vector<float> q, k, v, out;  // this rank's shards
   };
 
-  // A collective call returns when all ranks have made it, so each rank needs a thread of its own to make it from.
-  void on_every_rank(const std::function<void(int32_t, Rank&)>& work) {
-    std::vector<std::exception_ptr> failures(ranks_.size());
-    std::vector<std::jthread> threads;
-    for (size_t r = 0; r < ranks_.size(); ++r) {
-      threads.emplace_back([&, r] {
-        try {
-          work(static_cast<int32_t>(r), ranks_[r]);
-        } catch (...) {
-          failures[r] = std::current_exception();
-        }
-      });
-    }
-    for (std::jthread& thread : threads) thread.join();
-    for (const std::exception_ptr& failure : failures) {
-      if (failure) std::rethrow_exception(failure);
-    }
-  }
-
-  void join(int32_t r, Rank& rank, const ra_unique_id& id) const {
-    ra_error error;
-    ra_context_config config;
-    ra_init_context_config(&config, sizeof config);
-    config.rank = r;
-    config.world_size = world_size_;
-    config.unique_id = id.text;
-    rank.context.reset(ra_create_context(&config, &error));
-    check(rank.context != nullptr, error);
-  }
-
   // A rank makes the tensors of its own tokens only: nobody ever holds those of the whole sequence.
   void fill(int32_t r, Rank& rank, const std::string& text) const {
-    const std::vector<int64_t> queries = get_positions(r, RA_SIDE_QUERY);
-    const std::vector<int64_t> keys = get_positions(r, RA_SIDE_KEY_VALUE);
+    const ra_attention_desc desc = describe(length_, length_, sharding_);
+    const std::vector<int64_t> queries = get_positions(desc, group_.world_size(), r, RA_SIDE_QUERY);
+    const std::vector<int64_t> keys = get_positions(desc, group_.world_size(), r, RA_SIDE_KEY_VALUE);
     rank.q.reserve(queries.size() * kDim);
     rank.k.reserve(keys.size() * kDim);
     rank.v.assign(keys.size() * kAlphabet, 0.0F);
@@ -162,20 +114,9 @@ class Ranks {
     }
   }
 
-  // Where this rank's tokens are in the whole sequence.
-  std::vector<int64_t> get_positions(int32_t r, ra_side side) const {
-    const ra_attention_desc desc = describe(length_, length_, sharding_);
-    ra_error error;
-    const int64_t count = ra_get_shard_length(&desc, world_size_, r, side, &error);
-    check(count >= 0, error);
-    std::vector<int64_t> positions(static_cast<size_t>(count));
-    check(ra_get_shard_positions(&desc, world_size_, r, side, 0, count, positions.data(), &error), error);
-    return positions;
-  }
-
   int64_t length_;
-  int32_t world_size_;
   ra_sharding sharding_;
+  Group group_;
   std::vector<Rank> ranks_;
 };
 

@@ -287,7 +287,7 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
     Real max = sink;
     for (std::size_t n = 0; n < keys.size(); ++n) {
       scores[n] = added(p, modifiers, b, h, i, keys[n]).to(score(p, scores[n]).value);
-      max = std::max(max, scores[n]);
+      max = std::isnan(scores[n]) ? scores[n] : std::max(max, scores[n]);  // which keeps a NaN that it has first
     }
     if (max == -infinity) return;
     const Real sink_weight = std::exp(sink - max);
