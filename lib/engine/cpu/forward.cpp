@@ -65,6 +65,14 @@ Interval find_keys(const Problem& problem, const Unit& unit) {
   return {all.lo + cut.begin(unit.split), all.lo + cut.begin(unit.split + 1)};
 }
 
+// Rows of a piece of queries that may see any of a piece of keys: those of others need not be touched between the first and the last step.
+Interval find_rows(const Problem& problem, const WorkItem& item, const Piece& queries, const Piece& keys) {
+  const std::int64_t end = keys.count_below(item.positions_before(problem.longest_kv()));
+  if (end == 0) return {};
+  return {queries.count_below(keys.position(0) - item.band.upper),
+          queries.count_below(keys.position(end - 1) - item.band.lower + 1)};
+}
+
 // Keys between the first and the last that rows of a stretch see, times the rows.
 std::int64_t estimate_cost(const Problem& problem, const WorkItem& item, const Piece& queries, std::int64_t first,
                            std::int64_t rows) {
@@ -283,13 +291,31 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
       const Interval keys = find_keys(problem, item, queries);
       const std::int64_t splits = choose_splits(problem, pieces, keys.hi - keys.lo);
       const std::int64_t most = splits > 1 ? most_unit_rows(tiles, problem, longest_piece) : unit_rows;
-      for (std::int64_t first = 0, left = (queries.length + most - 1) / most; left > 0; --left) {
-        const std::int64_t rows = (queries.length - first) / left;  // equal parts
-        const std::int64_t cost = estimate_cost(problem, item, queries, first, rows) / splits;
-        for (std::int32_t split = 0; split < splits; ++split)
-          units.push_back({&item, &queries, first, rows, cost, split, static_cast<std::int32_t>(splits)});
-        first += rows;
+      const auto add = [&](Interval rows_of_piece) {
+        std::int64_t first = rows_of_piece.lo;
+        for (std::int64_t left = (rows_of_piece.hi - first + most - 1) / most; left > 0; --left) {
+          const std::int64_t rows = (rows_of_piece.hi - first) / left;  // equal parts
+          const std::int64_t cost = estimate_cost(problem, item, queries, first, rows) / splits;
+          for (std::int32_t split = 0; split < splits; ++split)
+            units.push_back({&item, &queries, first, rows, cost, split, static_cast<std::int32_t>(splits)});
+          first += rows;
+        }
+      };
+      if (step.first || step.last) {
+        add({0, queries.length});
+        continue;
       }
+      Interval rows;  // of pieces of keys whose rows follow each other or overlap
+      for (const Piece& piece : item.keys) {
+        const Interval next = find_rows(problem, item, queries, piece);
+        if (next.lo >= next.hi) continue;
+        if (next.lo > rows.hi) {
+          add(rows);
+          rows = next;
+        }
+        rows.hi = std::max(rows.hi, next.hi);
+      }
+      add(rows);
     }
   // The longest first, so that the threads end together.
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });
