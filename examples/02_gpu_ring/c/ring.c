@@ -2,6 +2,7 @@
  *
  *   the shard        its tokens' positions in the whole sequence; each element of an input is a hash of the position, so that every
  *                    rank makes its own part, and none ever has all of it
+ *   the rotation     of q and k by those positions (rotary embeddings), before the library sees them
  *   the tensors      in the memory of its GPU, or of the host: ring.c does not ask which
  *   the calls        ra_forward, then ra_backward with its out and lse: first once, for workspace and agreement, then timed
  *   the comparison   element by element with what one rank alone has computed
@@ -33,12 +34,33 @@ static float from_bfloat16(uint16_t x) {
 }
 
 /* A number in [-2, 2) that depends on all arguments. */
-static uint16_t element(int tensor, int64_t position, int64_t index) {
+static float element(int tensor, int64_t position, int64_t index) {
   uint64_t x = (uint64_t)tensor + 4 * (uint64_t)position;
   x = (x ^ x >> 31) * 0x9e3779b97f4a7c15u + (uint64_t)index;
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
   x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return to_bfloat16((float)((double)((x ^ x >> 31) >> 11) * 0x1p-51 - 2));
+  return (float)((double)((x ^ x >> 31) >> 11) * 0x1p-51 - 2);
+}
+
+/* Element `d` of a head that has been turned by its token's position in the whole sequence, whatever row of which shard it has: pairs
+ * (d, d + dim / 2), each with an angle of its own (Su et al. 2021, "RoFormer"). Scores then depend on how far apart tokens are. dq and
+ * dk are the gradients of what has been turned; turned back, by the same angles, they are those of what has not. */
+static float rotated(int tensor, int64_t position, int64_t head, int64_t d, int64_t dim) {
+  const int64_t half = dim / 2;
+  if (d >= 2 * half) return element(tensor, position, head * dim + d); /* the last one of an odd number */
+  const int64_t pair = d % half;
+  const double angle = (double)position * pow(10000, -(double)pair / (double)half);
+  const double x = element(tensor, position, head * dim + pair), y = element(tensor, position, head * dim + pair + half);
+  return (float)(d < half ? x * cos(angle) - y * sin(angle) : x * sin(angle) + y * cos(angle));
+}
+
+/* One token's row of a tensor: [heads, dim], as it is given to the library. */
+static void fill_row(const struct problem *problem, int tensor, int64_t position, uint16_t *row) {
+  const int64_t dim = problem->head_dim, heads = tensor == K || tensor == V ? problem->heads_kv : problem->heads;
+  for (int64_t head = 0; head < heads; ++head)
+    for (int64_t d = 0; d < dim; ++d)
+      *row++ = to_bfloat16(tensor == Q || tensor == K ? rotated(tensor, position, head, d, dim)
+                                                      : element(tensor, position, head * dim + d));
 }
 
 static double now(void) {
@@ -124,8 +146,7 @@ struct figures run_rank(const struct problem *problem, const struct group *group
   void *inputs[NUM_INPUTS], *results[NUM_RESULTS];
   for (int t = 0; t < NUM_INPUTS; ++t) {
     const size_t row = input_width(problem, t), bytes = (size_t)n * row * sizeof(uint16_t);
-    for (int64_t i = 0; i < n; ++i)
-      for (size_t d = 0; d < row; ++d) host[(size_t)i * row + d] = element(t, positions[i], (int64_t)d);
+    for (int64_t i = 0; i < n; ++i) fill_row(problem, t, positions[i], host + (size_t)i * row);
     inputs[t] = memory_allocate(&memory, bytes);
     memory_write(&memory, inputs[t], host, bytes);
   }
