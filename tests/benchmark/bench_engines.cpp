@@ -184,11 +184,12 @@ struct Kept {
   std::string name;
   ra_attention_desc desc, base;
   double bar;
+  ra_dtype dtype = RA_DTYPE_FLOAT32;
 };
 
 void measure_kept(Report& report, Progress& progress, const std::string& engine, int pairs) {
   report.begin_table(engine + ": rates over those of a full mask or of as many heads, 1 thread",
-                     {{"case", "case", "", "", 1, 34},
+                     {{"case", "case", "", "", 1, 36},
                       {"pass", "pass", "", "", 1, 8},
                       {"base_rate", "base", "GFLOP/s", "{:.1f}", 1e9},
                       {"rate", "rate", "GFLOP/s", "{:.1f}", 1e9},
@@ -199,19 +200,34 @@ void measure_kept(Report& report, Progress& progress, const std::string& engine,
   const std::int64_t padded_to = 6000 / scale;
   const ra_attention_desc full = describe(8192 / scale, 1, 64), heads = describe(4096 / scale, 8, 64);
 
-  ra_attention_desc window = describe(32768 / scale, 1, 64, RA_MASK_CAUSAL),
-                    documents = describe(offsets.back(), 1, 64), padding = full, grouped = heads;
+  ra_attention_desc window = describe(65536 / scale, 1, 64, RA_MASK_CAUSAL),
+                    documents = describe(offsets.back(), 1, 64), padding = full, grouped = heads, slices = full;
   window.window_left = 1023;
   documents.num_documents = static_cast<std::int64_t>(offsets.size()) - 1;
   documents.document_offsets_q = offsets.data();
   padding.kv_lengths = &padded_to;
   grouped.num_heads_kv = 1;
-  const std::vector<Kept> all = {
-      {"causal", describe(8192 / scale, 1, 64, RA_MASK_CAUSAL), full, 0.93},
-      {fmt::format("window of 1024, {} tokens", 32768 / scale), window, full, 0.90},
-      {fmt::format("{} documents of 512", 64 / scale), documents, full, 0.90},
-      {fmt::format("{} of {} keys, then padding", padded_to, 8192 / scale), padding, full, 0.90},
-      {"8 query heads to a key head", grouped, heads, 1.0}};
+  // A prefix that all see, and behind it blocks that are causal.
+  const std::int64_t prefix = 2048 / scale, block = 2048 / scale;
+  std::vector<std::int64_t> prefix_and_blocks{0, full.seqlen_q, 0, prefix, RA_MASK_SLICE_KIND_FULL};
+  for (std::int64_t at = prefix; at < full.seqlen_q; at += block)
+    prefix_and_blocks.insert(prefix_and_blocks.end(), {at, at + block, at, at + block, RA_MASK_SLICE_KIND_CAUSAL});
+  slices.mask_slices = prefix_and_blocks.data();
+  slices.num_mask_slices = static_cast<std::int64_t>(prefix_and_blocks.size() / 5);
+  const std::string of_window = fmt::format("window of 1024, {} tokens", window.seqlen_q),
+                    of_slices = fmt::format("prefix and {} causal slices", slices.num_mask_slices - 1);
+  std::vector<Kept> all = {{"causal", describe(8192 / scale, 1, 64, RA_MASK_CAUSAL), full, 0.93},
+                           {of_window, window, full, 0.90},
+                           {of_window, window, full, 0.85, RA_DTYPE_BFLOAT16},
+                           {of_slices, slices, full, 0.85},
+                           {of_slices, slices, full, 0.85, RA_DTYPE_BFLOAT16},
+                           {fmt::format("{} documents of 512", 64 / scale), documents, full, 0.90},
+                           {fmt::format("{} of {} keys, then padding", padded_to, 8192 / scale), padding, full, 0.90},
+                           {"8 query heads to a key head", grouped, heads, 1.0}};
+  for (Kept& kept : all) {
+    kept.desc.dtype = kept.base.dtype = kept.dtype;
+    if (kept.dtype == RA_DTYPE_BFLOAT16) kept.name += ", bfloat16";
+  }
   for (const Kept& kept : all)
     for (const Pass pass : {Pass::forward, Pass::backward}) {
       progress.begin_step(fmt::format("{}, {}, {}", engine, kept.name, name_of(pass)));
@@ -321,7 +337,7 @@ void run(Report& report, const Options& options) {
     void (*measure)(Report&, Progress&, const std::string& engine, int pairs);
   };
   std::vector<Table> tables = {
-      {"peaks", 4, measure_peaks}, {"kept", 10, measure_kept}, {"short", 2, measure_latency}, {"few", 12, measure_few}};
+      {"peaks", 4, measure_peaks}, {"kept", 16, measure_kept}, {"short", 2, measure_latency}, {"few", 12, measure_few}};
   const auto left_out = [&](const char* name) { return !options.only.empty() && options.only != name; };
   std::erase_if(tables, [&](const Table& table) { return left_out(table.name); });
   const bool choice = options.engine.empty() && !left_out("choice");

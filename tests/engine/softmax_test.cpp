@@ -410,7 +410,7 @@ TEST_P(Elementary, ExponentialsOfTheExtremes) {
 }
 
 // A row that sees one key has its score as its maximum: tanh, where softcap is 1.
-TEST_P(Elementary, TangentsAreWithinTwoUlp) {
+TEST_P(Elementary, TangentsAreWithinSixUlp) {
   constexpr std::int64_t rows = 16;
   WorstUlp worst;
   for (int repeat = 0; repeat < test::sample(60'000); ++repeat) {
@@ -427,7 +427,7 @@ TEST_P(Elementary, TangentsAreWithinTwoUlp) {
     for (std::size_t i = 0; i < rows; ++i) worst.add(x[i], max[i], std::tanh(double{x[i]}));
   }
   std::cout << "tanh: " << worst.ulp << " ulp at " << worst.at << '\n';
-  EXPECT_LE(worst.ulp, 2);
+  EXPECT_LE(worst.ulp, 6);
 }
 
 }  // namespace

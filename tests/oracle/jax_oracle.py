@@ -169,13 +169,15 @@ class Ranks:
         for context in self.contexts:
             self.api.functions.ra_destroy_context(context)
 
-    def run(self, desc, q, k, v, dout):
-        """out, lse [batch, seq, head], dq, dk, dv of the whole sequence as float64."""
+    def run(self, desc, q, k, v, dout, key_bias=None, sinks=None):
+        """out, lse [batch, seq, head], dq, dk, dv of the whole sequence as float64, and with sinks dsinks."""
         api, dtype = self.api, q.dtype
         whole = {"q": q, "k": k, "v": v, "dout": dout}
         for name, like in (("out", q), ("dq", q), ("dk", k), ("dv", v)):
             whole[name] = np.full(like.shape, np.nan, dtype)
         lse = np.full((q.shape[0], q.shape[2], q.shape[1]), np.nan, np.float32)
+        has_sinks = sinks is not None and sinks.size > 0
+        dsinks = np.full((self.world_size, *sinks.shape), np.nan, np.float32) if has_sinks else None  # of each rank
 
         def compute(rank):
             sides = {name: api.RA_SIDE_KEY_VALUE if name in ("k", "v", "dk", "dv") else api.RA_SIDE_QUERY for name in whole}
@@ -195,10 +197,21 @@ class Ranks:
 
             for name in ("q", "k", "v", "dout"):
                 copy("ra_split_sequence", name)
+            modifiers = {}
+            if key_bias is not None:  # as a tensor of dim 1
+                shard_bias = np.full((q.shape[0], shard["k"].shape[1]), np.nan, np.float32)
+                args = api.make("ra_sequence_args", side=api.RA_SIDE_KEY_VALUE, dtype=api.RA_DTYPE_FLOAT32, num_heads=1, dim=1,
+                                whole=tensor(api, key_bias[..., None, None]), shard=tensor(api, shard_bias[..., None, None]))
+                api.call("ra_split_sequence", desc, self.world_size, rank, args)
+                modifiers["key_bias"] = shard_bias.ctypes.data
+            if has_sinks:
+                modifiers["sinks"] = sinks.ctypes.data
             context = self.contexts[rank]
-            args = api.make("ra_forward_args", lse=shard_lse.ctypes.data, **tensors("q", "k", "v", "out"))
+            args = api.make("ra_forward_args", lse=shard_lse.ctypes.data, **modifiers, **tensors("q", "k", "v", "out"))
             api.call("ra_forward", context, desc, args)
-            args = api.make("ra_backward_args", lse=shard_lse.ctypes.data,
+            if has_sinks:
+                modifiers["dsinks"] = dsinks[rank].ctypes.data
+            args = api.make("ra_backward_args", lse=shard_lse.ctypes.data, **modifiers,
                             **tensors("q", "k", "v", "out", "dout", "dq", "dk", "dv"))
             api.call("ra_backward", context, desc, args)
             for name in ("out", "dq", "dk", "dv"):
@@ -213,6 +226,8 @@ class Ranks:
         self.on_each_rank(compute)
         results = {name: whole[name].astype(np.float64) for name in ("out", "dq", "dk", "dv")}
         results["lse"] = lse.transpose(0, 2, 1).astype(np.float64)
+        if has_sinks:
+            results["dsinks"] = dsinks.astype(np.float64).sum(0)
         return results
 
 

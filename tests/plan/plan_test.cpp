@@ -645,5 +645,31 @@ TEST(Plan, PositionsBeyondTwoToTheThirtyOne) {
   }
 }
 
+// It costs 4 bytes a key, and a chunk of 2-byte numbers that ends between is filled up; without one nothing changes.
+TEST(Plan, AKeyBiasTravelsWithItsChunk) {
+  Problem p;
+  p.batch = 2;
+  p.seqlen_q = p.seqlen_kv = 30;
+  p.head_dim = 3;
+  p.head_dim_v = 2;
+  p.documents = {{0, 30, 0, 30}};
+  for (const DType dtype : {DType::float32, DType::bfloat16})
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      p.dtype = dtype;
+      p.schedule = Schedule::ring;
+      p.has_key_bias = false;
+      const Plan without(p, 2, 0, pass);
+      p.has_key_bias = true;
+      const Plan with(p, 2, 0, pass);
+      EXPECT_EQ(with.totals().hops, without.totals().hops);
+      EXPECT_EQ(with.totals().hop_bytes - without.totals().hop_bytes, 2 * 15 * 4);
+      EXPECT_EQ(with.key_bias_offset(15), without.chunk_bytes(15));
+    }
+  p.batch = 1;
+  const Plan odd(p, 2, 0, Pass::forward);  // bfloat16
+  EXPECT_EQ(odd.key_bias_offset(15), 15 * 5 * 2 + 2);
+  EXPECT_EQ(odd.chunk_bytes(15), odd.key_bias_offset(15) + 15 * 4);
+}
+
 }  // namespace
 }  // namespace ringattn

@@ -107,19 +107,14 @@ double rounding_of_dsinks(const Inputs& inputs, const Result<double>& exact) {
 
 void draw_modifiers(Random& random, Problem& p) {
   const auto has = [&] { return draw(random, 0, 2) == 0; };
-  const bool alibi = has();
-  for (std::int64_t h = 0; alibi && h < p.num_heads_q; ++h) {
-    const float slope = std::ldexp(1.0F, -static_cast<int>(draw(random, 1, 8)));
-    const std::int64_t kind = draw(random, 0, 9);
-    p.alibi_slopes.push_back(kind == 0 ? 0.0F : kind == 1 ? -slope : slope);
-  }
+  if (has()) p.alibi_slopes = draw_slopes(random, p);
   p.has_key_bias = has();
   if (has()) p.num_sinks = draw(random, 1, 3);
-  if (has()) p.dropout = {static_cast<float>(draw(random, 1, 9)) / 10, random(), random()};
+  if (has()) p.dropout = draw_dropout(random);
 }
 
 // Cuts a rectangle into smaller ones, and keeps some of them.
-void draw_slices(Random& random, MaskSlice whole, int cuts, std::vector<MaskSlice>& slices) {
+void cut_slices(Random& random, MaskSlice whole, int cuts, std::vector<MaskSlice>& slices) {
   if (cuts == 0 || draw(random, 0, 4) == 0) {
     whole.kind = static_cast<SliceKind>(draw(random, 0, 3));
     if (draw(random, 0, 3) != 0) slices.push_back(whole);
@@ -130,20 +125,15 @@ void draw_slices(Random& random, MaskSlice whole, int cuts, std::vector<MaskSlic
     front.q_end = back.q_begin = draw(random, whole.q_begin, whole.q_end);
   else
     front.kv_end = back.kv_begin = draw(random, whole.kv_begin, whole.kv_end);
-  draw_slices(random, front, cuts - 1, slices);
-  draw_slices(random, back, cuts - 1, slices);
+  cut_slices(random, front, cuts - 1, slices);
+  cut_slices(random, back, cuts - 1, slices);
 }
 
 void draw_layers(Random& random, Problem& p) {
   const std::int64_t kind = draw(random, 0, 2);
-  if (kind != 1) {
-    draw_slices(random, {0, p.seqlen_q, 0, p.seqlen_kv, SliceKind::full}, static_cast<int>(draw(random, 1, 4)),
-                p.slices);
-    if (p.slices.empty()) p.slices.push_back({0, p.seqlen_q, 0, p.seqlen_kv, SliceKind::causal});
-  }
+  if (kind != 1) p.slices = draw_slices(random, p);
   if (kind == 0) return;
-  for (std::int64_t n = draw(random, 1, 3); n > 0; --n)
-    p.branches.push_back({draw(random, 1, std::max<std::int64_t>(p.seqlen_kv + 2, 8)), draw(random, 1, 5)});
+  p.branches = draw_branches(random, p);
   p.dilation_phase = static_cast<DilationPhase>(draw(random, 0, 1));
   const bool is_full = !p.causal && p.window_left < 0 && p.window_right < 0 && p.slices.empty();
   if (is_full) p.dilation_padding = static_cast<DilationPadding>(draw(random, 0, 1));
@@ -151,6 +141,43 @@ void draw_layers(Random& random, Problem& p) {
 }
 
 }  // namespace
+
+std::vector<Document> draw_documents(Random& random, const Problem& p, std::int64_t count) {
+  const auto offsets_q = draw_offsets(random, p.seqlen_q, count);
+  const auto offsets_kv =
+      p.seqlen_kv == p.seqlen_q && draw(random, 0, 1) == 0 ? offsets_q : draw_offsets(random, p.seqlen_kv, count);
+  std::vector<Document> documents;
+  for (std::size_t d = 0; d + 1 < offsets_q.size(); ++d)
+    documents.push_back(
+        {offsets_q[d], offsets_q[d + 1] - offsets_q[d], offsets_kv[d], offsets_kv[d + 1] - offsets_kv[d]});
+  return documents;
+}
+
+std::vector<float> draw_slopes(Random& random, const Problem& p) {
+  std::vector<float> slopes;
+  for (std::int64_t h = 0; h < p.num_heads_q; ++h) {
+    const float slope = std::ldexp(1.0F, -static_cast<int>(draw(random, 1, 8)));
+    const std::int64_t kind = draw(random, 0, 9);
+    slopes.push_back(kind == 0 ? 0.0F : kind == 1 ? -slope : slope);
+  }
+  return slopes;
+}
+
+Dropout draw_dropout(Random& random) { return {static_cast<float>(draw(random, 1, 9)) / 10, random(), random()}; }
+
+std::vector<MaskSlice> draw_slices(Random& random, const Problem& p) {
+  std::vector<MaskSlice> slices;
+  cut_slices(random, {0, p.seqlen_q, 0, p.seqlen_kv, SliceKind::full}, static_cast<int>(draw(random, 1, 4)), slices);
+  if (slices.empty()) slices.push_back({0, p.seqlen_q, 0, p.seqlen_kv, SliceKind::causal});
+  return slices;
+}
+
+std::vector<Branch> draw_branches(Random& random, const Problem& p) {
+  std::vector<Branch> branches;
+  for (std::int64_t n = draw(random, 1, 3); n > 0; --n)
+    branches.push_back({draw(random, 1, std::max<std::int64_t>(p.seqlen_kv + 2, 8)), draw(random, 1, 5)});
+  return branches;
+}
 
 Problem draw_problem(Random& random, const ProblemLimits& limits) {
   Problem p;
@@ -185,12 +212,7 @@ Problem draw_problem(Random& random, const ProblemLimits& limits) {
   if (limits.modifiers) draw_modifiers(apart, p);
 
   const std::int64_t documents = draw(random, 0, 2) == 0 ? draw(random, 1, 6) : 1;
-  const auto offsets_q = draw_offsets(random, p.seqlen_q, documents);
-  const auto offsets_kv =
-      p.seqlen_kv == p.seqlen_q && draw(random, 0, 1) == 0 ? offsets_q : draw_offsets(random, p.seqlen_kv, documents);
-  for (std::size_t d = 0; d + 1 < offsets_q.size(); ++d)
-    p.documents.push_back(
-        {offsets_q[d], offsets_q[d + 1] - offsets_q[d], offsets_kv[d], offsets_kv[d + 1] - offsets_kv[d]});
+  p.documents = draw_documents(random, p, documents);
   if (draw(random, 0, 2) == 0)
     for (std::int64_t b = 0; b < p.batch; ++b) p.kv_lengths.push_back(draw(random, 0, p.seqlen_kv));
   if (limits.layers) draw_layers(apart, p);
@@ -329,7 +351,7 @@ Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
   out = expect(exact.out, magnitudes.out, p.out_dtype);
   for (double& x : exact.out) x = rounded(x, p.out_dtype);
 
-  constexpr std::int64_t enough_products = 1 << 22, least_orders = 8, most_orders = 16;
+  constexpr std::int64_t enough_products = 1 << 23, least_orders = 8, most_orders = 40;
   const std::int64_t products = p.batch * p.num_heads_q * p.seqlen_q * p.seqlen_kv * (p.head_dim + p.head_dim_v);
   const std::int64_t orders =
       std::clamp(enough_products / std::max<std::int64_t>(products, 1), least_orders, most_orders);

@@ -38,6 +38,14 @@ struct ProblemLimits {
 // Any mask, sharding, alignment, dtype and length that ra_attention_desc can say, small enough to check.
 Problem draw_problem(Random& random, const ProblemLimits& limits);
 
+// Parts of one, for those who choose what it has: documents, one slope for each head, one or more slices and branches. They read its
+// lengths and heads.
+std::vector<Document> draw_documents(Random& random, const Problem& problem, std::int64_t count);
+std::vector<float> draw_slopes(Random& random, const Problem& problem);
+Dropout draw_dropout(Random& random);
+std::vector<MaskSlice> draw_slices(Random& random, const Problem& problem);
+std::vector<Branch> draw_branches(Random& random, const Problem& problem);
+
 // In words that tell two problems apart; for messages.
 std::string describe(const Problem& problem);
 

@@ -198,10 +198,10 @@ Real rounding_of(Real weight, Real logarithm) {
   return weight == 0 ? 0 : weight * std::abs(logarithm);
 }
 
-// Of each term of a result: one more where results of layers are put together.
+// Of each term of a result: where results of layers are put together, one more by each one's share and one by the sum.
 template <class Real>
 Real roundings(const Problem& p) {
-  return p.is_layered() ? 2 : 1;
+  return p.is_layered() ? 3 : 1;
 }
 
 // The factors of a row's weights: 0 where dropout drops them, else 1 / (1 - probability).
@@ -323,7 +323,7 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
   gradients.dk.assign(k.size(), 0);
   gradients.dv.assign(v.size(), 0);
   gradients.dsinks.assign(modifiers.sinks.size(), 0);
-  std::vector<Real> products, dweights;
+  std::vector<Real> products, dweights, own_out;
   Seen seen;
   const std::vector<std::int64_t>& keys = seen.keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
@@ -349,14 +349,16 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
     std::vector<Real> deltas(seen.zero_keys.size(), delta);
     if (!p.branches.empty() && p.dilation_gradient == DilationGradient::constant_weights)
       for (std::size_t branch = 0; branch < deltas.size(); ++branch) {
-        Real sum = static_cast<Real>(seen.zero_keys[branch]) * std::exp(-lse), products_of_weights = 0;
+        Real sum = static_cast<Real>(seen.zero_keys[branch]) * std::exp(-lse), size = 0;
+        own_out.assign(static_cast<std::size_t>(p.head_dim_v), 0);
         for (std::size_t n = 0; n < keys.size(); ++n) {
           if (seen.branches[n] != branch) continue;
-          const Real weight = std::exp(logit(n) - lse);
+          const Real weight = std::exp(logit(n) - lse), kept_weight = kept(keys[n]) * weight;
           sum += weight;
-          products_of_weights += weight * term(kept(keys[n]) * dweights[n], summation);
+          size += std::abs(kept_weight * dweights[n]);
+          for (std::size_t d = 0; d < own_out.size(); ++d) own_out[d] += kept_weight * row_of_v(keys[n])[d];
         }
-        deltas[branch] = sum == 0 ? 0 : products_of_weights / sum;
+        deltas[branch] = sum == 0 ? 0 : (summation.magnitudes ? size : dot(grad, own_out.data(), p.head_dim_v)) / sum;
       }
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const std::int64_t j = keys[n];

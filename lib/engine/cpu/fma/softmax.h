@@ -53,6 +53,7 @@ constexpr std::int64_t rows_together = 8;
 void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
   const std::int64_t count = t.count;
   float* const scores = t.scores + first * score_stride;
+  const Cap cap(t.softcap);
   float base[rows_together];
   for (std::int64_t i = 0; i < rows; ++i) {
     float* const s = scores + i * score_stride;
@@ -61,7 +62,7 @@ void softmax_rows(const SoftmaxTile& t, std::int64_t first, std::int64_t rows) {
     base[i] = before == -infinity ? 0.0F : before;
     t.factor[first + i] = 1.0F;
     if (t.softcap != 0.0F)
-      for (std::int64_t j = 0; j < count; j += width) write(s + j, cap_score(read(s + j), t.softcap).score);
+      for (std::int64_t j = 0; j < count; j += width) write(s + j, cap(read(s + j)).score);
     if (t.modifiers != nullptr)
       if (const Added added(*t.modifiers, first + i); added.any()) added.to_row(s, count);
     hide(s, seen, count);
@@ -118,6 +119,7 @@ void softmax(const SoftmaxTile& t) {
 template <bool modified>
 void differentiate_rows(const ScoreGradients& t, [[maybe_unused]] Kept* kept) {
   const std::int64_t count = t.count;
+  const Cap cap(t.softcap);
   for (std::int64_t i = 0; i < t.rows; ++i) {
     float* const s = t.scores + i * score_stride;
     float* const ds = t.dscores + i * score_stride;
@@ -150,7 +152,7 @@ void differentiate_rows(const ScoreGradients& t, [[maybe_unused]] Kept* kept) {
     } else {
       for (std::int64_t j = 0; j < count; j += width) {
         const Vector product = read(s + j), dweight = read(ds + j);
-        const Capped capped = cap_score(product, t.softcap);
+        const Cap::Capped capped = cap(product);
         Vector score = capped.score;
         if constexpr (modified) score = Added(*t.modifiers, i).to(score, j);
         const Vector weight = exponential(score - lse);
