@@ -24,13 +24,13 @@
 #pragma once
 
 #include "engine/cuda/backward.h"
+#include "engine/cuda/running.cuh"
 #include "engine/cuda/tile.cuh"
 
 namespace ringattn::cuda {
 namespace {
 
 constexpr std::uint32_t infinity_bits = 0x7f800000, minus_infinity_bits = 0xff800000;
-constexpr float log2_of_e = 1.44269504088896340736F;
 
 // Two stages fit in the 99 KB that a block may have on the least of GPUs, but for the widest rows of floats.
 template <class T, int Dim>

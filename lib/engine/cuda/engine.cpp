@@ -7,6 +7,7 @@
 #include "engine/cuda/cudnn_engine.h"
 #include "engine/cuda/elementwise.h"
 #include "engine/cuda/portable.h"
+#include "engine/cuda/rows.h"
 
 namespace ringattn::cuda {
 namespace {
@@ -38,16 +39,19 @@ class PortableEngine : public CudaEngine {
                      float* delta) override {
     enqueue(portable_delta(p, dout, out, rows, delta, stream(), num_sms()), "compute_delta");
   }
-  // Refused (portable_refusal).
-  void begin_rows(const Problem&, const RunningRows&, Extent, const float*) override {
-    fail(RA_STATUS_NOT_SUPPORTED, "layers");
+  void begin_rows(const Problem& p, const RunningRows& rows, Extent extent, const float* sinks) override {
+    enqueue(cuda::begin_rows(p.batch, rows, extent, sinks, stream(), num_sms()), "begin_rows");
   }
-  void merge_rows(const Problem&, const RunningRows&, const RunningRows&, Extent, std::int64_t) override {
-    fail(RA_STATUS_NOT_SUPPORTED, "layers");
+  void merge_rows(const Problem& p, const RunningRows& from, const RunningRows& to, Extent extent,
+                  std::int64_t zero_keys) override {
+    enqueue(cuda::merge_rows(p.batch, from, to, extent, zero_keys, stream(), num_sms()), "merge_rows");
   }
-  void combine_sinks(const Problem&, const float*, float*) override { fail(RA_STATUS_NOT_SUPPORTED, "sinks"); }
-  void add_sink_gradients(const Problem&, const float*, const float*, const float*, std::int64_t, float*) override {
-    fail(RA_STATUS_NOT_SUPPORTED, "sinks");
+  void combine_sinks(const Problem& p, const float* sinks, float* combined) override {
+    enqueue(cuda::combine_sinks(p, sinks, combined, stream(), num_sms()), "combine_sinks");
+  }
+  void add_sink_gradients(const Problem& p, const float* sinks, const float* lse, const float* delta, std::int64_t rows,
+                          float* dsinks) override {
+    enqueue(cuda::add_sink_gradients(p, sinks, lse, delta, rows, dsinks, stream(), num_sms()), "add_sink_gradients");
   }
   void copy(const Problem& p, const Tensor& from, const Tensor& to, Extent extent) override {
     enqueue(cuda::copy(p.batch, from, to, extent, stream(), num_sms()), "copy");

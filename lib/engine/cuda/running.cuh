@@ -8,6 +8,7 @@
 namespace ringattn::cuda {
 
 constexpr float minus_infinity = -__builtin_huge_valf();
+constexpr float log2_of_e = 1.44269504088896340736F;
 constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is their sum
 
 // log(2^max sum): what cancels is taken away before it is rounded.
