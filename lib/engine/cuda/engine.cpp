@@ -1,11 +1,13 @@
 #include "engine/cuda/engine.h"
 
+#include <algorithm>
 #include <memory>
 #include <string_view>
 
 #include "core/log.h"
 #include "engine/cuda/cudnn_engine.h"
 #include "engine/cuda/elementwise.h"
+#include "engine/cuda/modifiers.h"
 #include "engine/cuda/portable.h"
 #include "engine/cuda/rows.h"
 
@@ -27,7 +29,7 @@ class PortableEngine : public CudaEngine {
   }
 
   std::string refusal(const Problem& problem) const override { return portable_refusal(problem); }
-  std::size_t scratch_bytes(const Problem&, Pass, std::int64_t, bool) const override { return 0; }
+  std::size_t scratch_bytes(const Problem& p, Pass, std::int64_t, bool) const override { return modifier_bytes(p); }
 
   void forward(const Problem& p, const ForwardStep& step) override {
     enqueue(portable_forward(p, step, stream(), num_sms()), "forward");
@@ -98,7 +100,8 @@ class CudnnOrPortable final : public PortableEngine {
                 "; backward: ", taker(refusal_of_cudnn(p, Pass::backward)));
   }
   std::size_t scratch_bytes(const Problem& p, Pass pass, std::int64_t longest_piece, bool only_step) const override {
-    return missing_.empty() ? cudnn_.scratch_bytes(p, pass, longest_piece, only_step) : 0;
+    const std::size_t own = PortableEngine::scratch_bytes(p, pass, longest_piece, only_step);
+    return missing_.empty() ? std::max(own, cudnn_.scratch_bytes(p, pass, longest_piece, only_step)) : own;
   }
 
   void forward(const Problem& p, const ForwardStep& step) override {
