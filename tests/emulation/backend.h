@@ -51,20 +51,27 @@ class DeviceShards {
     ok(cudaSetDevice(device));
     for (detail::ShardBuffer* const buffer : all()) buffers_.push_back(allocate(buffer->bytes.size()));
     lse_buffer_ = allocate(lse_.size() * sizeof(float));
+    if (oracle.problem.has_key_bias) key_bias_ = allocate(host_.key_bias.bytes.size());
+    if (oracle.problem.num_sinks > 0) {
+      sinks_ = allocate(host_.sinks.size() * sizeof(float));
+      dsinks_ = allocate(host_.sinks.size() * sizeof(float));
+    }
   }
   DeviceShards(const DeviceShards&) = delete;
   DeviceShards& operator=(const DeviceShards&) = delete;
   ~DeviceShards() {
     for (void* const buffer : buffers_) ok(cudaFree(buffer));
-    ok(cudaFree(lse_buffer_));
+    for (float* const buffer : {lse_buffer_, key_bias_, sinks_, dsinks_}) ok(cudaFree(buffer));
   }
 
   void upload(cudaStream_t stream) {
     for (std::size_t i = 0; i < inputs; ++i) copy(buffers_[i], all()[i]->bytes, cudaMemcpyHostToDevice, stream);
+    upload_modifiers(stream);
   }
   void upload_zeros(cudaStream_t stream) {
     for (std::size_t i = 0; i < inputs; ++i)
       copy(buffers_[i], std::vector<std::byte>(all()[i]->bytes.size()), cudaMemcpyHostToDevice, stream);
+    upload_modifiers(stream);
   }
   ra_forward_args forward_args(cudaStream_t stream) const {
     ra_forward_args args;
@@ -74,6 +81,8 @@ class DeviceShards {
     args.v.data = buffers_[2];
     args.out.data = buffers_[4];
     args.lse = lse_buffer_;
+    args.key_bias = key_bias_;
+    args.sinks = sinks_;
     args.stream = stream;
     return args;
   }
@@ -88,7 +97,10 @@ class DeviceShards {
     args.dq.data = buffers_[5];
     args.dk.data = buffers_[6];
     args.dv.data = buffers_[7];
+    args.dsinks = dsinks_;
     args.lse = lse_buffer_;
+    args.key_bias = key_bias_;
+    args.sinks = sinks_;
     args.stream = stream;
     return args;
   }
@@ -106,7 +118,11 @@ class DeviceShards {
       copy(all()[i]->bytes, buffers_[i], cudaMemcpyDeviceToHost, stream);
     if (!lse_.empty())
       ok(cudaMemcpyAsync(lse_.data(), lse_buffer_, lse_.size() * sizeof(float), cudaMemcpyDeviceToHost, stream));
+    if (dsinks_ != nullptr)
+      ok(cudaMemcpyAsync(host_.dsinks.data(), dsinks_, host_.dsinks.size() * sizeof(float), cudaMemcpyDeviceToHost,
+                         stream));
     ok(cudaStreamSynchronize(stream));
+    results.dsinks[static_cast<std::size_t>(host_.rank)].assign(host_.dsinks.begin(), host_.dsinks.end());
     host_.out.join(results.out);
     host_.dq.join(results.dq);
     host_.dk.join(results.dk);
@@ -127,6 +143,12 @@ class DeviceShards {
   std::vector<detail::ShardBuffer*> all() {
     return {&host_.q, &host_.k, &host_.v, &host_.dout, &host_.out, &host_.dq, &host_.dk, &host_.dv};
   }
+  void upload_modifiers(cudaStream_t stream) {
+    if (key_bias_ != nullptr) copy(key_bias_, host_.key_bias.bytes, cudaMemcpyHostToDevice, stream);
+    if (sinks_ != nullptr)
+      ok(cudaMemcpyAsync(sinks_, host_.sinks.data(), host_.sinks.size() * sizeof(float), cudaMemcpyHostToDevice,
+                         stream));
+  }
   static float* allocate(std::size_t size) {
     void* data = nullptr;
     ok(cudaMalloc(&data, size));
@@ -146,6 +168,7 @@ class DeviceShards {
   std::vector<float> lse_;
   std::vector<void*> buffers_;
   float* lse_buffer_ = nullptr;
+  float *key_bias_ = nullptr, *sinks_ = nullptr, *dsinks_ = nullptr;  // of problems that have them
 };
 
 // A problem that travels all the way round, in bfloat16 with gradients rounded, small. Gathered, it has two parts of two chunks.
@@ -192,10 +215,15 @@ inline void run_both_passes(CudaRanks& ranks, const reference::Oracle& oracle, R
   });
 }
 
+// Of up to so many ranks.
+constexpr std::size_t most_ranks = 8;
 inline Results results_for(const reference::Oracle& oracle) {
-  return {std::vector<double>(oracle.out.exact.size()), std::vector<double>(oracle.lse.exact.size()),
-          std::vector<double>(oracle.dq.exact.size()), std::vector<double>(oracle.dk.exact.size()),
-          std::vector<double>(oracle.dv.exact.size())};
+  return {std::vector<double>(oracle.out.exact.size()),
+          std::vector<double>(oracle.lse.exact.size()),
+          std::vector<double>(oracle.dq.exact.size()),
+          std::vector<double>(oracle.dk.exact.size()),
+          std::vector<double>(oracle.dv.exact.size()),
+          std::vector(most_ranks, std::vector<double>(oracle.dsinks.exact.size()))};
 }
 
 }  // namespace ringattn::test

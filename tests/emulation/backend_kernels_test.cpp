@@ -1,6 +1,6 @@
 // RA_BACKEND_CUDA with its own kernels, both emulated or on GPUs, through the C API: rings of all sizes over both transports, forward and
 // backward, against the oracle.
-#include <iostream>
+#include <functional>
 
 #include "emulation/backend.h"
 #include "support/machine.h"
@@ -28,15 +28,15 @@ INSTANTIATE_TEST_SUITE_P(All, Kernels,
 
 constexpr reference::ProblemLimits small{.batch = 2, .seqlen = 72, .num_heads_kv = 2, .group = 2, .head_dim = 40};
 
-TEST_P(Kernels, AreRightInARing) {
-  const auto [transport, world_size, devices] = GetParam();
+void run(const Case& param, int problems, const std::function<reference::ProblemLimits(int)>& limits) {
+  const auto [transport, world_size, devices] = param;
   Machine machine(devices);
   RINGATTN_SKIP_WITHOUT_DEVICES(machine, transport, world_size);
   const std::uint64_t first = seed();
   reference::Random random(first);
-  for (int n = 0; n < (full() ? 100 : sample(6)); ++n) {
+  for (int n = 0; n < problems; ++n) {
     machine.reset(first + static_cast<std::uint64_t>(n));
-    const reference::Oracle oracle(reference::draw_problem(random, small), random);
+    const reference::Oracle oracle(reference::draw_problem(random, limits(n)), random);
     Results results = results_for(oracle);
     {
       CudaRanks ranks(world_size, transport, machine.devices());
@@ -44,11 +44,26 @@ TEST_P(Kernels, AreRightInARing) {
     }
     expect_within(results, oracle);
     machine.expect_clean();
-    if (HasFailure()) {
+    if (::testing::Test::HasFailure()) {
       ADD_FAILURE() << "seed " << first << ", problem " << n;
       return;
     }
   }
+}
+
+TEST_P(Kernels, AreRightInARing) {
+  run(GetParam(), full() ? 100 : sample(6), [](int) { return small; });
+}
+
+// What changes scores and weights, mask slices and dilation; alone and together.
+TEST_P(Kernels, AreRightWithModifiersAndLayers) {
+  run(GetParam(), full() ? 100 : sample(8), [](int n) {
+    reference::ProblemLimits limits = small;
+    limits.modifiers = n % 4 != 0;
+    limits.layers = n % 4 != 1;
+    if (limits.layers) limits.seqlen = 48;
+    return limits;
+  });
 }
 
 }  // namespace

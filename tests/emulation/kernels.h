@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/cuda/modifiers.h"
 #include "engine/cuda/portable.h"
+#include "engine/cuda/rows.h"
 #include "engine/reference/oracle.h"
 #include "plan/plan.h"
 #include "plan/shard.h"
@@ -85,6 +87,37 @@ inline std::vector<Piece> packed_keys(const Plan& plan, int owner, std::int64_t 
   return pieces;
 }
 
+// What steps of a problem with modifiers take besides, as Engine's scratch and the ring's combined sinks.
+class StepModifiers {
+ public:
+  StepModifiers(const reference::Inputs& inputs, Memory& memory) : inputs_(inputs), memory_(memory) {
+    const Problem& p = inputs.problem;
+    scratch_ = memory.allocate(static_cast<std::int64_t>(modifier_bytes(p)) + 4);
+    if (p.num_sinks == 0) return;
+    float* const sinks = memory.values(p.num_heads_q * p.num_sinks);
+    std::copy(inputs.sinks.begin(), inputs.sinks.end(), sinks);
+    sinks_ = memory.values(p.num_heads_q);
+    EXPECT_EQ(combine_sinks(p, sinks, sinks_, nullptr), 0);
+    test::device::finish();
+  }
+  void* scratch() const { return scratch_; }
+  const float* sinks() const { return sinks_; }
+  // Of a chunk.
+  const float* key_bias(const std::vector<Piece>& keys) const {
+    const Problem& p = inputs_.problem;
+    if (!p.has_key_bias) return nullptr;
+    const Tensor bias = memory_.tensor(DType::float32, p.batch, row_count(keys), 1, 1, Layout::packed);
+    fill(p, Side::key_value, keys, inputs_.key_bias, bias, 1, 1);
+    return bias.at<float>(0, 0, 0);
+  }
+
+ private:
+  const reference::Inputs& inputs_;
+  Memory& memory_;
+  void* scratch_ = nullptr;
+  float* sinks_ = nullptr;
+};
+
 struct ForwardResult {
   std::vector<double> out, lse;
   std::map<std::string, int> launches;
@@ -114,6 +147,9 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
     step.max = memory.values(states);
     step.sum = memory.values(states);
     step.lse = draw(random, 0, 1) == 0 ? step.max : memory.values(states);
+    const StepModifiers modifiers(inputs, memory);
+    step.scratch = modifiers.scratch();
+    step.sinks = modifiers.sinks();
     const std::vector<Moment>& moments = plan.moments();
     const Moment* const first = moments.data();
     const Moment* const last =
@@ -128,6 +164,8 @@ inline ForwardResult run_forward(const reference::Inputs& inputs, int world_size
       step.v = memory.tensor(p.dtype, p.batch, row_count(keys), p.num_heads_kv, p.head_dim_v, of_keys);
       fill(p, Side::key_value, keys, inputs.k, step.k, p.num_heads_kv, p.head_dim);
       fill(p, Side::key_value, keys, inputs.v, step.v, p.num_heads_kv, p.head_dim_v);
+      step.key_bias = modifiers.key_bias(keys);
+      step.key_rows = row_count(keys);
       const StepItems work = plan.items(m, step.first || step.last);
       step.items = work.items;
       EXPECT_EQ(portable_forward(p, step, nullptr, launches.num_sms()), 0);
@@ -207,6 +245,8 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
     test::device::finish();
     step.lse = lse;
     step.delta = delta;
+    const StepModifiers modifiers(inputs, memory);
+    step.scratch = modifiers.scratch();
     for (const Moment& m : plan.moments()) {
       if (!m.computes) continue;
       Chunk& chunk = chunks[{m.holds, m.chunk}];
@@ -220,6 +260,7 @@ inline BackwardResult run_backward(const reference::Inputs& inputs, const refere
       step.dk = chunk.dk;
       step.dv = chunk.dv;
       step.key_rows = row_count(chunk.keys);
+      step.key_bias = modifiers.key_bias(chunk.keys);
       const StepItems work = plan.items(m, false);
       step.items = work.items;
       run(p, step, launches.num_sms());

@@ -21,7 +21,8 @@ void run_kernels(const Problem& p, const BackwardStep& step, int num_sms) {
 
 // As the forward pass leaves it.
 reference::Result<double> forward_of(const Inputs& inputs) {
-  reference::Result<double> result = reference::forward(inputs.problem, inputs.q, inputs.k, inputs.v);
+  reference::Result<double> result =
+      reference::forward(inputs.problem, inputs.q, inputs.k, inputs.v, {inputs.key_bias, inputs.sinks});
   for (double& x : result.out) x = reference::rounded(x, inputs.problem.out_dtype);
   return result;
 }
@@ -31,10 +32,11 @@ bool same(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 // For each width of the kernels, as large as takes reasonable time; `rounded`: a problem whose weights may be rounded.
-Problem draw_problem_of(Random& random, int width, bool rounded) {
-  const reference::ProblemLimits limits = width == 64    ? reference::ProblemLimits{.head_dim = 64}
-                                          : width == 128 ? reference::ProblemLimits{1, 80, 1, 2, 128}
-                                                         : reference::ProblemLimits{1, 48, 1, 2, 256};
+Problem draw_problem_of(Random& random, int width, bool rounded, bool modifiers = false) {
+  reference::ProblemLimits limits = width == 64    ? reference::ProblemLimits{.head_dim = 64}
+                                    : width == 128 ? reference::ProblemLimits{1, 80, 1, 2, 128}
+                                                   : reference::ProblemLimits{1, 48, 1, 2, 256};
+  limits.modifiers = modifiers;
   for (;;) {
     Problem p = reference::draw_problem(random, limits);
     if (rounded) {
@@ -46,12 +48,12 @@ Problem draw_problem_of(Random& random, int width, bool rounded) {
   }
 }
 
-void sweep(int count, const std::vector<int>& widths, bool rounded) {
+void sweep(int count, const std::vector<int>& widths, bool rounded, bool modifiers = false) {
   Random random(test::seed());
   std::map<int, int> dtypes;
   double worst[3] = {};
   for (int n = 0; n < test::sample(count); ++n) {
-    const Problem p = draw_problem_of(random, widths[static_cast<std::size_t>(n) % widths.size()], rounded);
+    const Problem p = draw_problem_of(random, widths[static_cast<std::size_t>(n) % widths.size()], rounded, modifiers);
     const Oracle oracle(p, random);
     const int world_size = static_cast<int>(draw(random, 1, 3));
     const auto layout = static_cast<Layout>(draw(random, 0, 3));
@@ -66,6 +68,10 @@ void sweep(int count, const std::vector<int>& widths, bool rounded) {
       const BackwardResult again = run_backward(oracle, forward, world_size, layout, random, run_kernels);
       EXPECT_TRUE(same(result.dq, again.dq) && same(result.dk, again.dk) && same(result.dv, again.dv));
     }
+    for (const auto& [name, launches] : result.launches)
+      if (name.starts_with("backward")) {
+        EXPECT_EQ(name.ends_with("_modified"), choose_backward(p).modified) << name;
+      }
     if (::testing::Test::HasFailure()) return;
     ++dtypes[static_cast<int>(choose_backward(p).dtype)];
   }
@@ -79,6 +85,11 @@ TEST(PortableBackward, RoundedWeightsHoldTheToleranceRule) {
 }
 TEST(PortableBackward, ExactWeightsHoldTheToleranceRule) {
   sweep(200, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, false);
+}
+
+TEST(PortableBackward, ModifiersHoldTheToleranceRule) {
+  sweep(60, {64, 64, 64, 64, 128, 64, 64, 256}, true, true);
+  sweep(120, {64, 64, 64, 64, 128, 64, 64, 256}, false, true);
 }
 
 // A row that sees one key has its value for output, and gradients of nothing but that value.
@@ -112,15 +123,15 @@ TEST(PortableBackward, ChoosesTheLeastThatHasRoomAndPrecision) {
     return choose_backward(p);
   };
   constexpr DType f32 = DType::float32, bf16 = DType::bfloat16, f16 = DType::float16;
-  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 128, 128), (Variant{bf16, 128, false}));
-  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 64, 129), (Variant{bf16, 256, false}));
-  EXPECT_EQ(chosen(bf16, bf16, f32, 4096, 64, 64), (Variant{bf16, 64, true}));
-  EXPECT_EQ(chosen(bf16, bf16, bf16, 31, 64, 64), (Variant{bf16, 64, true}));
-  EXPECT_EQ(chosen(bf16, f32, bf16, 4096, 64, 64), (Variant{f32, 64, false}));
-  EXPECT_EQ(chosen(f16, f16, bf16, 4096, 64, 64), (Variant{f16, 64, false}));
-  EXPECT_EQ(chosen(f16, f16, f32, 4096, 64, 64), (Variant{f32, 64, false}));
-  EXPECT_EQ(chosen(f16, f16, f16, 4096, 64, 8), (Variant{f32, 64, true}));
-  EXPECT_EQ(chosen(f32, f32, f32, 4096, 192, 128), (Variant{f32, 256, false}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 128, 128), (Variant{bf16, 128, false, false}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 4096, 64, 129), (Variant{bf16, 256, false, false}));
+  EXPECT_EQ(chosen(bf16, bf16, f32, 4096, 64, 64), (Variant{bf16, 64, true, false}));
+  EXPECT_EQ(chosen(bf16, bf16, bf16, 31, 64, 64), (Variant{bf16, 64, true, false}));
+  EXPECT_EQ(chosen(bf16, f32, bf16, 4096, 64, 64), (Variant{f32, 64, false, false}));
+  EXPECT_EQ(chosen(f16, f16, bf16, 4096, 64, 64), (Variant{f16, 64, false, false}));
+  EXPECT_EQ(chosen(f16, f16, f32, 4096, 64, 64), (Variant{f32, 64, false, false}));
+  EXPECT_EQ(chosen(f16, f16, f16, 4096, 64, 8), (Variant{f32, 64, true, false}));
+  EXPECT_EQ(chosen(f32, f32, f32, 4096, 192, 128), (Variant{f32, 256, false, false}));
 }
 
 Problem causal_window(DType dtype, std::int64_t head_dim) {

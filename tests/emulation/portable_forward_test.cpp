@@ -29,13 +29,14 @@ constexpr std::array<std::array<std::int64_t, 2>, 14> dims{{{64, 64},
                                                             {32, 32}}};
 
 // Any mask, with lengths of a few tiles where head_dim is small.
-Problem draw_forward(Random& random) {
+Problem draw_forward(Random& random, bool modifiers = false) {
   const auto& dim = dims[static_cast<std::size_t>(draw(random, 0, static_cast<std::int64_t>(dims.size()) - 1))];
   const std::int64_t widest = std::max(dim[0], dim[1]);
-  Problem p =
-      reference::draw_problem(random, widest <= 64    ? reference::ProblemLimits{2, draw(random, 1, 150), 2, 2, 1}
-                                      : widest <= 128 ? reference::ProblemLimits{2, draw(random, 1, 120), 1, 2, 1}
-                                                      : reference::ProblemLimits{1, draw(random, 1, 70), 1, 2, 1});
+  reference::ProblemLimits limits = widest <= 64    ? reference::ProblemLimits{2, draw(random, 1, 150), 2, 2, 1}
+                                    : widest <= 128 ? reference::ProblemLimits{2, draw(random, 1, 120), 1, 2, 1}
+                                                    : reference::ProblemLimits{1, draw(random, 1, 70), 1, 2, 1};
+  limits.modifiers = modifiers;
+  Problem p = reference::draw_problem(random, limits);
   p.head_dim = dim[0];
   p.head_dim_v = dim[1];
   p.softmax_scale = 1.0F / std::sqrt(static_cast<float>(p.head_dim));
@@ -43,13 +44,14 @@ Problem draw_forward(Random& random) {
   return p;
 }
 
-TEST(PortableForward, IsWithinTheToleranceOfTheOracle) {
+bool is_modified(const std::string& launch) { return launch.ends_with("_modified"); }
+
+void expect_within_tolerance(bool modifiers, int cases) {
   Random random(test::seed());
   std::map<std::string, int> launches;
   double worst_out = 0, worst_lse = 0;
-  const int cases = test::sample(500);
   for (int n = 0; n < cases; ++n) {
-    const Problem p = draw_forward(random);
+    const Problem p = draw_forward(random, modifiers);
     const Oracle oracle(p, random, Of::forward);
     const int world_size = static_cast<int>(draw(random, 1, 4));
     const auto layout = static_cast<Layout>(draw(random, 0, 3));
@@ -58,12 +60,21 @@ TEST(PortableForward, IsWithinTheToleranceOfTheOracle) {
     const ForwardResult result = run_forward(oracle, world_size, layout, random);
     worst_out = std::max(worst_out, compare("out", result.out, oracle.out));
     worst_lse = std::max(worst_lse, compare("lse", result.lse, oracle.lse));
-    if (HasFailure()) return;
-    for (const auto& [name, count] : result.launches) launches[name] += count;
+    for (const auto& [name, count] : result.launches) {
+      if (name.starts_with("forward")) {
+        EXPECT_EQ(is_modified(name), choose_forward(p).modified) << name;
+      }
+      launches[name] += count;
+    }
+    if (::testing::Test::HasFailure()) return;
   }
   std::cout << cases << " cases; worst error of out " << worst_out << ", of lse " << worst_lse << " of the tolerance\n";
   for (const auto& [name, count] : launches) std::cout << name << ": " << count << " launches\n";
 }
+
+// Problems without modifiers take the kernels that know nothing of them.
+TEST(PortableForward, IsWithinTheToleranceOfTheOracle) { expect_within_tolerance(false, test::sample(500)); }
+TEST(PortableForward, IsWithinTheToleranceWithModifiers) { expect_within_tolerance(true, test::sample(300)); }
 
 Problem simple(DType dtype, std::int64_t seqlen, std::int64_t dim) {
   Problem p;
@@ -207,18 +218,18 @@ TEST(Portable, ChoosesTheLeastThatHasRoomAndPrecision) {
     return choose_forward(p);
   };
   constexpr DType f32 = DType::float32, bf16 = DType::bfloat16, f16 = DType::float16;
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 128, 128), (Variant{bf16, 128, false}));
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 65, 40), (Variant{bf16, 128, false}));
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 64, 129), (Variant{bf16, 256, false}));
-  EXPECT_EQ(chosen(f16, bf16, 4096, 64, 64), (Variant{f16, 64, false}));
-  EXPECT_EQ(chosen(bf16, f16, 4096, 64, 64), (Variant{bf16, 64, true}));
-  EXPECT_EQ(chosen(f16, f32, 4096, 64, 64), (Variant{f16, 64, true}));
-  EXPECT_EQ(chosen(f32, f32, 4096, 192, 128), (Variant{f32, 256, false}));
-  EXPECT_EQ(chosen(f32, bf16, 31, 64, 64), (Variant{f32, 64, true}));
-  EXPECT_EQ(chosen(bf16, bf16, 4096, 8, 64), (Variant{bf16, 64, true}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 128, 128), (Variant{bf16, 128, false, false}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 65, 40), (Variant{bf16, 128, false, false}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 64, 129), (Variant{bf16, 256, false, false}));
+  EXPECT_EQ(chosen(f16, bf16, 4096, 64, 64), (Variant{f16, 64, false, false}));
+  EXPECT_EQ(chosen(bf16, f16, 4096, 64, 64), (Variant{bf16, 64, true, false}));
+  EXPECT_EQ(chosen(f16, f32, 4096, 64, 64), (Variant{f16, 64, true, false}));
+  EXPECT_EQ(chosen(f32, f32, 4096, 192, 128), (Variant{f32, 256, false, false}));
+  EXPECT_EQ(chosen(f32, bf16, 31, 64, 64), (Variant{f32, 64, true, false}));
+  EXPECT_EQ(chosen(bf16, bf16, 4096, 8, 64), (Variant{bf16, 64, true, false}));
   Problem p = simple(bf16, 4096, 64);
   p.grad_dtype = f32;  // which would show that the forward pass has rounded weights
-  EXPECT_EQ(choose_forward(p), (Variant{bf16, 64, true}));
+  EXPECT_EQ(choose_forward(p), (Variant{bf16, 64, true, false}));
 }
 
 TEST(Portable, RefusesWithTheNumbers) {

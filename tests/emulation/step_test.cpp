@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/reference/oracle.h"
+#include "plan/pass_plan.h"
 #include "support/random.h"
 
 namespace ringattn::cuda {
@@ -85,7 +86,8 @@ void expect_same(const Problem& p, const std::vector<WorkItem>& items, std::int6
   std::vector<Seen> of_queries(static_cast<std::size_t>(p.batch)), of_keys(of_queries);
   for (const Side side : {Side::query, Side::key_value}) {
     auto& all_seen = side == Side::query ? of_queries : of_keys;
-    for_each_work(p, items, side, tile, blocks, [&](const Work& work) {
+    std::vector<std::set<std::int64_t>> taken;  // rows, by the entries of one turn
+    const auto check = [&](const Work& work) {
       ASSERT_LE(work.num_items, Work::most_items);
       if (work.num_items > 1 || work.num_entries > 1) {
         ASSERT_LE(work.num_tiles * work.num_entries * blocks, most_blocks);
@@ -93,7 +95,9 @@ void expect_same(const Problem& p, const std::vector<WorkItem>& items, std::int6
       const Range rows = rows_of(work, side);
       for (int n = 0; n < work.num_entries; ++n) {
         const std::int64_t b = work.first_entry + n, kv_length = work.kv_length(n);
-        ASSERT_EQ(kv_length, p.kv_length(b));
+        if (items[0].spacing == 1) {
+          ASSERT_EQ(kv_length, p.kv_length(b));
+        }
         Seen& seen = all_seen[static_cast<std::size_t>(b)];
         for_each_tile(work, side, tile, [&](const Item& item, std::int64_t first, std::int64_t count) {
           const auto sees = [&](std::int64_t i, std::int64_t j) {
@@ -105,9 +109,8 @@ void expect_same(const Problem& p, const std::vector<WorkItem>& items, std::int6
           for (std::int64_t i = first; i < first + count; ++i) {
             const Members& own = side == Side::query ? item.queries : item.keys;
             ASSERT_TRUE(rows.begin <= own.row + i && own.row + i < rows.end);
-            if (side == Side::query) {
-              ASSERT_TRUE(seen.try_emplace(item.queries.row + i).second);
-            }
+            ASSERT_TRUE(taken[static_cast<std::size_t>(b)].insert(own.row + i).second);
+            if (side == Side::query) seen.try_emplace(own.row + i);
           }
           if (side == Side::query) {
             for (std::int64_t i = first; i < first + count; ++i)
@@ -124,6 +127,10 @@ void expect_same(const Problem& p, const std::vector<WorkItem>& items, std::int6
           }
         });
       }
+    };
+    for_each_turn(items, side, [&](std::span<const WorkItem> of_turn, int) {
+      taken.assign(static_cast<std::size_t>(p.batch), {});
+      for_each_work<Work>(p, of_turn, side, tile, blocks, check);
     });
   }
   for (std::int64_t b = 0; b < p.batch; ++b) {
@@ -153,6 +160,31 @@ TEST(Step, SaysWhatThePlanSays) {
     }
   }
   std::cout << steps << " steps, " << items << " items\n";
+}
+
+// Those of layers have a spacing, and some have many pieces on a side.
+TEST(Step, SaysWhatThePlanOfLayersSays) {
+  Random random(test::seed());
+  int turns = 0, spaced = 0;
+  for (int n = 0; n < test::sample(3'000); ++n) {
+    const Problem p = reference::draw_problem(random, {.batch = 2, .seqlen = draw(random, 1, 90), .layers = true});
+    const int world_size = static_cast<int>(draw(random, 1, 5)),
+              rank = static_cast<int>(draw(random, 0, world_size - 1));
+    const PassPlan plan(p, world_size, rank, Pass::forward);
+    SCOPED_TRACE(::testing::Message() << "problem " << n << ", rank " << rank << " of " << world_size << ": "
+                                      << reference::describe(p));
+    for (const LayerPlan& layer : plan.layers())
+      for (const Moment& moment : layer.plan.moments()) {
+        if (!moment.computes) continue;
+        const StepItems step = layer.plan.items(moment, draw(random, 0, 1) == 0);
+        expect_same(p, step.items, draw(random, 1, 9), draw(random, 1, 9), 1);
+        if (HasFailure()) return;
+        for_each_turn(step.items, Side::query, [&](auto, int turn) { turns = std::max(turns, turn + 1); });
+        spaced += step.items[0].spacing > 1;
+      }
+  }
+  std::cout << spaced << " steps with spacing, up to " << turns << " turns\n";
+  EXPECT_GT(spaced, 0);
 }
 
 // More documents and entries than one launch takes, all of them once.

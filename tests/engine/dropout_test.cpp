@@ -93,7 +93,7 @@ TEST(Dropout, WordsAreUniform) {
   constexpr int groups = 1 << 16;
   std::array<std::array<double, 256>, 2> bins{};
   for (int g = 0; g < groups; ++g)
-    for (const std::uint32_t word : dropout_words(key, 7, g)) {
+    for (const std::uint32_t word : dropout_words(key, 7, g).word) {
       ++bins[0][word >> 24];
       ++bins[1][word & 0xff];
     }

@@ -18,22 +18,26 @@
 // the gradients themselves. The price is that S and dP are computed twice: 7 products instead of 5. Where the gradients of keys and of
 // values would not fit in registers together, two blocks compute one each.
 //
+// Modified kernels (modifiers.cuh) are others: there score has what is added to it, and with D what dropout multiplies weights by, 0 or
+// 1 / (1 - p), dS = P (D dP - delta) score' and the gradient of own Y is of P D. The factor itself comes with the sum.
+//
 // 0 times infinity is not 0. If a row of the other side has anything that is not finite, so has its column of S or dP, in every warp.
 // Where such a tile is hidden from some rows, the last two products are made row by row, for own rows that see them alone, in fp32. So
 // they are of TF32 numbers always, whose parts would be infinity minus infinity.
 #pragma once
 
 #include "engine/cuda/backward.h"
+#include "engine/cuda/modifiers.cuh"
+#include "engine/cuda/running.cuh"
 #include "engine/cuda/tile.cuh"
 
 namespace ringattn::cuda {
 namespace {
 
 constexpr std::uint32_t infinity_bits = 0x7f800000, minus_infinity_bits = 0xff800000;
-constexpr float log2_of_e = 1.44269504088896340736F;
 
 // Two stages fit in the 99 KB that a block may have on the least of GPUs, but for the widest rows of floats.
-template <class T, int Dim>
+template <class T, int Dim, bool modified = false>
 struct BackwardShape {
   static constexpr bool half = sizeof(T) == 2;
   static constexpr int warps = half || Dim <= 128 ? 4 : 2, threads = warps * warp_size;
@@ -50,7 +54,10 @@ struct BackwardShape {
   using Delta = Shared<float, Lse::end, stages * others>;
   using Begin = Shared<std::int32_t, Delta::end, stages * others>;
   using End = Shared<std::int32_t, Begin::end, stages * others>;
-  static constexpr int shared_bytes = End::end;
+  // ModifiedQuery of each query and ModifiedKey of each key, own ones and others.
+  using OwnModified = Shared<Words<4>, End::end, modified ? rows : 0>;
+  using OtherModified = Shared<Words<4>, OwnModified::end, modified ? stages * others : 0>;
+  static constexpr int shared_bytes = OtherModified::end;
   static_assert(shared_bytes <= 99 * 1024);
 };
 
@@ -122,9 +129,9 @@ __device__ __forceinline__ auto& one_of(A& a, B& b) {
 
 // A warp's part of what its block does: 16 of the own rows. Of these a lane has `group` and group + 8 (`half`), with group = lane / 4,
 // and of the tile's other rows 8j + 2t and 8j + 2t + 1.
-template <class T, int Dim, Weights weights, bool of_keys>
+template <class T, int Dim, Weights weights, bool of_keys, bool modified = false>
 struct Backward {
-  using Shape = BackwardShape<T, Dim>;
+  using Shape = BackwardShape<T, Dim, modified>;
   using P = Product<T, weights>;
   static constexpr bool is_float = sizeof(T) == 4, exact = weights == Weights::exact;
   static constexpr int others = Shape::others, other_blocks = others / 8, dim_blocks = Dim / 8;
@@ -247,6 +254,71 @@ struct Backward {
     }
   }
 
+  // What modifiers do to the scores and weights of a tile, whose other rows begin with row `at`.
+  struct Change {
+    int at;
+    float slope = 0.0F;
+    std::int64_t first = 0;              // key of the own or of the other rows
+    float ahead[2] = {};                 // of own queries: the key that each faces, from the first on
+    float offset[2] = {}, bias[2] = {};  // of own keys
+    float kept = 0.0F;                   // ModifierParameters
+    std::uint32_t bits = 0xffffffffU;    // of kept pairs
+
+    template <class Parameters>
+    __device__ __forceinline__ Change(const Parameters& p, int at, [[maybe_unused]] std::int32_t query_head) : at(at) {
+      if constexpr (modified) {
+        if (p.modifiers.slopes != nullptr) slope = p.modifiers.slopes[query_head];
+        first = ModifiedKey::of(of_keys ? Shape::OwnModified::load(0) : Shape::OtherModified::load(at)).position;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const Words<4> own = Shape::OwnModified::load(own_row(half));
+          if constexpr (of_keys) {
+            offset[half] = ModifiedKey::of(own).offset;
+            bias[half] = ModifiedKey::of(own).bias;
+          } else {
+            ahead[half] = static_cast<float>(ModifiedQuery::of(own).faced - first);
+          }
+        }
+        kept = p.modifiers.kept;
+        if (kept != 0.0F) draw(p.modifiers);
+      }
+    }
+    // Bits of all pairs, in a loop that is not unrolled: Philox is long.
+    __device__ __forceinline__ void draw(const ModifierParameters& p) {
+      bits = 0;
+#pragma unroll 1
+      for (int n = 0; n < 2 * other_blocks; ++n) {
+        const int j = n / 2, half = n % 2;
+        const Words<4> own = Shape::OwnModified::load(own_row(half));
+        const Words<4> others[2] = {Shape::OtherModified::load(at + column_of(j, 0)),
+                                    Shape::OtherModified::load(at + column_of(j, 1))};
+        std::uint32_t two = 0;
+        if constexpr (of_keys) {
+#pragma unroll 1
+          for (int h = 0; h < 2; ++h) {
+            const std::int64_t key = ModifiedKey::of(own).position;
+            const PhiloxKey query = ModifiedQuery::of(h == 0 ? others[0] : others[1]).dropout;
+            two |= (word_of(dropout_words(query, p.offset, key / 4), key) >= p.threshold ? 1U : 0U) << h;
+          }
+        } else {
+          two = kept_of_two(p, ModifiedQuery::of(own).dropout, ModifiedKey::of(others[0]).position,
+                            ModifiedKey::of(others[1]).position);
+        }
+        bits |= two << (4 * j + 2 * half);
+      }
+    }
+    __device__ __forceinline__ bool keeps(int j, int i) const { return (bits >> (4 * j + i) & 1) != 0; }
+
+    __device__ __forceinline__ float added(int j, int i) const {
+      const Words<4> other = Shape::OtherModified::load(at + column_of(j, i % 2));
+      if constexpr (of_keys)
+        return added_score(slope, static_cast<float>(ModifiedQuery::of(other).faced - first), offset[i / 2],
+                           bias[i / 2]);
+      else
+        return added_score(slope, ahead[i / 2], ModifiedKey::of(other).offset, ModifiedKey::of(other).bias);
+    }
+  };
+
   // lse as differentiate subtracts it: infinity, so that weights are 0, of a row that sees nothing. Where digits matter the difference
   // is made of scores as they are, and only then becomes an exponent of 2.
   static constexpr float units_of_lse = exact || is_float ? 1.0F : log2_of_e;
@@ -255,9 +327,10 @@ struct Backward {
   }
 
   // Products s and dp become P and dS, but for the softmax scale. lse(j, i) and delta(j, i): of element i of block j, lse as subtracted.
+  // change: of a tile of modified ones; P comes out as it is after dropout, but for what is kept being made larger.
   template <bool is_capped, class Lse, class Delta>
   __device__ __forceinline__ static void differentiate(Scores& s, Scores& dp, float scale, float softcap, Lse&& lse,
-                                                       Delta&& delta) {
+                                                       Delta&& delta, const Change& change) {
     constexpr float units_of_rest = units_of_lse == 1.0F ? log2_of_e : 1.0F;
     const float factor = (is_capped ? softcap : scale) * units_of_lse;
 #pragma unroll
@@ -269,8 +342,20 @@ struct Backward {
           score = hyperbolic_tangent(score * scale / softcap);
           slope = 1.0F - score * score;
         }
-        s[j][i] = exp2_approx(multiply_add(score, factor, -lse(j, i)) * units_of_rest);
-        dp[j][i] = s[j][i] * (dp[j][i] - delta(j, i)) * slope;
+        if constexpr (modified)
+          s[j][i] =
+              exp2_approx((multiply_add(score, factor, change.added(j, i) * units_of_lse) - lse(j, i)) * units_of_rest);
+        else
+          s[j][i] = exp2_approx(multiply_add(score, factor, -lse(j, i)) * units_of_rest);
+        if constexpr (modified) {
+          const float weight = s[j][i];
+          const bool is_kept = change.keeps(j, i);
+          if (change.kept != 0.0F) dp[j][i] = is_kept ? dp[j][i] * change.kept : 0.0F;
+          if (!is_kept) s[j][i] = 0.0F;
+          dp[j][i] = weight * (dp[j][i] - delta(j, i)) * slope;
+        } else {
+          dp[j][i] = s[j][i] * (dp[j][i] - delta(j, i)) * slope;
+        }
       }
   }
 
@@ -290,11 +375,11 @@ struct Backward {
   }
 };
 
-template <class T, int Dim, Weights weights, bool of_keys>
-__global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
-    backward(const __grid_constant__ BackwardParameters p) {
-  using Shape = BackwardShape<T, Dim>;
-  using Warp = Backward<T, Dim, weights, of_keys>;
+template <class T, int Dim, Weights weights, bool of_keys, bool modified>
+__global__ void __launch_bounds__(BackwardShape<T, Dim, modified>::threads)
+    backward(const __grid_constant__ BackwardParameters<modified> p) {
+  using Shape = BackwardShape<T, Dim, modified>;
+  using Warp = Backward<T, Dim, weights, of_keys, modified>;
   constexpr int others = Shape::others, threads = Shape::threads, stages = Shape::stages;
   constexpr bool apart = of_keys && Dim == 256;  // dk and dv
 
@@ -313,7 +398,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   const std::int32_t first_other_head = of_keys ? head * p.group : head / p.group;
   const std::int64_t b = p.work.first_entry + entry, kv_length = p.work.kv_length(entry);
 
-  const Item& item = p.work.item_of(tile);
+  const auto& item = p.work.item_of(tile);
   const Members &own = of_keys ? item.keys : item.queries, &other = of_keys ? item.queries : item.keys;
   const std::int64_t first = std::int64_t{tile - item.first_tile} * Shape::rows;
   const int there = static_cast<int>(least(own.count() - first, Shape::rows));
@@ -375,6 +460,10 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
       copy_head_rows<X, Shape::rows, threads>(0, rows_of_q(first, head, there));
       copy_head_rows<Y, Shape::rows, threads>(0, rows_of_dout(first, head, there));
     }
+    if constexpr (modified)
+      for (int r = thread_index(); r < Shape::rows; r += threads)
+        Shape::OwnModified::store(r, of_keys ? modified_key(p.modifiers, item, first + r, first, b).words()
+                                             : modified_query(p.modifiers, item, first + r, b, head).words());
   };
   const auto copy_other = [&](int at, std::int64_t t, std::int32_t g) {
     using X = typename Shape::OtherX;
@@ -404,6 +493,11 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
       copy_head_rows<X, others, threads>(at, rows_of_k(begin, other_head, count));
       copy_head_rows<Y, others, threads>(at, rows_of_v(begin, other_head, count));
     }
+    if constexpr (modified)
+      for (int r = thread_index(); r < others; r += threads)
+        Shape::OtherModified::store(at + r, of_keys
+                                                ? modified_query(p.modifiers, item, begin + r, b, other_head).words()
+                                                : modified_key(p.modifiers, item, begin + r, begin, b).words());
     cp_async_commit();
   };
 
@@ -411,7 +505,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   float sum_y[of_keys && !apart ? Warp::dim_blocks : 1][4] = {};
 
   // The tile that begins with row `begin` of the other side, which is row `at` in shared memory.
-  const auto add_tile = [&](int at, std::int64_t begin) {
+  const auto add_tile = [&](int at, std::int64_t begin, [[maybe_unused]] std::int32_t query_head) {
     if (begin >= warp_walk.some.end || begin + others <= warp_walk.some.begin) return;
     using OtherX = typename Shape::OtherX;
     using OtherY = typename Shape::OtherY;
@@ -446,10 +540,11 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
     const auto delta = [&](int j, int i) {
       return of_keys ? Shape::Delta::load(at + Warp::column_of(j, i % 2)) : own_delta[i / 2];
     };
+    const typename Warp::Change change(p, at, query_head);
     if (p.softcap != 0.0F)
-      Warp::template differentiate<true>(s, dp, p.scale, p.softcap, lse, delta);
+      Warp::template differentiate<true>(s, dp, p.scale, p.softcap, lse, delta, change);
     else
-      Warp::template differentiate<false>(s, dp, p.scale, p.softcap, lse, delta);
+      Warp::template differentiate<false>(s, dp, p.scale, p.softcap, lse, delta, change);
     if (is_masked) {
 #pragma unroll
       for (int j = 0; j < Warp::other_blocks; ++j)
@@ -489,6 +584,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
 #pragma unroll 1
   while (g < groups) {
     const std::int64_t begin = t * others;
+    const std::int32_t query_head = of_keys ? first_other_head + g : head;
     if (++t == tiles.end) {
       t = tiles.begin;
       ++g;
@@ -497,7 +593,7 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
     cp_async_wait<0>();
     barrier();
     if (stages > 1 && g < groups) copy_other(next, t, g);
-    add_tile(at, begin);
+    add_tile(at, begin, query_head);
     if constexpr (stages == 1) {
       barrier();
       if (g < groups) copy_other(next, t, g);
@@ -506,16 +602,19 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads)
   }
 
   const std::int64_t row = own.row + first;
+  float scale_of_values = 1.0F;
+  if constexpr (modified)
+    if (p.modifiers.kept != 0.0F) scale_of_values = p.modifiers.kept;
   if constexpr (!of_keys) {
     Warp::add_to(p.dq, b, row, head, there, p.head_dim, sum_x, p.scale);
   } else if constexpr (apart) {
     if (wants_x)
       Warp::add_to(p.dk, b, row, head, there, p.head_dim, sum_x, p.scale);
     else
-      Warp::add_to(p.dv, b, row, head, there, p.head_dim_v, sum_x, 1.0F);
+      Warp::add_to(p.dv, b, row, head, there, p.head_dim_v, sum_x, scale_of_values);
   } else {
     Warp::add_to(p.dk, b, row, head, there, p.head_dim, sum_x, p.scale);
-    Warp::add_to(p.dv, b, row, head, there, p.head_dim_v, sum_y, 1.0F);
+    Warp::add_to(p.dv, b, row, head, there, p.head_dim_v, sum_y, scale_of_values);
   }
 }
 
@@ -531,11 +630,10 @@ __global__ void __launch_bounds__(BackwardShape<T, Dim>::threads) delta(const __
   const std::int32_t head = index % p.num_heads;
   const std::int64_t b = index / p.num_heads;
   const int there = static_cast<int>(least(p.rows - first, Shape::rows));
-  const auto dtype = static_cast<DType>(p.dtype);
   copy_head_rows<typename Shape::OwnX, Shape::rows, Shape::threads>(
-      0, {p.dout, b, first, head, there, dtype, p.head_dim_v, p.dout_aligned});
+      0, {p.dout, b, first, head, there, static_cast<DType>(p.dtype), p.head_dim_v, p.dout_aligned});
   copy_head_rows<typename Shape::OwnY, Shape::rows, Shape::threads>(
-      0, {p.out, b, first, head, there, dtype, p.head_dim_v, p.out_aligned});
+      0, {p.out, b, first, head, there, static_cast<DType>(p.out_dtype), p.head_dim_v, p.out_aligned});
   cp_async_commit();
   cp_async_wait<0>();
   barrier();
@@ -560,12 +658,14 @@ DeltaKernel delta_kernel() {
   return {delta<T, dim, weights>, Shape::rows, Shape::threads, Shape::OwnY::end};
 }
 
-template <class T, int dim, Weights weights>
-BackwardKernel backward_kernel(Side side) {
-  using Shape = BackwardShape<T, dim>;
+template <class T, int dim, Weights weights, bool modified>
+BackwardKernel<modified> backward_kernel(Side side) {
+  using Shape = BackwardShape<T, dim, modified>;
   const bool of_keys = side == Side::key_value;
-  return {of_keys ? "backward_keys" : "backward_queries",
-          of_keys ? backward<T, dim, weights, true> : backward<T, dim, weights, false>,
+  constexpr const char* names[2][2] = {{"backward_queries", "backward_queries_modified"},
+                                       {"backward_keys", "backward_keys_modified"}};
+  return {names[of_keys ? 1 : 0][modified ? 1 : 0],
+          of_keys ? backward<T, dim, weights, true, modified> : backward<T, dim, weights, false, modified>,
           Shape::rows,
           Shape::threads,
           Shape::shared_bytes,

@@ -117,6 +117,8 @@ std::string cudnn_refusal(const Problem& p, Pass pass) {
     if (dim % piece != 0) return text(field, " is ", dim, "; must be a multiple of ", piece);
   if (p.softcap != 0) return text("softcap is ", p.softcap);
   if (!(p.softmax_scale > 0)) return text("softmax_scale is ", p.softmax_scale, "; must be above 0");
+  if (!p.slices.empty()) return "mask_slices is set";
+  if (!p.branches.empty()) return text("num_branches is ", p.branches.size());
   if (!p.alibi_slopes.empty()) return "alibi_slopes is set";
   if (p.has_key_bias) return "key_bias is set";
   if (p.num_sinks > 0) return "sinks is set";

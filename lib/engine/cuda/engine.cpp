@@ -1,12 +1,15 @@
 #include "engine/cuda/engine.h"
 
+#include <algorithm>
 #include <memory>
 #include <string_view>
 
 #include "core/log.h"
 #include "engine/cuda/cudnn_engine.h"
 #include "engine/cuda/elementwise.h"
+#include "engine/cuda/modifiers.h"
 #include "engine/cuda/portable.h"
+#include "engine/cuda/rows.h"
 
 namespace ringattn::cuda {
 namespace {
@@ -26,7 +29,7 @@ class PortableEngine : public CudaEngine {
   }
 
   std::string refusal(const Problem& problem) const override { return portable_refusal(problem); }
-  std::size_t scratch_bytes(const Problem&, Pass, std::int64_t, bool) const override { return 0; }
+  std::size_t scratch_bytes(const Problem& p, Pass, std::int64_t, bool) const override { return modifier_bytes(p); }
 
   void forward(const Problem& p, const ForwardStep& step) override {
     enqueue(portable_forward(p, step, stream(), num_sms()), "forward");
@@ -38,16 +41,19 @@ class PortableEngine : public CudaEngine {
                      float* delta) override {
     enqueue(portable_delta(p, dout, out, rows, delta, stream(), num_sms()), "compute_delta");
   }
-  // Refused (portable_refusal).
-  void begin_rows(const Problem&, const RunningRows&, Extent, const float*) override {
-    fail(RA_STATUS_NOT_SUPPORTED, "layers");
+  void begin_rows(const Problem& p, const RunningRows& rows, Extent extent, const float* sinks) override {
+    enqueue(cuda::begin_rows(p.batch, rows, extent, sinks, stream(), num_sms()), "begin_rows");
   }
-  void merge_rows(const Problem&, const RunningRows&, const RunningRows&, Extent, std::int64_t) override {
-    fail(RA_STATUS_NOT_SUPPORTED, "layers");
+  void merge_rows(const Problem& p, const RunningRows& from, const RunningRows& to, Extent extent,
+                  std::int64_t zero_keys) override {
+    enqueue(cuda::merge_rows(p.batch, from, to, extent, zero_keys, stream(), num_sms()), "merge_rows");
   }
-  void combine_sinks(const Problem&, const float*, float*) override { fail(RA_STATUS_NOT_SUPPORTED, "sinks"); }
-  void add_sink_gradients(const Problem&, const float*, const float*, const float*, std::int64_t, float*) override {
-    fail(RA_STATUS_NOT_SUPPORTED, "sinks");
+  void combine_sinks(const Problem& p, const float* sinks, float* combined) override {
+    enqueue(cuda::combine_sinks(p, sinks, combined, stream(), num_sms()), "combine_sinks");
+  }
+  void add_sink_gradients(const Problem& p, const float* sinks, const float* lse, const float* delta, std::int64_t rows,
+                          float* dsinks) override {
+    enqueue(cuda::add_sink_gradients(p, sinks, lse, delta, rows, dsinks, stream(), num_sms()), "add_sink_gradients");
   }
   void copy(const Problem& p, const Tensor& from, const Tensor& to, Extent extent) override {
     enqueue(cuda::copy(p.batch, from, to, extent, stream(), num_sms()), "copy");
@@ -94,7 +100,8 @@ class CudnnOrPortable final : public PortableEngine {
                 "; backward: ", taker(refusal_of_cudnn(p, Pass::backward)));
   }
   std::size_t scratch_bytes(const Problem& p, Pass pass, std::int64_t longest_piece, bool only_step) const override {
-    return missing_.empty() ? cudnn_.scratch_bytes(p, pass, longest_piece, only_step) : 0;
+    const std::size_t own = PortableEngine::scratch_bytes(p, pass, longest_piece, only_step);
+    return missing_.empty() ? std::max(own, cudnn_.scratch_bytes(p, pass, longest_piece, only_step)) : own;
   }
 
   void forward(const Problem& p, const ForwardStep& step) override {

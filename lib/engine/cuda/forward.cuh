@@ -22,11 +22,16 @@
 // Registers are what is short: of 32 rows and 64 keys, at head_dim 128, O and S alone are 192 of 255. nvcc 13 spills 144 bytes of a
 // thread there (sm_90a), up to 100 at 256, next to none at 64; what seldom changes is in shared memory for that reason.
 //
+// Modified kernels (modifiers.cuh) are others, so that a problem without modifiers pays nothing for them: a row may begin with a sink or
+// with a complete result, what is added to a score is in units of its own before max is looked for, and dropout comes behind the sum.
+// What it keeps is made larger where the row ends. They spill 304 bytes where those without spill 144.
+//
 // 0 times infinity is not 0, and infinity has no parts: where a tile is hidden from some rows, or numbers are split, and V is not
 // finite, those numbers are taken out of shared memory and added to the rows that see them, one by one.
 #pragma once
 
 #include "engine/cuda/forward.h"
+#include "engine/cuda/modifiers.cuh"
 #include "engine/cuda/running.cuh"
 #include "engine/cuda/tile.cuh"
 #include "plan/problem.h"
@@ -34,14 +39,14 @@
 namespace ringattn::cuda {
 namespace {
 
-template <class T, int Dim, Weights weights>
+template <class T, int Dim, Weights weights, bool modified>
 struct ForwardShape {
   static constexpr bool half = sizeof(T) == 2;
   static constexpr bool rounded = half && weights == Weights::rounded;
   static constexpr int warps = 4, threads = warps * warp_size;
   static constexpr int row_tiles = rounded && Dim <= 128 ? 2 : 1;  // of 16 rows, of a warp
   static constexpr int warp_rows = row_tiles * 16, rows = warps * warp_rows;
-  static constexpr int keys = rounded ? 64 : half || Dim <= 128 ? 32 : 16;
+  static constexpr int keys = rounded && !(modified && Dim > 128) ? 64 : half || Dim <= 128 ? 32 : 16;
   static constexpr float slack = rounded ? 8 : 0;
 
   using Q = SharedTile<T, 0, rows, Dim>;
@@ -50,7 +55,10 @@ struct ForwardShape {
   using Seen = Shared<Words<4>, V::end, rows>;         // Range of each row's keys, as they are counted in the block
   using Spoilt = Shared<std::uint32_t, Seen::end, 4>;  // whether V is, as each warp knows it
   using Own = Shared<Words<4>, Spoilt::end, warps>;    // Walk::Tiles of each warp, which has no registers to spare
-  static constexpr int shared_bytes = Own::end;
+  using Queries = Shared<Words<4>, Own::end, modified ? rows : 0>;   // ModifiedQuery of each row
+  using Keys = Shared<Words<4>, Queries::end, modified ? keys : 0>;  // ModifiedKey of each key of a tile
+  static constexpr int shared_bytes = Keys::end;
+  static_assert(shared_bytes <= 99 * 1024);  // of the least of GPUs
 };
 
 // Which rows of which head a block has.
@@ -61,7 +69,8 @@ struct Unit {
   std::int32_t tile;
 };
 // Heads of a group side by side, since they share keys; of an item the last rows first, since they mostly see the most keys.
-__device__ __forceinline__ Unit unit_of(const ForwardParameters& p, std::int32_t index) {
+template <class Parameters>
+__device__ __forceinline__ Unit unit_of(const Parameters& p, std::int32_t index) {
   Unit unit;
   const std::int32_t g = index % p.group;
   index /= p.group;
@@ -114,9 +123,10 @@ __device__ __forceinline__ void store_two(T* row, int column, int dim, float x, 
 
 // What a warp has of its rows. Of 16 rows a lane has columns 2 t and 2 t + 1 of every eight, of the rows group and group + 8 (`half`),
 // with group = lane / 4 and t = lane % 4: four lanes share a row.
-template <class T, int Dim, Weights weights>
+template <class T, int Dim, Weights weights, bool modified>
 struct Forward {
-  using Shape = ForwardShape<T, Dim, weights>;
+  using Shape = ForwardShape<T, Dim, weights, modified>;
+  using Parameters = ForwardParameters<modified>;
   using P = Product<T, weights>;
   using Q = typename Shape::Q;
   using K = typename Shape::K;
@@ -133,7 +143,7 @@ struct Forward {
   }
   __device__ __forceinline__ static int column_of(int block) { return block * 8 + lane_index() % 4 * 2; }
 
-  __device__ __forceinline__ void begin(const ForwardParameters& p, const Unit& unit, std::int64_t stored, int rows) {
+  __device__ __forceinline__ void begin(const Parameters& p, const Unit& unit, std::int64_t stored, int rows) {
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
@@ -141,9 +151,14 @@ struct Forward {
         const int row = row_of(m, half);
         const bool has_more = !p.first && row < rows;
         const std::int64_t state = (unit.b * p.num_heads_kv * p.group + unit.head) * p.query_rows + stored + row;
-        max[m][half] = has_more ? p.max[state] : minus_infinity;
-        sum[m][half] = has_more && lane_index() % 4 == 0 ? p.sum[state] : 0.0F;
-        const float* const from = p.running.at<const float>(unit.b, stored + row, unit.head);
+        float scale = P::weight_scale;  // of what is there
+        if constexpr (modified) {
+          scale *= begin_modified(p, unit, has_more, state, max[m][half], sum[m][half]);
+        } else {
+          max[m][half] = has_more ? p.max[state] : minus_infinity;
+          sum[m][half] = has_more && lane_index() % 4 == 0 ? p.sum[state] : 0.0F;
+        }
+        const float* const from = p.running.template at<const float>(unit.b, stored + row, unit.head);
 #pragma unroll
         for (int n = 0; n < dim_blocks; ++n) {
           const int column = column_of(n);
@@ -151,11 +166,11 @@ struct Forward {
           if (has_more && column < p.head_dim_v) {
             if (p.pairs) {
               const Words<2> two = *reinterpret_cast<const Words<2>*>(from + column);
-              x = float_of(two[0]) * P::weight_scale;
-              y = float_of(two[1]) * P::weight_scale;
+              x = float_of(two[0]) * scale;
+              y = float_of(two[1]) * scale;
             } else {
-              x = from[column] * P::weight_scale;
-              if (column + 1 < p.head_dim_v) y = from[column + 1] * P::weight_scale;
+              x = from[column] * scale;
+              if (column + 1 < p.head_dim_v) y = from[column + 1] * scale;
             }
           }
           out[m][n][2 * half] = x;
@@ -164,7 +179,32 @@ struct Forward {
       }
   }
 
-  __device__ __forceinline__ void end(const ForwardParameters& p, const Unit& unit, std::int64_t stored, int rows) {
+  // What a row's `out` is multiplied by so that it is relative to max: that of a complete row is divided by its sum, and made larger for
+  // what dropout has left out.
+  __device__ __forceinline__ static float begin_modified(const Parameters& p, const Unit& unit, bool has_more,
+                                                         std::int64_t state, float& max, float& sum) {
+    float total = 0.0F, scale = 1.0F;
+    max = minus_infinity;
+    if (has_more && !p.beginning.is_complete) {
+      max = p.max[state];
+      total = p.sum[state];
+    } else if (has_more) {
+      total = begin_with(p.lse[state], max);
+      scale = p.modifiers.kept == 0.0F ? total : total / p.modifiers.kept;
+    } else if (p.first && p.beginning.sinks != nullptr) {
+      total = begin_with(p.beginning.sinks[unit.head], max);
+    }
+    sum = lane_index() % 4 == 0 ? total : 0.0F;
+    return scale;
+  }
+  // max and sum of a row with this lse: it is 2^max sum, and the sum is what rounding max has lost.
+  __device__ __forceinline__ static float begin_with(float lse, float& max) {
+    if (lse == minus_infinity) return 0.0F;
+    max = lse * log2_of_e;
+    return multiply_add(rest_of_log2(lse, max), log_2, 1.0F);
+  }
+
+  __device__ __forceinline__ void end(const Parameters& p, const Unit& unit, std::int64_t stored, int rows) {
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
@@ -183,7 +223,9 @@ struct Forward {
           continue;
         }
         if (is_mine && p.lse != nullptr) p.lse[state] = log_of(max[m][half], total);
-        const float divisor = total == 0.0F ? 1.0F : total * P::weight_scale;
+        float divisor = total == 0.0F ? 1.0F : total * P::weight_scale;
+        if constexpr (modified)
+          if (p.modifiers.kept != 0.0F) divisor /= p.modifiers.kept;
         if (p.out_type == static_cast<std::int32_t>(DType::float32))
           store<float>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
         else if (p.out_type == static_cast<std::int32_t>(DType::bfloat16))
@@ -229,8 +271,8 @@ struct Forward {
     }
   }
 
-  __device__ __forceinline__ void make_scores(const ForwardParameters& p) {
-    if (p.score == ForwardParameters::Score::scaled) return;
+  __device__ __forceinline__ void make_scores(const Parameters& p) {
+    if (p.score == Score::scaled) return;
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m)
 #pragma unroll
@@ -238,8 +280,34 @@ struct Forward {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float x = s[m][n][i] * p.inner;
-          s[m][n][i] = p.score == ForwardParameters::Score::capped ? hyperbolic_tangent(x) : x;
+          s[m][n][i] = p.score == Score::capped ? hyperbolic_tangent(x) : x;
         }
+  }
+
+  // Scores with what is added to them, in units of their own.
+  __device__ __forceinline__ void modify_scores(const Parameters& p, float slope) {
+    const std::int64_t first = ModifiedKey::of(Shape::Keys::load(0)).position;
+    float ahead[row_tiles][2];
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        ahead[m][half] = static_cast<float>(ModifiedQuery::of(Shape::Queries::load(row_of(m, half))).faced - first);
+#pragma unroll
+    for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const ModifiedKey key = ModifiedKey::of(Shape::Keys::load(column_of(n) + i));
+#pragma unroll
+        for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float& score = s[m][n][2 * half + i];
+            const float x = score * p.inner;
+            score = (p.score == Score::capped ? p.beginning.cap * hyperbolic_tangent(x) : x) +
+                    added_score(slope, ahead[m][half], key.offset, key.bias);
+          }
+      }
   }
 
   // Of the tile whose first key is number `begin`, as they are counted in the block.
@@ -306,6 +374,29 @@ struct Forward {
         for (int i = 0; i < 4; ++i) out[m][n][i] *= factor[m][i / 2];
   }
 
+  // Drops weights. Bits of all pairs first, in a loop that is not unrolled: Philox is long.
+  __device__ __forceinline__ void drop(const ModifierParameters& p) {
+    constexpr int of_row = 2 * key_blocks;
+    std::uint64_t kept = 0;
+#pragma unroll 1
+    for (int r = 0; r < 2 * row_tiles; ++r) {
+      const PhiloxKey query = ModifiedQuery::of(Shape::Queries::load(row_of(r / 2, r % 2))).dropout;
+#pragma unroll 1
+      for (int n = 0; n < key_blocks; ++n) {
+        const std::int64_t first = ModifiedKey::of(Shape::Keys::load(column_of(n))).position,
+                           second = ModifiedKey::of(Shape::Keys::load(column_of(n) + 1)).position;
+        kept |= std::uint64_t{kept_of_two(p, query, first, second)} << (r * of_row + 2 * n);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m)
+#pragma unroll
+      for (int n = 0; n < key_blocks; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if ((kept >> ((2 * m + i / 2) * of_row + 2 * n + i % 2) & 1) == 0) s[m][n][i] = 0.0F;
+  }
+
   // What is not finite in V, to the rows that see it. Seldom called, so not to cost registers: in loops over copies in
   // local memory.
   __device__ __forceinline__ void add_spoilt(std::int64_t begin) {
@@ -365,21 +456,26 @@ struct Forward {
   }
 };
 
-template <class T, int Dim, Weights weights>
-__global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
-    forward(const __grid_constant__ ForwardParameters p) {
-  using Warp = Forward<T, Dim, weights>;
+template <class T, int Dim, Weights weights, bool modified>
+__global__ void __launch_bounds__(ForwardShape<T, Dim, weights, modified>::threads)
+    forward(const __grid_constant__ ForwardParameters<modified> p) {
+  using Warp = Forward<T, Dim, weights, modified>;
   using Shape = typename Warp::Shape;
   constexpr int keys = Shape::keys, threads = Shape::threads;
   if (p.only_if != nullptr && *p.only_if == 0) return;
   const Unit unit = unit_of(p, p.first_block + block_index().x);
-  const Item& item = p.work.item_of(unit.tile);
+  const auto& item = p.work.item_of(unit.tile);
   const std::int64_t kv_length = p.work.kv_length(unit.entry);
   const std::int64_t first_row = std::int64_t{unit.tile - item.first_tile} * Shape::rows;
   const std::int64_t stored = item.queries.row + first_row;
   const int rows = static_cast<int>(least(item.queries.count() - first_row, Shape::rows));
   const Walk walk = walk_keys(item, first_row, rows, kv_length);
   if (walk.some.empty() && !p.first && !p.last) return;
+  float slope = 0.0F;
+  if constexpr (modified) {
+    if (walk.some.empty() && p.beginning.is_complete) return;
+    if (p.modifiers.slopes != nullptr) slope = p.modifiers.slopes[unit.head];
+  }
 
   // From here on tiles, and keys, are counted from the first tile that is seen. Of the first and the last some keys may not be.
   const std::int64_t origin = walk.some.begin / keys;
@@ -395,12 +491,14 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
   };
   if (tiles.end > 0) {
     copy_rows<typename Warp::Q, threads>(
-        {p.q.at<const T>(unit.b, stored, unit.head), p.q.seq_stride, 0, rows, p.head_dim, p.q_aligned});
+        {p.q.template at<const T>(unit.b, stored, unit.head), p.q.seq_stride, 0, rows, p.head_dim, p.q_aligned});
     copy(typename Warp::K{}, p.k, 0, p.head_dim, p.k_aligned);
     for (int i = thread_index(); i < Shape::rows; i += threads) {
       Range seen{0, 0};
       if (i < rows) seen = item.keys_of(first_row + i, kv_length);
       Shape::Seen::store(i, words_of(Range{seen.begin - origin * keys, seen.end - origin * keys}));
+      if constexpr (modified)
+        Shape::Queries::store(i, modified_query(p.modifiers, item, first_row + i, unit.b, unit.head).words());
     }
     if (lane_index() == 0) {
       const int first = warp_index() * Shape::warp_rows;
@@ -422,6 +520,10 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     const bool is_seen = own.has(tile);         // by some of this warp's rows
     const bool is_hidden = !own.is_full(tile);  // from some of them
     copy(typename Warp::V{}, p.v, tile, p.head_dim_v, p.v_aligned);
+    if constexpr (modified)
+      for (int i = thread_index(); i < keys; i += threads)
+        Shape::Keys::store(
+            i, modified_key(p.modifiers, item, (origin + tile) * keys + i, (origin + tile) * keys, unit.b).words());
     if (is_seen) warp.multiply_keys();
     cp_async_wait<0>();
     if (may_be_spoilt) {
@@ -431,9 +533,14 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
     barrier();
     if (tile + 1 < tiles.end) copy(typename Warp::K{}, p.k, tile + 1, p.head_dim, p.k_aligned);
     if (is_seen) {
-      warp.make_scores(p);
+      if constexpr (modified)
+        warp.modify_scores(p, slope);
+      else
+        warp.make_scores(p);
       if (is_hidden) warp.hide(std::int64_t{tile} * keys);
       warp.make_weights(p.outer);
+      if constexpr (modified)
+        if (p.modifiers.kept != 0.0F) warp.drop(p.modifiers);
     }
     if (may_be_spoilt) {
       const Words<4> spoilt = Shape::Spoilt::load16(0);
@@ -451,13 +558,15 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights>::threads)
 
 }  // namespace
 
-template <class T, int dim, Weights weights>
-ForwardKernel forward_kernel() {
-  using Shape = ForwardShape<T, dim, weights>;
-  constexpr const char* name = std::is_same_v<T, float>      ? "forward_f32"
-                               : std::is_same_v<T, BFloat16> ? "forward_bf16"
-                                                             : "forward_f16";
-  return {name, forward<T, dim, weights>, Shape::rows, Shape::threads, Shape::shared_bytes};
+template <class T, int dim, Weights weights, bool modified>
+ForwardKernel<modified> forward_kernel() {
+  using Shape = ForwardShape<T, dim, weights, modified>;
+  constexpr const char* names[3][2] = {{"forward_f32", "forward_f32_modified"},
+                                       {"forward_bf16", "forward_bf16_modified"},
+                                       {"forward_f16", "forward_f16_modified"}};
+  constexpr int type = std::is_same_v<T, float> ? 0 : std::is_same_v<T, BFloat16> ? 1 : 2;
+  return {names[type][modified ? 1 : 0], forward<T, dim, weights, modified>, Shape::rows, Shape::threads,
+          Shape::shared_bytes};
 }
 
 }  // namespace ringattn::cuda

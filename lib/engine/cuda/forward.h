@@ -5,13 +5,24 @@
 #include <cstdint>
 
 #include "engine/cuda/item.h"
+#include "engine/cuda/modifiers.h"
 #include "engine/cuda/product.cuh"
 
 namespace ringattn::cuda {
 
+enum class Score : std::int32_t { scaled, capped, multiplied };
+
+// Where rows with modifiers begin otherwise, and what that takes.
+struct Beginning {
+  const float* sinks;  // [heads of the step], where there are any and rows begin: a key of that score without a value
+  bool is_complete;    // what earlier launches have is out and lse, as the last step leaves them
+  float cap;           // of scores
+};
+
 // Of both launches of a graph and ordinary ones: by value, 4 KB at most.
+template <bool modified>
 struct ForwardParameters {
-  Work work;
+  WorkFor<modified> work;
   View q, k, v;
   View running;      // fp32, between steps
   float *max, *sum;  // [batch, heads, query_rows]; max in units of log 2, a number that weights are relative to
@@ -23,26 +34,29 @@ struct ForwardParameters {
   std::int32_t head_dim, head_dim_v;
   std::int32_t out_type;  // DType
   // A score times log2(e) is  outer x  of a product x of q and k,  outer tanh(inner x),  or  outer (inner x)  where the scale is not
-  // above 0, so that the largest x always has the largest score.
-  enum class Score : std::int32_t { scaled, capped, multiplied } score;
+  // above 0, so that the largest x always has the largest score; with modifiers  outer (cap tanh(inner x) + added),  or without tanh.
+  Score score;
   float inner, outer;
   bool q_aligned, k_aligned, v_aligned;  // every row to 16 bytes
   bool pairs, out_pairs;                 // every even element of running, of out, to two elements
   bool first, last;                      // ForwardStep
   const std::int32_t* only_if;           // device memory, or null: does nothing if it is 0
+  ModifiersFor<modified> modifiers;
+  std::conditional_t<modified, Beginning, NoModifiers> beginning;
 };
-static_assert(sizeof(ForwardParameters) <= 4096);
+static_assert(sizeof(ForwardParameters<false>) <= 4096 && sizeof(ForwardParameters<true>) <= 4096);
 
+template <bool modified>
 struct ForwardKernel {
   const char* name;
-  void (*kernel)(ForwardParameters);
+  void (*kernel)(ForwardParameters<modified>);
   int rows;  // of queries, that a block takes
   int threads;
   int shared_bytes;
 };
 
 // head_dim and head_dim_v up to `dim`.
-template <class T, int dim, Weights weights>
-ForwardKernel forward_kernel();
+template <class T, int dim, Weights weights, bool modified>
+ForwardKernel<modified> forward_kernel();
 
 }  // namespace ringattn::cuda

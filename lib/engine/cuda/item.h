@@ -14,11 +14,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define RA_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define RA_HOST_DEVICE inline
-#endif
+#include "core/host_device.h"
 
 namespace ringattn::cuda {
 
@@ -67,7 +63,7 @@ struct Members {
 struct Item {
   Members queries, keys;
   std::int64_t lower, upper;  // Band
-  std::int64_t kv_begin;      // of the document
+  std::int64_t kv_begin;      // of the document, in steps of its spacing
   std::int32_t first_tile;    // of the launch's
 
   // Keys that row i sees. `kv_length`: Work::kv_length of the batch entry.
@@ -82,6 +78,16 @@ struct Item {
     if (position >= kv_length - kv_begin) return {0, 0};
     return {queries.count_below(position - upper), queries.count_below(position - lower + 1)};
   }
+};
+
+// Where an item's positions are in the whole problem (plan/interval.h), for what changes its scores and weights.
+struct PlacedItem : Item {
+  std::int64_t q_begin, first_key, spacing, shift;  // first_key: WorkItem::kv_begin
+
+  // Of the whole sequence: the token at a position, and the key that the query at a position faces.
+  RA_HOST_DEVICE std::int64_t query(std::int64_t position) const { return q_begin + position * spacing; }
+  RA_HOST_DEVICE std::int64_t key(std::int64_t position) const { return first_key + position * spacing; }
+  RA_HOST_DEVICE std::int64_t faced(std::int64_t position) const { return key(position + shift); }
 };
 
 // Of the other side of an item: outside `some` no row (or key) of the tile sees anything, inside `all` each of them sees everything.
@@ -129,11 +135,13 @@ RA_HOST_DEVICE Walk walk_rows(const Item& item, std::int64_t first, std::int64_t
 }
 
 // The work of one launch: some items, for some entries of the batch. Kernel parameters may have 4 KB in all.
-struct Work {
-  static constexpr int most_items = 18, most_entries = 24;
+template <class AnyItem, int of_items>
+struct AnyWork {
+  static constexpr int most_items = of_items, most_entries = 24;
 
-  Item item[most_items];
-  std::int64_t length[most_entries];  // Problem::kv_length of each entry; if not padded, of all entries length[0]
+  AnyItem item[most_items];
+  // Problem::kv_length of each entry, in steps as Item::kv_begin has them; if not padded, of all entries length[0].
+  std::int64_t length[most_entries];
   std::int32_t num_items;
   std::int32_t num_tiles;  // of all items
   std::int32_t first_entry, num_entries;
@@ -141,7 +149,7 @@ struct Work {
 
   // Entry n of the launch's.
   RA_HOST_DEVICE std::int64_t kv_length(int n) const { return length[is_padded ? n : 0]; }
-  RA_HOST_DEVICE const Item& item_of(std::int32_t tile) const {
+  RA_HOST_DEVICE const AnyItem& item_of(std::int32_t tile) const {
     int begin = 0, end = num_items;  // the item is one of these
     while (end - begin > 1) {
       const int middle = (begin + end) / 2;
@@ -153,6 +161,8 @@ struct Work {
     return item[begin];
   }
 };
+using Work = AnyWork<Item, 18>;
+using PlacedWork = AnyWork<PlacedItem, 14>;
 
 // [batch, rows, heads, dim], strides in elements, dim dense.
 struct View {

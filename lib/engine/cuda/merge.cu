@@ -44,7 +44,6 @@ __device__ __forceinline__ void store_number(T* to, float x) {
 
 template <class T>
 __device__ __forceinline__ void merge_line(const Merge& p, std::int64_t line) {
-  constexpr float log2_e = 1.44269502F, log2_e_rest = 1.92596299e-8F;  // log2(e) is their sum
   const std::int64_t head = line % p.num_heads, row = line / p.num_heads % p.rows, b = line / p.num_heads / p.rows;
   const std::int64_t stored = p.first_row + row, state = (b * p.num_heads + head) * p.query_rows + stored;
   const std::int64_t of_part = row - p.begin;
@@ -55,8 +54,7 @@ __device__ __forceinline__ void merge_line(const Merge& p, std::int64_t line) {
   float own_factor = 1.0F, part_factor = 0.0F;
   if (has_part) {
     const float lse = p.part_lse[(b * p.num_heads + head) * p.count + of_part];
-    const float here = lse * log2_e;
-    const float lost = is_finite(here) ? multiply_add(lse, log2_e, -here) + lse * log2_e_rest : 0.0F;
+    const float here = lse * log2_of_e, lost = rest_of_log2(lse, here);
     const float both = here > max ? here : max, subtracted = both == minus_infinity ? 0.0F : both;
     own_factor = exp2_approx(max - subtracted);
     part_factor = exp2_approx(here - subtracted) * multiply_add(lost, log_2, 1.0F);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "engine/cuda/modifiers.h"
 #include "engine/precision.h"
 
 namespace ringattn::cuda {
@@ -23,25 +24,20 @@ std::string portable_refusal(const Problem& problem) {
   if (problem.head_dim > most_head_dim) return refuse("head_dim", problem.head_dim, most_head_dim);
   if (problem.head_dim_v > most_head_dim) return refuse("head_dim_v", problem.head_dim_v, most_head_dim);
   if (problem.num_heads_q > most_heads) return refuse("num_heads_q", problem.num_heads_q, most_heads);
-  const auto not_yet = [](const char* field) { return text("the portable engine does not compute ", field, " yet"); };
-  if (!problem.alibi_slopes.empty()) return not_yet("alibi_slopes");
-  if (problem.has_key_bias) return not_yet("key_bias");
-  if (problem.num_sinks > 0) return not_yet("sinks");
-  if (problem.dropout.probability != 0) return not_yet("dropout");
-  if (!problem.slices.empty()) return not_yet("mask_slices");
-  if (!problem.branches.empty()) return not_yet("dilated attention (num_branches)");
   if (problem.batch >= most_entries) return refuse("batch", problem.batch, most_entries - 1);
   return "";
 }
 
-Variant choose_forward(const Problem& p) { return {p.dtype, width_of(p), !may_round_weights(p)}; }
+Variant choose_forward(const Problem& p) {
+  return {p.dtype, width_of(p), !may_round_weights(p), has_modifiers(p) || p.num_sinks > 0};
+}
 
 // All operands of a product are of one type, and parts of exact weights must not be too small for it, as they may be for float16.
 Variant choose_backward(const Problem& p) {
   const bool alike = p.dtype == p.out_dtype;
   const bool rounds = may_round_weights(p);
-  if (alike && (rounds || p.dtype == DType::bfloat16)) return {p.dtype, width_of(p), !rounds};
-  return {DType::float32, width_of(p), !has_many(p)};
+  if (alike && (rounds || p.dtype == DType::bfloat16)) return {p.dtype, width_of(p), !rounds, has_modifiers(p)};
+  return {DType::float32, width_of(p), !has_many(p), has_modifiers(p)};
 }
 
 }  // namespace ringattn::cuda

@@ -18,6 +18,7 @@ struct Variant {
   DType dtype;         // of operands in shared memory
   int dim;             // 64, 128 or 256: the least that has room for head_dim and head_dim_v
   bool exact_weights;  // and gradients of scores; else they are rounded to dtype
+  bool modified;       // the kernels with what changes scores, weights, or how rows begin; else those without
   friend bool operator==(const Variant&, const Variant&) = default;
 };
 Variant choose_forward(const Problem& problem);
@@ -30,10 +31,10 @@ Variant choose_backward(const Problem& problem);
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream, int num_sms = 0,
                      const std::int32_t* only_if = nullptr);
 
-// delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum. `out` is of the dtype of `dout`.
+// delta[b, h, i] = dot(dout, out) of each of `rows` rows, summed as the backward kernels sum where `out` is of the dtype of `dout`.
 int portable_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows, float* delta,
                    CUstream_st* stream, int num_sms = 0);
-// As portable_forward, for a backward step, which needs no scratch. Results are bitwise repeatable.
+// As portable_forward, for a backward step. Both need a scratch of modifier_bytes (modifiers.h). Results are bitwise repeatable.
 int portable_backward(const Problem& problem, const BackwardStep& step, CUstream_st* stream, int num_sms = 0);
 
 }  // namespace ringattn::cuda

@@ -2,7 +2,8 @@
 
 namespace ringattn::cuda {
 
-template BackwardKernel backward_kernel<Float16, 128, Weights::rounded>(Side side);
+template BackwardKernel<false> backward_kernel<Float16, 128, Weights::rounded, false>(Side side);
+template BackwardKernel<true> backward_kernel<Float16, 128, Weights::rounded, true>(Side side);
 template DeltaKernel delta_kernel<Float16, 128, Weights::rounded>();
 
 }  // namespace ringattn::cuda

@@ -2,9 +2,11 @@
 
 namespace ringattn::cuda {
 
-template BackwardKernel backward_kernel<float, 128, Weights::rounded>(Side side);
+template BackwardKernel<false> backward_kernel<float, 128, Weights::rounded, false>(Side side);
+template BackwardKernel<true> backward_kernel<float, 128, Weights::rounded, true>(Side side);
 template DeltaKernel delta_kernel<float, 128, Weights::rounded>();
-template BackwardKernel backward_kernel<float, 128, Weights::exact>(Side side);
+template BackwardKernel<false> backward_kernel<float, 128, Weights::exact, false>(Side side);
+template BackwardKernel<true> backward_kernel<float, 128, Weights::exact, true>(Side side);
 template DeltaKernel delta_kernel<float, 128, Weights::exact>();
 
 }  // namespace ringattn::cuda

@@ -6,6 +6,7 @@
 
 #include "engine/cuda/device/launch.h"
 #include "engine/cuda/forward.h"
+#include "engine/cuda/modifiers.h"
 #include "engine/cuda/portable.h"
 #include "engine/cuda/step.h"
 #include "engine/cuda/variant.h"
@@ -20,8 +21,9 @@ bool in_pairs(const Tensor& tensor, std::int64_t dim) {
          (tensor.batch_stride | tensor.seq_stride | tensor.head_stride | dim) % 2 == 0;
 }
 
-ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step) {
-  ForwardParameters p{};
+template <bool modified>
+ForwardParameters<modified> parameters_of(const Problem& problem, const ForwardStep& step) {
+  ForwardParameters<modified> p{};
   p.q = view_of(step.q);
   p.k = view_of(step.k);
   p.v = view_of(step.v);
@@ -38,17 +40,22 @@ ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step)
   p.out_type = static_cast<std::int32_t>(step.out.dtype);
   const double scale = static_cast<double>(problem.softmax_scale), cap = static_cast<double>(problem.softcap);
   if (cap != 0) {
-    p.score = ForwardParameters::Score::capped;
+    p.score = Score::capped;
     p.inner = static_cast<float>(scale / cap);
     p.outer = static_cast<float>(cap * std::numbers::log2e);
-  } else if (scale > 0) {
-    p.score = ForwardParameters::Score::scaled;
+  } else if (scale > 0 && !modified) {
+    p.score = Score::scaled;
     p.inner = 1;
     p.outer = static_cast<float>(scale * std::numbers::log2e);
   } else {
-    p.score = ForwardParameters::Score::multiplied;
+    p.score = Score::multiplied;
     p.inner = problem.softmax_scale;
     p.outer = static_cast<float>(std::numbers::log2e);
+  }
+  if constexpr (modified) {
+    p.outer = static_cast<float>(std::numbers::log2e);
+    p.modifiers = modifiers_of(problem, step.origin, step.key_bias, step.key_rows, step.scratch);
+    p.beginning = {problem.num_sinks > 0 ? step.sinks : nullptr, false, problem.softcap};
   }
   p.q_aligned = is_aligned(step.q);
   p.k_aligned = is_aligned(step.k);
@@ -60,47 +67,88 @@ ForwardParameters parameters_of(const Problem& problem, const ForwardStep& step)
   return p;
 }
 
+// Keys that an item has in a later turn find what the turns before have left: between steps the running state, and in the last step, where
+// there may be none, out and lse. So only layers have several turns, whose results are fp32.
+template <bool modified>
+int run(const Problem& problem, const ForwardStep& step, int turn, CUstream_st* stream, int num_sms,
+        const std::int32_t* only_if) {
+  const auto kernel = with_variant<modified>(
+      choose_forward(problem),
+      [&]<class T, int dim, Weights weights, bool with>() { return forward_kernel<T, dim, weights, with>(); });
+  ForwardParameters<modified> p = parameters_of<modified>(problem, step);
+  p.only_if = only_if;
+  if constexpr (modified) {
+    p.beginning.is_complete = turn > 0 && step.last;
+    if (p.beginning.is_complete) p.running = p.out;
+  }
+  p.first = step.first && turn == 0;
+  const bool is_complete = turn > 0 && step.last;
+  int error = modified && turn == 0 ? store_slopes(problem, step.origin, step.scratch, stream) : 0;
+  std::vector<Access> accesses;
+  for_each_work<WorkFor<modified>>(
+      problem, step.items, Side::query, kernel.rows, problem.num_heads_q, [&](const WorkFor<modified>& work) {
+        if (error != 0) return;
+        p.work = work;
+        const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);
+        accesses.clear();
+        if (only_if != nullptr) accesses.push_back({only_if, sizeof *only_if, false});
+        const auto add = [&](const Tensor& tensor, Range rows, std::int64_t heads, std::int64_t dim, bool writes) {
+          if (!rows.empty()) accesses.push_back(access_of(tensor, work, rows, heads, dim, writes));
+        };
+        const auto add_values = [&](const float* values, bool writes) {
+          if (values != nullptr)
+            accesses.push_back(access_of(values, work, queries, problem.num_heads_q, step.query_rows, writes));
+        };
+        if (!keys.empty()) add(step.q, queries, problem.num_heads_q, problem.head_dim, false);
+        add(step.k, keys, problem.num_heads_kv, problem.head_dim, false);
+        add(step.v, keys, problem.num_heads_kv, problem.head_dim_v, false);
+        const auto add_running = [&](bool writes) {
+          add(step.running, queries, problem.num_heads_q, problem.head_dim_v, writes);
+          add_values(step.max, writes);
+          add_values(step.sum, writes);
+        };
+        const auto add_results = [&](bool writes) {
+          add(step.out, queries, problem.num_heads_q, problem.head_dim_v, writes);
+          add_values(step.lse, writes);
+        };
+        if (is_complete)
+          add_results(false);
+        else if (!p.first)
+          add_running(false);
+        if (!step.last) add_running(true);
+        if (step.last) add_results(true);
+        if constexpr (modified) {
+          const auto add_numbers = [&](const float* numbers, std::int64_t count) {
+            if (numbers != nullptr)
+              accesses.push_back({numbers, static_cast<std::size_t>(count) * sizeof(float), false});
+          };
+          add_numbers(p.modifiers.slopes, problem.num_heads_q);
+          if (p.first) add_numbers(p.beginning.sinks, problem.num_heads_q);
+          if (p.modifiers.key_bias != nullptr && !keys.empty())
+            accesses.push_back(access_of(p.modifiers.key_bias, work, keys, 1, step.key_rows, false));
+        }
+        const LaunchConfig config{.name = kernel.name,
+                                  .threads = kernel.threads,
+                                  .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
+                                  .stream = stream};
+        error = launch_in_turns(config, accesses, kernel.kernel, p,
+                                work.num_tiles * problem.num_heads_q * work.num_entries, num_sms);
+      });
+  return error;
+}
+
 }  // namespace
 
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream, int num_sms,
                      const std::int32_t* only_if) {
-  const ForwardKernel kernel = with_variant(
-      choose_forward(problem), [&]<class T, int dim, Weights weights>() { return forward_kernel<T, dim, weights>(); });
-  ForwardParameters p = parameters_of(problem, step);
-  p.only_if = only_if;
   int error = 0;
-  std::vector<Access> accesses;
-  for_each_work(problem, step.items, Side::query, kernel.rows, problem.num_heads_q, [&](const Work& work) {
+  for_each_turn(step.items, Side::query, [&](std::span<const WorkItem> items, int turn) {
     if (error != 0) return;
-    p.work = work;
-    const Range queries = rows_of(work, Side::query), keys = rows_of(work, Side::key_value);
-    accesses.clear();
-    if (only_if != nullptr) accesses.push_back({only_if, sizeof *only_if, false});
-    const auto add = [&](const Tensor& tensor, Range rows, std::int64_t heads, std::int64_t dim, bool writes) {
-      if (!rows.empty()) accesses.push_back(access_of(tensor, work, rows, heads, dim, writes));
-    };
-    const auto add_values = [&](const float* values, bool writes) {
-      if (values != nullptr)
-        accesses.push_back(access_of(values, work, queries, problem.num_heads_q, step.query_rows, writes));
-    };
-    if (!keys.empty()) add(step.q, queries, problem.num_heads_q, problem.head_dim, false);
-    add(step.k, keys, problem.num_heads_kv, problem.head_dim, false);
-    add(step.v, keys, problem.num_heads_kv, problem.head_dim_v, false);
-    const auto add_running = [&](bool writes) {
-      add(step.running, queries, problem.num_heads_q, problem.head_dim_v, writes);
-      add_values(step.max, writes);
-      add_values(step.sum, writes);
-    };
-    if (!step.first) add_running(false);
-    if (!step.last) add_running(true);
-    if (step.last) add(step.out, queries, problem.num_heads_q, problem.head_dim_v, true);
-    if (step.last) add_values(step.lse, true);
-    const LaunchConfig config{.name = kernel.name,
-                              .threads = kernel.threads,
-                              .shared_bytes = static_cast<std::size_t>(kernel.shared_bytes),
-                              .stream = stream};
-    error = launch_in_turns(config, accesses, kernel.kernel, p, work.num_tiles * problem.num_heads_q * work.num_entries,
-                            num_sms);
+    ForwardStep own = step;
+    own.items = items;
+    const bool modified = choose_forward(problem).modified || (turn > 0 && step.last);
+    error = modified ? run<true>(problem, own, turn, stream, num_sms, only_if)
+                     : run<false>(problem, own, turn, stream, num_sms, only_if);
   });
   return error;
 }

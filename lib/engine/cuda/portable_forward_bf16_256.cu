@@ -2,7 +2,9 @@
 
 namespace ringattn::cuda {
 
-template ForwardKernel forward_kernel<BFloat16, 256, Weights::rounded>();
-template ForwardKernel forward_kernel<BFloat16, 256, Weights::exact>();
+template ForwardKernel<false> forward_kernel<BFloat16, 256, Weights::rounded, false>();
+template ForwardKernel<true> forward_kernel<BFloat16, 256, Weights::rounded, true>();
+template ForwardKernel<false> forward_kernel<BFloat16, 256, Weights::exact, false>();
+template ForwardKernel<true> forward_kernel<BFloat16, 256, Weights::exact, true>();
 
 }  // namespace ringattn::cuda

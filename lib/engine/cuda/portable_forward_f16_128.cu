@@ -2,7 +2,9 @@
 
 namespace ringattn::cuda {
 
-template ForwardKernel forward_kernel<Float16, 128, Weights::rounded>();
-template ForwardKernel forward_kernel<Float16, 128, Weights::exact>();
+template ForwardKernel<false> forward_kernel<Float16, 128, Weights::rounded, false>();
+template ForwardKernel<true> forward_kernel<Float16, 128, Weights::rounded, true>();
+template ForwardKernel<false> forward_kernel<Float16, 128, Weights::exact, false>();
+template ForwardKernel<true> forward_kernel<Float16, 128, Weights::exact, true>();
 
 }  // namespace ringattn::cuda

@@ -8,7 +8,14 @@
 namespace ringattn::cuda {
 
 constexpr float minus_infinity = -__builtin_huge_valf();
+constexpr float log2_of_e = 1.44269504088896340736F;
 constexpr float log_2 = 0.693147181F, log_2_rest = -1.90465421e-9F;  // ln 2 is their sum
+
+// What x log2(e) has lost where it was rounded to `rounded`; 0 where that is not finite.
+__device__ __forceinline__ float rest_of_log2(float x, float rounded) {
+  constexpr float log2_of_e_rest = 1.92596299e-8F;  // log2(e) is the sum of both
+  return is_finite(rounded) ? multiply_add(x, log2_of_e, -rounded) + x * log2_of_e_rest : 0.0F;
+}
 
 // log(2^max sum): what cancels is taken away before it is rounded.
 __device__ __forceinline__ float log_of(float max, float sum) {

@@ -6,23 +6,24 @@
 
 namespace ringattn::cuda {
 
-// f.operator()<T, dim, weights>()
-template <class T, Weights weights, class F>
+// f.operator()<T, dim, weights, modified>()
+template <class T, Weights weights, bool modified, class F>
 auto with_dim(int dim, F&& f) {
   switch (dim) {
     case 64:
-      return f.template operator()<T, 64, weights>();
+      return f.template operator()<T, 64, weights, modified>();
     case 128:
-      return f.template operator()<T, 128, weights>();
+      return f.template operator()<T, 128, weights, modified>();
     default:
-      return f.template operator()<T, 256, weights>();
+      return f.template operator()<T, 256, weights, modified>();
   }
 }
-template <class F>
+// Of what Variant::modified says, but that `modified` says it.
+template <bool modified, class F>
 auto with_variant(const Variant& variant, F&& f) {
   const auto with_type = [&]<class T>(T) {
-    return variant.exact_weights ? with_dim<T, Weights::exact>(variant.dim, f)
-                                 : with_dim<T, Weights::rounded>(variant.dim, f);
+    return variant.exact_weights ? with_dim<T, Weights::exact, modified>(variant.dim, f)
+                                 : with_dim<T, Weights::rounded, modified>(variant.dim, f);
   };
   switch (variant.dtype) {
     case DType::bfloat16:

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <new>
@@ -65,8 +66,12 @@ struct Mappings {
 
 std::byte* take_mapping() {
   if (mappings.unused.empty()) {
+    // A few of them: another thread that begins now would have to map what this one has no use for.
+    constexpr std::ptrdiff_t at_once = 64;
     const std::lock_guard lock(spare.mutex);
-    mappings.unused.swap(spare.mappings);
+    const auto first = spare.mappings.end() - std::min(at_once, std::ssize(spare.mappings));
+    mappings.unused.assign(first, spare.mappings.end());
+    spare.mappings.erase(first, spare.mappings.end());
   }
   if (!mappings.unused.empty()) {
     std::byte* const mapping = mappings.unused.back();
