@@ -373,6 +373,11 @@ func (x *AttentionDesc) toC(k *keeper, raw *C.ra_attention_desc) {
 // memory during a forward call is ForwardTensors + ForwardWorkspace, and the same with Backward. Not counted
 // are the context itself, its transport and threads, and short lists of what is to be computed: about 500
 // bytes for each document and 100 for each chunk of each rank.
+//
+// Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that
+// share no rows, of the heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops
+// are those of all layers together, a workspace is that of the layer that needs most, and what all of them
+// share.
 type MemoryRequirements struct {
 	// q, k, v, out and lse, packed; and where the description has them, KeyBias and sinks
 	ForwardTensors uint64
@@ -383,11 +388,17 @@ type MemoryRequirements struct {
 	// output in fp32 where OutDType is another; where cuDNN may run, what it needs and, unless WorldSize is
 	// 1, one block's output in fp32. ScheduleAllGather: the same for one part, but its own chunk and those of
 	// the r ranks whose keys it sees, 1 + r. A chunk has its keys' KeyBias with it; sinks take a number for
-	// each query head
+	// each query head. With mask slices or branches: the same for one layer, as if WorldSize were not 1, its
+	// rows of q, packed, and their output and lse in fp32; and shared by all layers, lse, and the output in
+	// fp32 where OutDType is another
 	ForwardWorkspace uint64
 	// tiles of each thread, delta of each row, dq in fp32 where GradDType is another, two chunks in flight
 	// and four of gradients in fp32; if WorldSize is 1, one and one. ScheduleAllGather: the same for one
-	// part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys
+	// part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys. With mask slices
+	// or branches: the same for one layer, its rows of q and dout, packed, and their lse, delta and dq in
+	// fp32; and shared by all layers, delta, and dq, dk and dv in fp32 where GradDType is another.
+	// DilationGradientConstantWeights: or that of a branch's forward pass, if it is more, and in any case the
+	// branch's output and lse in fp32
 	BackwardWorkspace uint64
 	// lse alone, part of the tensors
 	LSE uint64

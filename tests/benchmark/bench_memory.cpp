@@ -253,6 +253,28 @@ void measure_gathering(Report& report, Progress& progress, const std::vector<std
   worst.add_bars(report, "all_gather");
 }
 
+// Layers are computed one after the other, in the memory of the one that needs most.
+void measure_dilation(Report& report, Progress& progress, const std::vector<std::int32_t>& world_sizes) {
+  report.begin_table("32,768 tokens x 4 heads x 64, fp32, causal, LongNet's pattern, contiguous; memory per rank",
+                     columns({{"pass", "pass", "", "", 1, 8}, {"ranks", "ranks"}}, {}));
+  const std::vector<std::int64_t> segment_lengths = {2048, 4096, 8192, 16384, 32768}, dilations = {1, 2, 4, 8, 16};
+  Worst worst;
+  for (const Pass pass : {Pass::forward, Pass::backward})
+    for (const std::int32_t ranks : world_sizes) {
+      const std::string name = pass == Pass::forward ? "forward" : "backward";
+      progress.begin_step(fmt::format("dilated, {}, {} ranks", name, ranks));
+      ra_attention_desc desc = make_desc(32768, 4, RA_MASK_CAUSAL);
+      desc.sharding = RA_SHARDING_CONTIGUOUS;
+      desc.num_branches = static_cast<std::int32_t>(dilations.size());
+      desc.segment_lengths = segment_lengths.data();
+      desc.dilations = dilations.data();
+      const Measured m = measure({desc, ranks, pass});
+      report.add_row(cells({name, double(ranks)}, m, {}));
+      worst.add(m);
+    }
+  worst.add_bars(report, "dilated");
+}
+
 void measure_scaling(Report& report, Progress& progress, Pass pass, std::int64_t tokens, std::int64_t window,
                      const std::vector<std::int32_t>& world_sizes) {
   const std::string name = pass == Pass::forward ? "forward" : "backward";
@@ -368,10 +390,12 @@ void run(Report& report) {
   const Ranks gathering = quick ? Ranks{16} : Ranks{4, 16};
   const std::vector<std::int64_t> documents =
       quick ? std::vector<std::int64_t>{1, 2000} : std::vector<std::int64_t>{1, 500, 2000};
-  Progress progress(static_cast<int>(known.size() + 2 * gathering.size() + 2 * scaling.size() + lengths.size() +
-                                     2 * documents.size()));
+  const Ranks dilated = quick ? Ranks{4} : Ranks{1, 4, 8};
+  Progress progress(static_cast<int>(known.size() + 2 * gathering.size() + 2 * dilated.size() + 2 * scaling.size() +
+                                     lengths.size() + 2 * documents.size()));
   measure_known_shape(report, progress, known);
   measure_gathering(report, progress, gathering);
+  measure_dilation(report, progress, dilated);
   measure_scaling(report, progress, Pass::forward, tokens, window, scaling);
   measure_scaling(report, progress, Pass::backward, tokens, window, scaling);
   measure_lengths(report, progress, window, lengths);

@@ -50,7 +50,8 @@ static float rotated(int tensor, int64_t position, int64_t head, int64_t d, int6
   if (d >= 2 * half) return element(tensor, position, head * dim + d); /* the last one of an odd number */
   const int64_t pair = d % half;
   const double angle = (double)position * pow(10000, -(double)pair / (double)half);
-  const double x = element(tensor, position, head * dim + pair), y = element(tensor, position, head * dim + pair + half);
+  const double x = element(tensor, position, head * dim + pair),
+               y = element(tensor, position, head * dim + pair + half);
   return (float)(d < half ? x * cos(angle) - y * sin(angle) : x * sin(angle) + y * cos(angle));
 }
 

@@ -857,7 +857,11 @@ extern "C" {
 }
 /**What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.*/
+ threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.
+
+ Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that share no rows, of the
+ heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops are those of all layers together, a workspace is
+ that of the layer that needs most, and what all of them share.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct ra_memory_requirements {
@@ -872,11 +876,17 @@ row, and the output in fp32 where out_dtype is another; where cuDNN may run, wha
 and, unless world_size is 1, one block's output in fp32.
 RA_SCHEDULE_ALL_GATHER: the same for one part, but its own chunk and those of the r ranks
 whose keys it sees, 1 + r. A chunk has its keys' key_bias with it; sinks take a number for
-each query head*/
+each query head. With mask slices or branches: the same for one layer, as if world_size were
+not 1, its rows of q, packed, and their output and lse in fp32; and shared by all layers, lse,
+and the output in fp32 where out_dtype is another*/
     pub forward_workspace: usize,
     /**tiles of each thread, delta of each row, dq in fp32 where grad_dtype is another, two chunks in
 flight and four of gradients in fp32; if world_size is 1, one and one. RA_SCHEDULE_ALL_GATHER: the
-same for one part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys*/
+same for one part, but 1 + r chunks, and 1 + r + s of gradients, where s other ranks see its keys.
+With mask slices or branches: the same for one layer, its rows of q and dout, packed, and
+their lse, delta and dq in fp32; and shared by all layers, delta, and dq, dk and dv in fp32
+where grad_dtype is another. RA_DILATION_GRADIENT_CONSTANT_WEIGHTS: or that of a branch's
+forward pass, if it is more, and in any case the branch's output and lse in fp32*/
     pub backward_workspace: usize,
     ///lse alone, part of the tensors
     pub lse: usize,

@@ -11,6 +11,11 @@ import dev.ringattn.internal.RingAttnConstants;
  * the context itself, its transport and threads, and short lists of what is to be computed: about
  * 500 bytes for each document and 100 for each chunk of each rank.
  *
+ * <p>Mask slices and dilated attention are computed in layers, one after the other: a layer has the
+ * slices that share no rows, of the heads that keep the same positions in a branch. Steps, hops,
+ * bytes, pairs and flops are those of all layers together, a workspace is that of the layer that
+ * needs most, and what all of them share.
+ *
  * @param forwardTensors q, k, v, out and lse, packed; and where the description has them, keyBias
  *     and sinks
  * @param backwardTensors q, k, v, out, lse, dout, dq, dk and dv, packed; and where the description
@@ -20,11 +25,17 @@ import dev.ringattn.internal.RingAttnConstants;
  *     run, what it needs and, unless worldSize is 1, one block's output in fp32.
  *     Schedule.ALL_GATHER: the same for one part, but its own chunk and those of the r ranks whose
  *     keys it sees, 1 + r. A chunk has its keys' keyBias with it; sinks take a number for each
- *     query head
+ *     query head. With mask slices or branches: the same for one layer, as if worldSize were not 1,
+ *     its rows of q, packed, and their output and lse in fp32; and shared by all layers, lse, and
+ *     the output in fp32 where outDtype is another
  * @param backwardWorkspace tiles of each thread, delta of each row, dq in fp32 where gradDtype is
  *     another, two chunks in flight and four of gradients in fp32; if worldSize is 1, one and one.
  *     Schedule.ALL_GATHER: the same for one part, but 1 + r chunks, and 1 + r + s of gradients,
- *     where s other ranks see its keys
+ *     where s other ranks see its keys. With mask slices or branches: the same for one layer, its
+ *     rows of q and dout, packed, and their lse, delta and dq in fp32; and shared by all layers,
+ *     delta, and dq, dk and dv in fp32 where gradDtype is another.
+ *     DilationGradient.CONSTANT_WEIGHTS: or that of a branch's forward pass, if it is more, and in
+ *     any case the branch's output and lse in fp32
  * @param lse lse alone, part of the tensors
  * @param context sizeof the context, without what it points to
  * @param forwardChunks chunks that a K/V shard is cut into: numChunks or the library's choice, but
