@@ -285,6 +285,7 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
                                                            static_cast<std::size_t>(threads_.count()));
   const Running partials = take_partials(shared, problem);
   std::vector<Unit> units;
+  std::vector<Interval> seeing;  // rows of one piece that see keys, piece by piece of these
   units.reserve(static_cast<std::size_t>(pieces));
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries) {
@@ -305,10 +306,12 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
         add({0, queries.length});
         continue;
       }
-      Interval rows;  // of pieces of keys whose rows follow each other or overlap
-      for (const Piece& piece : item.keys) {
-        const Interval next = find_rows(problem, item, queries, piece);
-        if (next.lo >= next.hi) continue;
+      seeing.clear();
+      for (const Piece& piece : item.keys)
+        if (const Interval next = find_rows(problem, item, queries, piece); next.lo < next.hi) seeing.push_back(next);
+      std::sort(seeing.begin(), seeing.end(), [](const Interval& a, const Interval& b) { return a.lo < b.lo; });
+      Interval rows;
+      for (const Interval& next : seeing) {
         if (next.lo > rows.hi) {
           add(rows);
           rows = next;
