@@ -5,12 +5,12 @@
 namespace ringattn {
 namespace {
 
-// The heads of a layer as a problem of their own. Results are fp32, as those of all layers are put together.
+// The heads of a layer as a problem of their own.
 std::shared_ptr<Problem> problem_of(const Problem& whole, const HeadSet& heads) {
   Problem p = whole;
   p.num_heads_q = heads.count_q();
   p.num_heads_kv = heads.count_kv;
-  p.out_dtype = p.grad_dtype = DType::float32;
+  p.is_partial = true;
   p.num_sinks = 0;  // they join the results of all layers together
   if (p.schedule == Schedule::automatic) p.schedule = Schedule::ring;
   return std::make_shared<Problem>(std::move(p));

@@ -155,7 +155,7 @@ class Plan {
     return between(additions_, moment, &Moment::additions);
   }
   // Whether dK and dV are added to the caller's tensors straight away.
-  bool adds_directly() const { return !packs() && problem_->grad_dtype == DType::float32; }
+  bool adds_directly() const { return !packs() && problem_->stored_grad() == DType::float32; }
   // Of the size of the longest chunk. Without a chunk slot the caller's shard is what is held, and needs no packing.
   int chunk_slots() const { return chunk_slots_; }
   int gradient_slots() const { return gradient_slots_; }

@@ -91,6 +91,7 @@ struct Problem {
   DType dtype = DType::float32;
   DType out_dtype = DType::float32;
   DType grad_dtype = DType::float32;
+  bool is_partial = false;  // results are fp32, to be put together with others before they are rounded to these
   Sharding sharding = Sharding::contiguous;
   std::int64_t stripe = 1;
   bool causal = false;
@@ -123,6 +124,10 @@ struct Problem {
     return kv_lengths.empty() ? seqlen_kv : kv_lengths[static_cast<std::size_t>(b)];
   }
   std::int64_t longest_kv() const;
+
+  // What results are stored in.
+  DType stored_out() const { return is_partial ? DType::float32 : out_dtype; }
+  DType stored_grad() const { return is_partial ? DType::float32 : grad_dtype; }
 
   // Whether it is computed in layers (layer.h).
   bool is_layered() const { return !slices.empty() || !branches.empty(); }

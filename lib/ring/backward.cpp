@@ -40,7 +40,7 @@ class Backward {
 
   void run(const BackwardMemory& memory) const {
     const Extent queries{plan_.query_rows(), p_.num_heads_q, p_.head_dim};
-    const bool in_place = p_.grad_dtype == DType::float32;  // dq is summed in the caller's
+    const bool in_place = p_.stored_grad() == DType::float32;  // dq is summed in the caller's
     BackwardStep step;
     step.origin = origin_;
     step.q = call_.q;

@@ -30,7 +30,7 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     step.q = tensors.of_queries(call.q);
     step.query_rows = plan.query_rows();
     step.out = tensors.of_queries(call.out);
-    step.running = p.out_dtype == DType::float32
+    step.running = p.stored_out() == DType::float32
                        ? step.out
                        : packed_tensor(memory.running, DType::float32, plan.query_rows(), p.num_heads_q, p.head_dim_v);
     step.max = memory.max;

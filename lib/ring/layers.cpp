@@ -99,12 +99,12 @@ struct LayerBackward {
   Tensor q, dout, lse, delta, dq;
   void* rest;
 
-  static LayerBackward take(Arena& arena, const Plan& plan, const Engine& engine, DType out_dtype) {
+  static LayerBackward take(Arena& arena, const Plan& plan, const Engine& engine) {
     const Problem& p = plan.problem();
     const std::int64_t rows = plan.query_rows(), heads = p.num_heads_q, all = p.batch * rows * heads;
     LayerBackward m;
     m.q = packed_tensor(arena.take<std::byte>(all * p.head_dim * size_of(p.dtype)), p.dtype, rows, heads, p.head_dim);
-    m.dout = packed_tensor(arena.take<std::byte>(all * p.head_dim_v * size_of(out_dtype)), out_dtype, rows, heads,
+    m.dout = packed_tensor(arena.take<std::byte>(all * p.head_dim_v * size_of(p.out_dtype)), p.out_dtype, rows, heads,
                            p.head_dim_v);
     m.lse = row_tensor(arena.take<float>(all), rows, heads);
     m.delta = row_tensor(arena.take<float>(all), rows, heads);
@@ -209,7 +209,7 @@ void add_gradients(const LayerPlan& layer, const Machinery& on, const Arena& res
                    const Tensor& lse, const Tensor& delta, const Gradients& sums, Total& total) {
   const Problem& p = layer.plan.problem();
   Arena arena = rest;
-  const LayerBackward memory = LayerBackward::take(arena, layer.plan, on.engine, call.dout.dtype);
+  const LayerBackward memory = LayerBackward::take(arena, layer.plan, on.engine);
   const KeptRows rows(layer, on);
   rows.pack(call.q, memory.q, p.head_dim);
   rows.pack(call.dout, memory.dout, p.head_dim_v);
@@ -251,9 +251,7 @@ std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine) {
     most = std::max(most, arena.size());
   };
   const auto take_forward = [&](Arena& arena, const Plan& layer) { LayerForward::take(arena, layer, engine); };
-  const auto take_backward = [&](Arena& arena, const Plan& layer) {
-    LayerBackward::take(arena, layer, engine, plan.problem().out_dtype);
-  };
+  const auto take_backward = [&](Arena& arena, const Plan& layer) { LayerBackward::take(arena, layer, engine); };
   for (const LayerPlan& layer : plan.layers())
     plan.pass() == Pass::forward ? count(layer, take_forward) : count(layer, take_backward);
   for (const LayerPlan& layer : plan.outputs()) count(layer, take_forward);

@@ -31,7 +31,7 @@ struct ForwardMemory {
     const std::int64_t rows = plan.has_one_moment() ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
     ForwardMemory memory;
     memory.chunks = take_chunk_slots(arena, plan);
-    memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);
+    memory.running = arena.take<float>(p.stored_out() == DType::float32 ? 0 : rows * p.head_dim_v);
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
     if (p.num_sinks > 0) memory.sinks = arena.take<float>(plan.problem().num_heads_q);
@@ -53,7 +53,7 @@ struct BackwardMemory {
     BackwardMemory memory;
     memory.chunks = take_chunk_slots(arena, plan);
     memory.delta = arena.take<float>(rows);
-    memory.dq = arena.take<float>(p.grad_dtype == DType::float32 ? 0 : rows * p.head_dim);
+    memory.dq = arena.take<float>(p.stored_grad() == DType::float32 ? 0 : rows * p.head_dim);
     memory.gradients = Slots::take(arena, plan.gradient_slots(), plan.gradient_bytes(plan.longest_chunk()));
     memory.scratch = take_scratch(arena, plan, problem, engine);
     return memory;

@@ -41,8 +41,7 @@ std::string CpuEngine::refusal(const Problem&) const { return {}; }
 void CpuEngine::compute_delta(const Problem& problem, const Tensor& dout, const Tensor& out, std::int64_t rows,
                               float* delta) {
   constexpr std::int64_t rows_at_once = 64;
-  // Those for a type of their own take no other, and the output of one branch of many is fp32.
-  const Tiles& tiles = dout.dtype == out.dtype ? tiles_.choose(problem) : *tiles_.any;
+  const Tiles& tiles = tiles_.choose(problem);
   const std::int64_t stretches = (rows + rows_at_once - 1) / rows_at_once;
   threads_.for_each(problem.batch * problem.num_heads_q * stretches, [&](std::int64_t index, int) {
     const std::int64_t first = index % stretches * rows_at_once, count = std::min(rows_at_once, rows - first);
