@@ -51,7 +51,7 @@ std::deque<reference::Oracle> draw_oracles(int count, std::uint64_t seed) {
   for (int i = 0; i < count; ++i) {
     reference::ProblemLimits limits = small;
     limits.modifiers = i % 3 == 1;
-    limits.layers = i % 6 == 5;
+    limits.layers = i % 12 == 5;
     oracles.emplace_back(reference::draw_problem(random, limits), random);
   }
   return oracles;
