@@ -48,7 +48,12 @@ constexpr reference::ProblemLimits small{.batch = 2, .seqlen = 40, .num_heads_kv
 std::deque<reference::Oracle> draw_oracles(int count, std::uint64_t seed) {
   reference::Random random(seed);
   std::deque<reference::Oracle> oracles;
-  for (int i = 0; i < count; ++i) oracles.emplace_back(reference::draw_problem(random, small), random);
+  for (int i = 0; i < count; ++i) {
+    reference::ProblemLimits limits = small;
+    limits.modifiers = i % 3 == 1;
+    limits.layers = i % 12 == 5;
+    oracles.emplace_back(reference::draw_problem(random, limits), random);
+  }
   return oracles;
 }
 

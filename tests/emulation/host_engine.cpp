@@ -72,7 +72,7 @@ class HostEngine final : public CudaEngine {
     accesses.tensor(step.q, {step.query_rows, p.num_heads_q, p.head_dim}, true, false)
         .tensor(step.k, {kept->key_rows(), p.num_heads_kv, p.head_dim}, true, false)
         .tensor(step.v, {kept->key_rows(), p.num_heads_kv, p.head_dim_v}, true, false)
-        .bytes(step.key_bias, p.has_key_bias ? p.batch * step.key_rows * size_of(DType::float32) : 0, true, false)
+        .tensor(row_tensor(step.key_bias, step.key_rows, 1), {p.has_key_bias ? kept->key_rows() : 0, 1, 1}, true, false)
         .bytes(step.sinks, step.first && p.num_sinks > 0 ? p.num_heads_q * size_of(DType::float32) : 0, true, false);
     if (runs)
       accesses.tensor(step.running, out, !step.first, true)

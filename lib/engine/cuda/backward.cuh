@@ -262,7 +262,7 @@ struct Backward {
     float ahead[2] = {};                 // of own queries: the key that each faces, from the first on
     float offset[2] = {}, bias[2] = {};  // of own keys
     float kept = 0.0F;                   // ModifierParameters
-    std::uint32_t bits = 0xffffffffU;    // of kept pairs
+    std::uint32_t bits[2] = {~0U, ~0U};  // of kept pairs
 
     template <class Parameters>
     __device__ __forceinline__ Change(const Parameters& p, int at, [[maybe_unused]] std::int32_t query_head) : at(at) {
@@ -283,31 +283,21 @@ struct Backward {
         if (kept != 0.0F) draw(p.modifiers);
       }
     }
-    // Bits of all pairs, in a loop that is not unrolled: Philox is long.
+    // Bits of all pairs, of both own rows.
     __device__ __forceinline__ void draw(const ModifierParameters& p) {
-      bits = 0;
-#pragma unroll 1
-      for (int n = 0; n < 2 * other_blocks; ++n) {
-        const int j = n / 2, half = n % 2;
-        const Words<4> own = Shape::OwnModified::load(own_row(half));
-        const Words<4> others[2] = {Shape::OtherModified::load(at + column_of(j, 0)),
-                                    Shape::OtherModified::load(at + column_of(j, 1))};
-        std::uint32_t two = 0;
-        if constexpr (of_keys) {
-#pragma unroll 1
-          for (int h = 0; h < 2; ++h) {
-            const std::int64_t key = ModifiedKey::of(own).position;
-            const PhiloxKey query = ModifiedQuery::of(h == 0 ? others[0] : others[1]).dropout;
-            two |= (word_of(dropout_words(query, p.offset, key / 4), key) >= p.threshold ? 1U : 0U) << h;
-          }
-        } else {
-          two = kept_of_two(p, ModifiedQuery::of(own).dropout, ModifiedKey::of(others[0]).position,
-                            ModifiedKey::of(others[1]).position);
-        }
-        bits |= two << (4 * j + 2 * half);
+      using Own = typename Shape::OwnModified;
+      using Other = typename Shape::OtherModified;
+      const bool in_fours = of_keys ? are_in_fours<Own>(0, Shape::rows) : are_in_fours<Other>(at, others);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if constexpr (of_keys)
+          bits[half] = kept_of_column<Own, Other, other_blocks>(p, own_row(half), at, in_fours);
+        else
+          bits[half] =
+              kept_of_row<Other, other_blocks>(p, ModifiedQuery::of(Own::load(own_row(half))).dropout, at, in_fours);
       }
     }
-    __device__ __forceinline__ bool keeps(int j, int i) const { return (bits >> (4 * j + i) & 1) != 0; }
+    __device__ __forceinline__ bool keeps(int j, int i) const { return (bits[i / 2] >> (2 * j + i % 2) & 1) != 0; }
 
     __device__ __forceinline__ float added(int j, int i) const {
       const Words<4> other = Shape::OtherModified::load(at + column_of(j, i % 2));

@@ -8,6 +8,7 @@
 
 #include "engine/cuda/device/convert.h"
 #include "engine/cuda/device/shared.h"
+#include "engine/cuda/device/threads.h"
 #include "engine/cuda/item.h"
 #include "engine/cuda/modifiers.h"
 #include "engine/dropout.h"
@@ -58,13 +59,14 @@ __device__ __forceinline__ ModifiedQuery modified_query(const ModifierParameters
     query.dropout = dropout_row_key(p.seed, item.query(position), p.entry + b, p.head + head * p.head_step);
   return query;
 }
-// Key j of an item's, in a tile whose first is key `first`.
+// Key j of an item's, in a tile whose first is key `first`. Behind the last one keys go on side by side.
 __device__ __forceinline__ ModifiedKey modified_key(const ModifierParameters& p, const PlacedItem& item, std::int64_t j,
                                                     std::int64_t first, std::int64_t b) {
-  if (j >= item.keys.count()) return {};
-  const std::int64_t position = item.key(item.keys.position(j)), of_first = item.key(item.keys.position(first));
+  const std::int64_t behind = largest(0, j - (item.keys.count() - 1));
+  const std::int64_t position = item.key(item.keys.position(j - behind)) + behind,
+                     of_first = item.key(item.keys.position(first));
   return {position, static_cast<float>(position - of_first),
-          p.key_bias == nullptr ? 0.0F : p.key_bias[b * p.key_rows + item.keys.row + j]};
+          p.key_bias == nullptr || behind > 0 ? 0.0F : p.key_bias[b * p.key_rows + item.keys.row + j]};
 }
 
 // What is added to the score of a row and a key. `ahead`: the key that the row faces, from the first of the tile on.
@@ -73,18 +75,85 @@ __device__ __forceinline__ float added_score(float slope, float ahead, float off
 }
 
 // ---------------------------------------------------------------- dropout
+//
+// A block of Philox has the words of four keys that are neighbours. Where a tile's keys are, and begin with the first of four, lanes that
+// hold some of the same four draw for each other, each every so manieth block, and exchange bits; else each draws for itself.
+
+// Whether the `count` keys from element `at` on are such.
+template <class Keys>
+__device__ __forceinline__ bool are_in_fours(int at, int count) {
+  const std::int64_t first = ModifiedKey::of(Keys::load(at)).position;
+  return first % 4 == 0 && ModifiedKey::of(Keys::load(at + count - 1)).position - first == count - 1;
+}
 
 __device__ __forceinline__ std::uint32_t word_of(const PhiloxBlock& words, std::int64_t key) {
   const std::uint32_t low = key % 2 == 0 ? words[0] : words[1], high = key % 2 == 0 ? words[2] : words[3];
   return key % 4 < 2 ? low : high;
 }
-// Whether a query keeps two keys, in two bits; mostly both are of one block of Philox.
-__device__ __forceinline__ std::uint32_t kept_of_two(const ModifierParameters& p, const PhiloxKey& query,
-                                                     std::int64_t first, std::int64_t second) {
-  PhiloxBlock words = dropout_words(query, p.offset, first / 4);
-  const std::uint32_t of_first = word_of(words, first);
-  if (first / 4 != second / 4) words = dropout_words(query, p.offset, second / 4);
-  return (of_first >= p.threshold ? 1U : 0U) | (word_of(words, second) >= p.threshold ? 2U : 0U);
+// Whether a query keeps the four keys of a block, in four bits.
+__device__ __forceinline__ std::uint32_t kept_of_four(const ModifierParameters& p, const PhiloxKey& query,
+                                                      std::int64_t group) {
+  const PhiloxBlock words = dropout_words(query, p.offset, group);
+  std::uint32_t kept = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) kept |= (words[i] >= p.threshold ? 1U : 0U) << i;
+  return kept;
+}
+
+// What a query, which is the same in the four lanes of a row, keeps of this lane's keys: bit 2n + i is that of key 8n + 2 (lane % 4) + i
+// of the `8 blocks` keys from element `at` on.
+template <class Keys, int blocks>
+__device__ __forceinline__ std::uint32_t kept_of_row(const ModifierParameters& p, const PhiloxKey& query, int at,
+                                                     bool in_fours) {
+  static_assert(blocks % 2 == 0);
+  const int lane = lane_index() % 4;
+  std::uint32_t kept = 0;
+  if (in_fours) {
+    const std::int64_t first = ModifiedKey::of(Keys::load(at)).position / 4 + lane / 2;
+    std::uint32_t own = 0;  // of every other block of eight
+#pragma unroll 1
+    for (int n = 0; n < blocks / 2; ++n) own |= kept_of_four(p, query, first + 2 * (2 * n + lane % 2)) << (4 * n);
+    const std::uint32_t other = shuffle_xor(own, 1);
+#pragma unroll
+    for (int n = 0; n < blocks; ++n)
+      kept |= ((n % 2 == lane % 2 ? own : other) >> (n / 2 * 4 + lane % 2 * 2) & 3U) << (2 * n);
+    return kept;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 2 * blocks; ++i) {
+    const std::int64_t key = ModifiedKey::of(Keys::load(at + i / 2 * 8 + 2 * lane + i % 2)).position;
+    kept |= (word_of(dropout_words(query, p.offset, key / 4), key) >= p.threshold ? 1U : 0U) << i;
+  }
+  return kept;
+}
+
+// What this lane's queries keep of one key, element `key` of Keys, which is the same in the four lanes of a row: bit 2n + i is that of
+// query 8n + 2 (lane % 4) + i of the `8 blocks` from element `at` of Queries on.
+template <class Keys, class Queries, int blocks>
+__device__ __forceinline__ std::uint32_t kept_of_column(const ModifierParameters& p, int key, int at, bool in_fours) {
+  const std::int64_t position = ModifiedKey::of(Keys::load(key)).position;
+  const int column = 2 * (lane_index() % 4);
+  const auto query_of = [&](int i) {
+    return ModifiedQuery::of(Queries::load(at + i / 2 * 8 + column + i % 2)).dropout;
+  };
+  std::uint32_t kept = 0;
+  if (in_fours) {
+    const int in_four = static_cast<int>(position % 4);  // of four lanes with the same queries
+    std::uint32_t own = 0;                               // of every fourth query
+#pragma unroll 1
+    for (int n = 0; n < blocks / 2; ++n) own |= kept_of_four(p, query_of(4 * n + in_four), position / 4) << (4 * n);
+#pragma unroll
+    for (int other = 0; other < 4; ++other) {  // of the lane whose key's place differs by so much
+      const std::uint32_t drawn = other == 0 ? own : shuffle_xor(own, 4 * other);
+#pragma unroll
+      for (int n = 0; n < blocks / 2; ++n) kept |= (drawn >> (4 * n + in_four) & 1U) << (4 * n + (in_four ^ other));
+    }
+    return kept;
+  }
+#pragma unroll 1
+  for (int i = 0; i < 2 * blocks; ++i)
+    kept |= (word_of(dropout_words(query_of(i), p.offset, position / 4), position) >= p.threshold ? 1U : 0U) << i;
+  return kept;
 }
 
 }  // namespace ringattn::cuda

@@ -75,14 +75,17 @@ int run(const Problem& problem, const ForwardStep& step, int turn, CUstream_st* 
   const auto kernel = with_variant<modified>(
       choose_forward(problem),
       [&]<class T, int dim, Weights weights, bool with>() { return forward_kernel<T, dim, weights, with>(); });
+  const bool is_complete = turn > 0 && step.last;
   ForwardParameters<modified> p = parameters_of<modified>(problem, step);
   p.only_if = only_if;
   if constexpr (modified) {
-    p.beginning.is_complete = turn > 0 && step.last;
-    if (p.beginning.is_complete) p.running = p.out;
+    p.beginning.is_complete = is_complete;
+    if (is_complete) {
+      p.running = p.out;
+      p.pairs = p.out_pairs;
+    }
   }
   p.first = step.first && turn == 0;
-  const bool is_complete = turn > 0 && step.last;
   int error = modified && turn == 0 ? store_slopes(problem, step.origin, step.scratch, stream) : 0;
   std::vector<Access> accesses;
   for_each_work<WorkFor<modified>>(
