@@ -371,16 +371,17 @@ func (x *DilationPhase) UnmarshalText(text []byte) error {
 	return parseEnum(x, text, DilationPhaseBlocksOfHeads, DilationPhaseInterleavedHeads)
 }
 
-// DilationPadding: What stands behind the end of a last segment that is shorter than the others of its
-// branch.
+// DilationPadding: What a head has in a segment where it keeps fewer positions than other heads, or than in
+// other segments of its branch.
 type DilationPadding int32
 
 const (
 	// nothing
 	DilationPaddingMasked DilationPadding = C.RA_DILATION_PADDING_MASKED
-	// what torchscale pads with: keys with score 0 and value 0, so many that each head has ceil(g / r) keys
-	// in every segment of g positions; for full masks only. Rows of that segment get smaller outputs for it,
-	// and longer sequences other results for the same tokens
+	// what torchscale pads with: keys with score 0 and value 0, so many that each head keeps ceil(g / r) in
+	// every segment of g positions, those counted that KVLengths hides; for full masks only. Rows of that
+	// segment get smaller outputs and a larger lse for it, also those that see no other key, and longer
+	// sequences other results for the same tokens
 	DilationPaddingZeroKeys DilationPadding = C.RA_DILATION_PADDING_ZERO_KEYS
 )
 
@@ -410,7 +411,7 @@ const (
 	// the result
 	DilationGradientExact DilationGradient = C.RA_DILATION_GRADIENT_EXACT
 	// as torchscale: each branch by itself, and the weights by which branches are combined are taken for
-	// constants. Not the gradient of the result, where a row has several branches
+	// constants. Not the gradient of the result, where a row has several branches; dsinks is
 	DilationGradientConstantWeights DilationGradient = C.RA_DILATION_GRADIENT_CONSTANT_WEIGHTS
 )
 
@@ -438,9 +439,9 @@ func (x *DilationGradient) UnmarshalText(text []byte) error {
 //
 // ScheduleAuto is ScheduleAllGather where sequences are so short that the P - 1 hops of a ring cost more than
 // they hide: if WorldSize is 3 or more, no rank has more than 256 keys, NumChunks is 0, and 2^24 bytes, or
-// GatherBytes where that is less, are enough to gather all at once. Else it is ScheduleRing.
-// MemoryRequirements says which. The rule comes from measurements with ranks of one process on CPUs; on GPUs
-// nothing has been measured yet.
+// GatherBytes where that is less, are enough to gather all at once. Else, and with mask slices or branches,
+// it is ScheduleRing. MemoryRequirements says which. The rule comes from measurements with ranks of one
+// process on CPUs; on GPUs nothing has been measured yet.
 type Schedule int32
 
 const (

@@ -269,15 +269,17 @@ type AttentionDesc struct {
 	// its forward pass; read as DropoutSeed; default 0
 	DropoutOffset int64
 	// 5 entries for each of the mask slices: q_begin, q_end, kv_begin, kv_end, MaskSliceKind of each, in
-	// positions of the whole sequence, 0 <= begin <= end <= seqlen. In any order; may be empty; no two
-	// rectangles have a pair in common, whatever their kinds
+	// positions of the whole sequence, 0 <= begin <= end <= seqlen; nil where there are none. In any order;
+	// may be empty; no two rectangles have a pair in common, whatever their kinds. Slices that share queries
+	// or keys are computed one after the other (MemoryRequirements), but for MaskSliceKindFull side by side
 	MaskSlices []int64
-	// default DilationPhaseBlocksOfHeads. As all that follows it is read where there are branches only
+	// default DilationPhaseBlocksOfHeads. As all that follows it changes nothing where there are no branches
 	DilationPhase DilationPhase
 	// an entry for each of the branches: positions of a segment of each branch, >= 1 and at least SeqlenKV /
-	// 2^20
+	// 2^20; nil where there are none
 	SegmentLengths []int64
-	// an entry for each of the branches: of how many positions each branch keeps one, 1 .. 2^48
+	// an entry for each of the branches: of how many positions each branch keeps one, 1 .. 2^48; nil where
+	// there are none. A head whose phase is beyond a segment keeps nothing of it
 	Dilations []int64
 	// default DilationPaddingMasked
 	DilationPadding DilationPadding
@@ -372,7 +374,8 @@ func (x *AttentionDesc) toC(k *keeper, raw *C.ra_attention_desc) {
 // MemoryRequirements: What one rank needs for one problem, in bytes, and what its calls will do. A rank's
 // memory during a forward call is ForwardTensors + ForwardWorkspace, and the same with Backward. Not counted
 // are the context itself, its transport and threads, and short lists of what is to be computed: about 500
-// bytes for each document and 100 for each chunk of each rank.
+// bytes for each document, the same for each mask slice and each segment of a branch, with 100 for each of
+// their ranks, and 100 for each chunk of each rank.
 //
 // Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that
 // share no rows, of the heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops
@@ -431,7 +434,7 @@ type MemoryRequirements struct {
 	ForwardSchedule Schedule
 	// Schedule of Context.Backward, in the same way
 	BackwardSchedule Schedule
-	// parts of the problem that are computed one after the other; 1 with ScheduleRing
+	// parts of the problem that are computed one after the other; 1 with ScheduleRing, but of each layer
 	ForwardParts int64
 	// the same for Context.Backward
 	BackwardParts int64

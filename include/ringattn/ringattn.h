@@ -151,12 +151,13 @@ typedef enum ra_dilation_phase {
   RA_DILATION_PHASE_INTERLEAVED_HEADS = 1 /**< of query head h: h mod r, as in the LongNet paper */
 } ra_dilation_phase;
 
-/** What stands behind the end of a last segment that is shorter than the others of its branch. */
+/** What a head has in a segment where it keeps fewer positions than other heads, or than in other segments of its branch. */
 typedef enum ra_dilation_padding {
   RA_DILATION_PADDING_MASKED = 0,   /**< nothing */
-  RA_DILATION_PADDING_ZERO_KEYS = 1 /**< what torchscale pads with: keys with score 0 and value 0, so many that each head has
-                                         ceil(g / r) keys in every segment of g positions; for full masks only. Rows of that
-                                         segment get smaller outputs for it, and longer sequences other results for the same tokens */
+  RA_DILATION_PADDING_ZERO_KEYS = 1 /**< what torchscale pads with: keys with score 0 and value 0, so many that each head keeps
+                                         ceil(g / r) in every segment of g positions, those counted that kv_lengths hides; for full
+                                         masks only. Rows of that segment get smaller outputs and a larger lse for it, also those
+                                         that see no other key, and longer sequences other results for the same tokens */
 } ra_dilation_padding;
 
 /** What the backward pass differentiates. */
@@ -164,7 +165,7 @@ typedef enum ra_dilation_gradient {
   RA_DILATION_GRADIENT_EXACT = 0,           /**< the result */
   RA_DILATION_GRADIENT_CONSTANT_WEIGHTS = 1 /**< as torchscale: each branch by itself, and the weights by which branches are combined
                                                  are taken for constants. Not the gradient of the result, where a row has
-                                                 several branches */
+                                                 several branches; dsinks is */
 } ra_dilation_gradient;
 
 /**
@@ -172,7 +173,7 @@ typedef enum ra_dilation_gradient {
  *
  * RA_SCHEDULE_AUTO is RA_SCHEDULE_ALL_GATHER where sequences are so short that the P - 1 hops of a ring cost more than they hide:
  * if world_size is 3 or more, no rank has more than 256 keys, num_chunks is 0, and 2^24 bytes, or gather_bytes where that is less, are
- * enough to gather all at once. Else it is RA_SCHEDULE_RING. ra_memory_requirements says which. The rule comes from measurements with
+ * enough to gather all at once. Else, and with mask slices or branches, it is RA_SCHEDULE_RING. ra_memory_requirements says which. The rule comes from measurements with
  * ranks of one process on CPUs; on GPUs nothing has been measured yet.
  */
 typedef enum ra_schedule {
@@ -423,14 +424,17 @@ typedef struct ra_attention_desc {
                                             backward pass that of its forward pass; read as dropout_seed; default 0 */
   int64_t num_mask_slices;             /**< 0 .. 2^20; default 0: pairs are seen without regard to slices */
   const int64_t *mask_slices;          /**< host, 5 * num_mask_slices entries: q_begin, q_end, kv_begin, kv_end, ra_mask_slice_kind of
-                                            each, in positions of the whole sequence, 0 <= begin <= end <= seqlen. In any order;
-                                            may be empty; no two rectangles have a pair in common, whatever their kinds */
+                                            each, in positions of the whole sequence, 0 <= begin <= end <= seqlen; NULL where
+                                            there are none. In any order; may be empty; no two rectangles have a pair in common,
+                                            whatever their kinds. Slices that share queries or keys are computed one after the
+                                            other (ra_memory_requirements), but for RA_MASK_SLICE_KIND_FULL side by side */
   int32_t num_branches;                /**< of dilated attention, 0 .. 16; default 0: not dilated */
-  int32_t dilation_phase;              /**< ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it is
-                                            read where there are branches only */
+  int32_t dilation_phase;              /**< ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it
+                                            changes nothing where there are no branches */
   const int64_t *segment_lengths;      /**< host, num_branches entries: positions of a segment of each branch, >= 1 and
-                                            at least seqlen_kv / 2^20 */
-  const int64_t *dilations;            /**< host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48 */
+                                            at least seqlen_kv / 2^20; NULL where there are none */
+  const int64_t *dilations;            /**< host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48; NULL
+                                            where there are none. A head whose phase is beyond a segment keeps nothing of it */
   int32_t dilation_padding;            /**< ra_dilation_padding; default RA_DILATION_PADDING_MASKED */
   int32_t dilation_gradient;           /**< ra_dilation_gradient; default RA_DILATION_GRADIENT_EXACT */
 } ra_attention_desc;
@@ -462,7 +466,8 @@ RA_API ra_status ra_get_dropout_mask(const ra_attention_desc *desc, int64_t entr
 /**
  * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  * forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- * threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.
+ * threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and each
+ * segment of a branch, with 100 for each of their ranks, and 100 for each chunk of each rank.
  *
  * Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that share no rows, of the
  * heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops are those of all layers together, a workspace is
@@ -505,7 +510,8 @@ typedef struct ra_memory_requirements {
   int32_t forward_schedule;   /**< ra_schedule of ra_forward: desc.schedule, or what RA_SCHEDULE_AUTO stands for; RING if
                                    world_size is 1 */
   int32_t backward_schedule;  /**< ra_schedule of ra_backward, in the same way */
-  int64_t forward_parts;      /**< parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING */
+  int64_t forward_parts;      /**< parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING, but of
+                                   each layer */
   int64_t backward_parts;     /**< the same for ra_backward */
 } ra_memory_requirements;
 
@@ -742,8 +748,8 @@ RA_API ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error);
 /* ---------------------------------------------------------------- diagnosis */
 
 /**
- * Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, on the caller's own
- * context, and checks each against fp64 and its gradients against finite differences.
+ * Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, with and without dilation
+ * and what changes scores and weights, on the caller's own context, and checks each against fp64 and its gradients against finite differences.
  *
  * Collective: all ranks give the same `num_problems` (1 .. 1000000) and `seed`. Returns SUCCESS, or INTERNAL_ERROR with the
  * first problem whose error exceeds twice that of a plain computation in fp32 stored in the same dtypes, or any error of

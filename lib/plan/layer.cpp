@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <tuple>
 #include <utility>
 
 namespace ringattn {
@@ -197,9 +198,35 @@ struct Rectangle {
   Band band;
 };
 
-// Rectangles that share no query and no key, as few lists as come of trying them in turn.
+// Slices that have all pairs of their rectangles, those that are side by side as one: a prefix that many documents see is one rectangle.
+std::vector<MaskSlice> join_full(std::vector<MaskSlice> slices) {
+  const auto join = [&](auto MaskSlice::*begin, auto MaskSlice::*end, auto MaskSlice::*other_begin,
+                        auto MaskSlice::*other_end) {
+    const auto key = [&](const MaskSlice& s) {
+      return std::tuple(s.kind, s.*other_begin, s.*other_end, s.*begin, s.*end);
+    };
+    std::ranges::sort(slices, {}, key);
+    std::size_t count = 0;
+    for (const MaskSlice& s : slices) {
+      MaskSlice* const last = count == 0 ? nullptr : &slices[count - 1];
+      if (last != nullptr && s.kind == SliceKind::full && last->kind == s.kind &&
+          last->*other_begin == s.*other_begin && last->*other_end == s.*other_end && last->*end == s.*begin)
+        last->*end = s.*end;
+      else
+        slices[count++] = s;
+    }
+    slices.resize(count);
+  };
+  std::erase_if(slices, [](const MaskSlice& s) { return s.q_begin >= s.q_end || s.kv_begin >= s.kv_end; });
+  join(&MaskSlice::q_begin, &MaskSlice::q_end, &MaskSlice::kv_begin, &MaskSlice::kv_end);
+  join(&MaskSlice::kv_begin, &MaskSlice::kv_end, &MaskSlice::q_begin, &MaskSlice::q_end);
+  return slices;
+}
+
+// Rectangles that share no query and no key, as few lists as come of trying them in turn, where there are many the latest only.
 std::vector<std::vector<Rectangle>> find_rectangles(const Problem& p) {
   if (p.slices.empty()) return {{{0, p.seqlen_q, 0, p.seqlen_kv, {}}}};
+  constexpr std::ptrdiff_t most_tries = 64;
   struct Group {
     std::map<std::int64_t, std::int64_t> q, kv;  // begin -> end
     std::vector<Rectangle> members;
@@ -209,15 +236,14 @@ std::vector<std::vector<Rectangle>> find_rectangles(const Problem& p) {
     return (next == taken.end() || next->first >= end) && (next == taken.begin() || std::prev(next)->second <= begin);
   };
   std::vector<Group> groups;
-  for (const MaskSlice& s : p.slices) {
-    if (s.q_begin >= s.q_end || s.kv_begin >= s.kv_end) continue;
+  for (const MaskSlice& s : join_full(p.slices)) {
     Rectangle r{s.q_begin, s.q_end, s.kv_begin, s.kv_end, {}};
     if (s.kind == SliceKind::causal || s.kind == SliceKind::bidirectional_causal) r.band.upper = s.kv_end - s.q_end;
     if (s.kind == SliceKind::inverse_causal || s.kind == SliceKind::bidirectional_causal)
       r.band.lower = s.kv_begin - s.q_begin;
-    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
-      return is_free(g.q, s.q_begin, s.q_end) && is_free(g.kv, s.kv_begin, s.kv_end);
-    });
+    auto group = std::find_if(
+        groups.end() - std::min(most_tries, std::ssize(groups)), groups.end(),
+        [&](const Group& g) { return is_free(g.q, s.q_begin, s.q_end) && is_free(g.kv, s.kv_begin, s.kv_end); });
     if (group == groups.end()) group = groups.insert(groups.end(), Group{});
     group->q[s.q_begin] = s.q_end;
     group->kv[s.kv_begin] = s.kv_end;

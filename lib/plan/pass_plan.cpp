@@ -5,12 +5,14 @@
 namespace ringattn {
 namespace {
 
-// The heads of a layer as a problem of their own.
+// The heads of a layer as a problem of their own. Its regions say what is seen; the lists that they come from may be long.
 std::shared_ptr<Problem> problem_of(const Problem& whole, const HeadSet& heads) {
   Problem p = whole;
   p.num_heads_q = heads.count_q();
   p.num_heads_kv = heads.count_kv;
   p.is_partial = true;
+  p.slices.clear();
+  p.documents.clear();
   p.num_sinks = 0;  // they join the results of all layers together
   if (p.schedule == Schedule::automatic) p.schedule = Schedule::ring;
   return std::make_shared<Problem>(std::move(p));

@@ -24,7 +24,7 @@ Plan::Plan(std::shared_ptr<const Problem> problem, std::shared_ptr<const Domain>
            Pass pass)
     : problem_(std::move(problem)),
       domain_(domain != nullptr ? std::move(domain) : std::make_shared<const WholeDocuments>(problem_, world_size)),
-      is_layer_(problem_->is_layered()),
+      is_layer_(problem_->is_partial),
       world_size_(world_size),
       rank_(rank),
       pass_(pass),

@@ -91,7 +91,9 @@ struct Problem {
   DType dtype = DType::float32;
   DType out_dtype = DType::float32;
   DType grad_dtype = DType::float32;
-  bool is_partial = false;  // results are fp32, to be put together with others before they are rounded to these
+  // A layer (layer.h): results are fp32, to be put together with others before they are rounded to these, and the whole problem's
+  // documents and slices are not listed again.
+  bool is_partial = false;
   Sharding sharding = Sharding::contiguous;
   std::int64_t stripe = 1;
   bool causal = false;

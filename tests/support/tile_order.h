@@ -89,6 +89,10 @@ class TiledHead {
   }
   void run_tiles(Pass pass, TileOrder order) {
     if (pass == Pass::backward) clear_gradients();
+    if (pass == Pass::forward) {  // of out, what its dtype fills
+      std::fill_n(out_.begin(), size() * static_cast<std::size_t>(size_of(problem_.dtype)) / sizeof(float), NAN);
+      std::fill(lse_.begin(), lse_.end(), NAN);
+    }
     std::vector<TilePair> tiles = list_tiles(order, (problem_.seqlen_q + tile_ - 1) / tile_);
     if (problem_.causal) std::erase_if(tiles, [](const TilePair& t) { return t.key > t.query; });
     std::vector<std::int64_t> left(tiles.size());  // of each query tile

@@ -160,6 +160,10 @@ void run(Options options) {
   if (options.exact < kShortestSegment || options.exact > options.length)
     throw std::runtime_error(fmt::format("--exact is {}; with --length {} it may be {} to {}", options.exact,
                                          options.length, kShortestSegment, options.length));
+  std::filesystem::create_directories(options.output);
+  const std::filesystem::path path = std::filesystem::path(options.output) / "longnet.json";
+  std::ofstream file(path);
+  if (!file) throw std::runtime_error("cannot write " + path.string());
   const auto passes = list_passes(options);
   const Ranks ranks(text, options.ranks);
   int64_t total = 0;
@@ -185,9 +189,6 @@ void run(Options options) {
                fmt::format("{}", fmt::group_digits(row.length)), 100 * row.prefix_accuracy, row.prefix_bits_per_byte);
   }
 
-  std::filesystem::create_directories(options.output);
-  const std::filesystem::path path = std::filesystem::path(options.output) / "longnet.json";
-  std::ofstream file(path);
   file << nlohmann::json{{"text", options.text},   {"length", options.length}, {"exact", options.exact},
                          {"ranks", options.ranks}, {"parts", kParts},          {"rows", rows}}
               .dump(2)

@@ -52,9 +52,11 @@ class Ranks {
     desc.softmax_scale = kSoftmaxScale;
     desc.mask = RA_MASK_CAUSAL;
     if (pattern.kind == PatternKind::window) desc.window_left = kWindow - 1;
-    desc.num_branches = static_cast<int32_t>(pattern.dilations.size());
-    desc.segment_lengths = pattern.segment_lengths.data();
-    desc.dilations = pattern.dilations.data();
+    if (pattern.kind == PatternKind::longnet) {
+      desc.num_branches = static_cast<int32_t>(pattern.dilations.size());
+      desc.segment_lengths = pattern.segment_lengths.data();
+      desc.dilations = pattern.dilations.data();
+    }
     // The work of an exact causal pass is dealt evenly by zigzag. Segments and windows are even already, and shards in one piece cut
     // the fewest of them.
     desc.sharding = pattern.kind == PatternKind::exact ? RA_SHARDING_ZIGZAG : RA_SHARDING_CONTIGUOUS;

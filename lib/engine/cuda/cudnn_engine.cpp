@@ -124,6 +124,7 @@ std::string cudnn_refusal(const Problem& p, Pass pass) {
   if (p.num_sinks > 0) return "sinks is set";
   if (p.dropout.probability != 0) return text("dropout is ", p.dropout.probability);
   if (!p.kv_lengths.empty()) return "kv_lengths is set";
+  if (p.is_partial) return "it is a layer of another problem";
   if (p.documents.size() != 1) return text("num_documents is ", p.documents.size());
   if (p.window_left >= most_band) return text("window_left is ", p.window_left, "; must be less than ", most_band);
   return {};

@@ -151,17 +151,18 @@ pub const RA_DILATION_PHASE_INTERLEAVED_HEADS: ra_dilation_phase = 1;
 pub type ra_dilation_phase = ::core::ffi::c_uint;
 ///nothing
 pub const RA_DILATION_PADDING_MASKED: ra_dilation_padding = 0;
-/**what torchscale pads with: keys with score 0 and value 0, so many that each head has
-ceil(g / r) keys in every segment of g positions; for full masks only. Rows of that
-segment get smaller outputs for it, and longer sequences other results for the same tokens*/
+/**what torchscale pads with: keys with score 0 and value 0, so many that each head keeps
+ceil(g / r) in every segment of g positions, those counted that kv_lengths hides; for full
+masks only. Rows of that segment get smaller outputs and a larger lse for it, also those
+that see no other key, and longer sequences other results for the same tokens*/
 pub const RA_DILATION_PADDING_ZERO_KEYS: ra_dilation_padding = 1;
-///What stands behind the end of a last segment that is shorter than the others of its branch.
+///What a head has in a segment where it keeps fewer positions than other heads, or than in other segments of its branch.
 pub type ra_dilation_padding = ::core::ffi::c_uint;
 ///the result
 pub const RA_DILATION_GRADIENT_EXACT: ra_dilation_gradient = 0;
 /**as torchscale: each branch by itself, and the weights by which branches are combined
 are taken for constants. Not the gradient of the result, where a row has
-several branches*/
+several branches; dsinks is*/
 pub const RA_DILATION_GRADIENT_CONSTANT_WEIGHTS: ra_dilation_gradient = 1;
 ///What the backward pass differentiates.
 pub type ra_dilation_gradient = ::core::ffi::c_uint;
@@ -180,7 +181,7 @@ pub const RA_SCHEDULE_PASS_Q: ra_schedule = 5;
 
  RA_SCHEDULE_AUTO is RA_SCHEDULE_ALL_GATHER where sequences are so short that the P - 1 hops of a ring cost more than they hide:
  if world_size is 3 or more, no rank has more than 256 keys, num_chunks is 0, and 2^24 bytes, or gather_bytes where that is less, are
- enough to gather all at once. Else it is RA_SCHEDULE_RING. ra_memory_requirements says which. The rule comes from measurements with
+ enough to gather all at once. Else, and with mask slices or branches, it is RA_SCHEDULE_RING. ra_memory_requirements says which. The rule comes from measurements with
  ranks of one process on CPUs; on GPUs nothing has been measured yet.*/
 pub type ra_schedule = ::core::ffi::c_uint;
 pub const RA_SIDE_QUERY: ra_side = 0;
@@ -663,18 +664,21 @@ backward pass that of its forward pass; read as dropout_seed; default 0*/
     ///0 .. 2^20; default 0: pairs are seen without regard to slices
     pub num_mask_slices: i64,
     /**host, 5 * num_mask_slices entries: q_begin, q_end, kv_begin, kv_end, ra_mask_slice_kind of
-each, in positions of the whole sequence, 0 <= begin <= end <= seqlen. In any order;
-may be empty; no two rectangles have a pair in common, whatever their kinds*/
+each, in positions of the whole sequence, 0 <= begin <= end <= seqlen; NULL where
+there are none. In any order; may be empty; no two rectangles have a pair in common,
+whatever their kinds. Slices that share queries or keys are computed one after the
+other (ra_memory_requirements), but for RA_MASK_SLICE_KIND_FULL side by side*/
     pub mask_slices: *const i64,
     ///of dilated attention, 0 .. 16; default 0: not dilated
     pub num_branches: i32,
-    /**ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it is
-read where there are branches only*/
+    /**ra_dilation_phase; default RA_DILATION_PHASE_BLOCKS_OF_HEADS. As all that follows it
+changes nothing where there are no branches*/
     pub dilation_phase: i32,
     /**host, num_branches entries: positions of a segment of each branch, >= 1 and
-at least seqlen_kv / 2^20*/
+at least seqlen_kv / 2^20; NULL where there are none*/
     pub segment_lengths: *const i64,
-    ///host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48
+    /**host, num_branches entries: of how many positions each branch keeps one, 1 .. 2^48; NULL
+where there are none. A head whose phase is beyond a segment keeps nothing of it*/
     pub dilations: *const i64,
     ///ra_dilation_padding; default RA_DILATION_PADDING_MASKED
     pub dilation_padding: i32,
@@ -857,7 +861,8 @@ extern "C" {
 }
 /**What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- threads, and short lists of what is to be computed: about 500 bytes for each document and 100 for each chunk of each rank.
+ threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and each
+ segment of a branch, with 100 for each of their ranks, and 100 for each chunk of each rank.
 
  Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that share no rows, of the
  heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops are those of all layers together, a workspace is
@@ -920,7 +925,8 @@ world_size is 1*/
     pub forward_schedule: i32,
     ///ra_schedule of ra_backward, in the same way
     pub backward_schedule: i32,
-    ///parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING
+    /**parts of the problem that are computed one after the other; 1 with RA_SCHEDULE_RING, but of
+each layer*/
     pub forward_parts: i64,
     ///the same for ra_backward
     pub backward_parts: i64,
@@ -1644,8 +1650,8 @@ extern "C" {
     ) -> ra_status;
 }
 extern "C" {
-    /**Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, on the caller's own
- context, and checks each against fp64 and its gradients against finite differences.
+    /**Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, with and without dilation
+ and what changes scores and weights, on the caller's own context, and checks each against fp64 and its gradients against finite differences.
 
  Collective: all ranks give the same `num_problems` (1 .. 1000000) and `seed`. Returns SUCCESS, or INTERNAL_ERROR with the
  first problem whose error exceeds twice that of a plain computation in fp32 stored in the same dtypes, or any error of

@@ -159,8 +159,8 @@ log(exp(`lse_a`) + exp(`lse_b`)), out = exp(`lse_a` - lse) `out_a` + exp(`lse_b`
     };
     (ra_run_self_test) => {
         r#"Runs num_problems small random problems, drawn from seed over every mask, sharding and
-dtype, on the caller's own context, and checks each against fp64 and its gradients against
-finite differences.
+dtype, with and without dilation and what changes scores and weights, on the caller's own
+context, and checks each against fp64 and its gradients against finite differences.
 
 Collective: all ranks give the same num_problems (1 .. 1000000) and seed. Returns `Ok`, or
 [`Status::InternalError`](crate::Status::InternalError) with the first problem whose error

@@ -139,13 +139,15 @@ choice! {
 }
 
 choice! {
-    /// What stands behind the end of a last segment that is shorter than the others of its branch.
+    /// What a head has in a segment where it keeps fewer positions than other heads, or than in
+    /// other segments of its branch.
     DilationPadding, "dilation_padding";
     /// Nothing.
     Masked = sys::RA_DILATION_PADDING_MASKED, "MASKED";
-    /// What torchscale pads with: keys with score 0 and value 0, so many that each head has ceil(g
-    /// / r) keys in every segment of g positions; for full masks only. Rows of that segment get
-    /// smaller outputs for it, and longer sequences other results for the same tokens.
+    /// What torchscale pads with: keys with score 0 and value 0, so many that each head keeps
+    /// ceil(g / r) in every segment of g positions, those counted that `kv_lengths` hides; for full
+    /// masks only. Rows of that segment get smaller outputs and a larger lse for it, also those
+    /// that see no other key, and longer sequences other results for the same tokens.
     ZeroKeys = sys::RA_DILATION_PADDING_ZERO_KEYS, "ZERO_KEYS";
 }
 
@@ -155,7 +157,8 @@ choice! {
     /// The result.
     Exact = sys::RA_DILATION_GRADIENT_EXACT, "EXACT";
     /// As torchscale: each branch by itself, and the weights by which branches are combined are
-    /// taken for constants. Not the gradient of the result, where a row has several branches.
+    /// taken for constants. Not the gradient of the result, where a row has several branches;
+    /// dsinks is.
     ConstantWeights = sys::RA_DILATION_GRADIENT_CONSTANT_WEIGHTS, "CONSTANT_WEIGHTS";
 }
 
@@ -166,9 +169,9 @@ choice! {
     /// [`Schedule::Auto`] is [`Schedule::AllGather`] where sequences are so short that the P - 1
     /// hops of a ring cost more than they hide: if `world_size` is 3 or more, no rank has more than
     /// 256 keys, `num_chunks` is 0, and 2^24 bytes, or `gather_bytes` where that is less, are
-    /// enough to gather all at once. Else it is [`Schedule::Ring`]. [`MemoryRequirements`] says
-    /// which. The rule comes from measurements with ranks of one process on CPUs; on GPUs nothing
-    /// has been measured yet.
+    /// enough to gather all at once. Else, and with mask slices or branches, it is
+    /// [`Schedule::Ring`]. [`MemoryRequirements`] says which. The rule comes from measurements with
+    /// ranks of one process on CPUs; on GPUs nothing has been measured yet.
     Schedule, "schedule";
     /// The library chooses.
     Auto = sys::RA_SCHEDULE_AUTO, "AUTO";

@@ -401,20 +401,23 @@ pub struct AttentionDesc {
     /// pass that of its forward pass; read as `dropout_seed`; default 0.
     pub dropout_offset: i64,
     /// Host, 5 entries for each of the mask slices: q_begin, q_end, kv_begin, kv_end,
-    /// [`MaskSliceKind`] of each, in positions of the whole sequence, 0 <= begin <= end <= seqlen.
-    /// In any order; may be empty; no two rectangles have a pair in common, whatever their kinds.
+    /// [`MaskSliceKind`] of each, in positions of the whole sequence, 0 <= begin <= end <= seqlen;
+    /// `None` where there are none. In any order; may be empty; no two rectangles have a pair in
+    /// common, whatever their kinds. Slices that share queries or keys are computed one after the
+    /// other ([`MemoryRequirements`]), but for [`MaskSliceKind::Full`] side by side.
     /// `num_mask_slices`, which follows from it: 0 .. 2^20; default 0: pairs are seen without
     /// regard to slices.
     pub mask_slices: Option<Vec<i64>>,
-    /// [`DilationPhase`]; default [`DilationPhase::BlocksOfHeads`]. As all that follows it is read
-    /// where there are branches only.
+    /// [`DilationPhase`]; default [`DilationPhase::BlocksOfHeads`]. As all that follows it changes
+    /// nothing where there are no branches.
     pub dilation_phase: DilationPhase,
     /// Host, an entry for each of the branches: positions of a segment of each branch, >= 1 and at
-    /// least `seqlen_kv` / 2^20. `num_branches`, which follows from it: of dilated attention, 0 ..
-    /// 16; default 0: not dilated.
+    /// least `seqlen_kv` / 2^20; `None` where there are none. `num_branches`, which follows from
+    /// it: of dilated attention, 0 .. 16; default 0: not dilated.
     pub segment_lengths: Option<Vec<i64>>,
     /// Host, an entry for each of the branches: of how many positions each branch keeps one, 1 ..
-    /// 2^48.
+    /// 2^48; `None` where there are none. A head whose phase is beyond a segment keeps nothing of
+    /// it.
     pub dilations: Option<Vec<i64>>,
     /// [`DilationPadding`]; default [`DilationPadding::Masked`].
     pub dilation_padding: DilationPadding,
@@ -766,7 +769,8 @@ impl Default for AttentionDesc {
 /// What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory
 /// during a forward call is `forward_tensors` + `forward_workspace`, and the same with
 /// backward_. Not counted are the context itself, its transport and threads, and short lists of
-/// what is to be computed: about 500 bytes for each document and 100 for each chunk of each
+/// what is to be computed: about 500 bytes for each document, the same for each mask slice and
+/// each segment of a branch, with 100 for each of their ranks, and 100 for each chunk of each
 /// rank.
 ///
 /// Mask slices and dilated attention are computed in layers, one after the other: a layer has
@@ -831,7 +835,8 @@ pub struct MemoryRequirements {
     pub forward_schedule: Schedule,
     /// [`Schedule`] of [`Context::backward`], in the same way.
     pub backward_schedule: Schedule,
-    /// Parts of the problem that are computed one after the other; 1 with [`Schedule::Ring`].
+    /// Parts of the problem that are computed one after the other; 1 with [`Schedule::Ring`], but
+    /// of each layer.
     pub forward_parts: i64,
     /// The same for [`Context::backward`].
     pub backward_parts: i64,

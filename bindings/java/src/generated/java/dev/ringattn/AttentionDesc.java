@@ -559,8 +559,10 @@ public final class AttentionDesc {
 
   /**
    * Host, 5 entries for each of the mask slices: q_begin, q_end, kv_begin, kv_end, MaskSliceKind of
-   * each, in positions of the whole sequence, 0 &lt;= begin &lt;= end &lt;= seqlen. In any order;
-   * may be empty; no two rectangles have a pair in common, whatever their kinds.
+   * each, in positions of the whole sequence, 0 &lt;= begin &lt;= end &lt;= seqlen; null where
+   * there are none. In any order; may be empty; no two rectangles have a pair in common, whatever
+   * their kinds. Slices that share queries or keys are computed one after the other
+   * (MemoryRequirements), but for MaskSliceKind.FULL side by side.
    */
   public AttentionDesc maskSlices(long... maskSlices) {
     this.maskSlices = maskSlices == null ? null : maskSlices.clone();
@@ -574,8 +576,8 @@ public final class AttentionDesc {
   }
 
   /**
-   * DilationPhase; default DilationPhase.BLOCKS_OF_HEADS. As all that follows it is read where
-   * there are branches only.
+   * DilationPhase; default DilationPhase.BLOCKS_OF_HEADS. As all that follows it changes nothing
+   * where there are no branches.
    */
   public AttentionDesc dilationPhase(DilationPhase dilationPhase) {
     this.dilationPhase = Objects.requireNonNull(dilationPhase);
@@ -590,7 +592,7 @@ public final class AttentionDesc {
 
   /**
    * Host, an entry for each of the branches: positions of a segment of each branch, &gt;= 1 and at
-   * least seqlenKv / 2^20.
+   * least seqlenKv / 2^20; null where there are none.
    */
   public AttentionDesc segmentLengths(long... segmentLengths) {
     this.segmentLengths = segmentLengths == null ? null : segmentLengths.clone();
@@ -605,7 +607,7 @@ public final class AttentionDesc {
 
   /**
    * Host, an entry for each of the branches: of how many positions each branch keeps one, 1 ..
-   * 2^48.
+   * 2^48; null where there are none. A head whose phase is beyond a segment keeps nothing of it.
    */
   public AttentionDesc dilations(long... dilations) {
     this.dilations = dilations == null ? null : dilations.clone();

@@ -7,7 +7,7 @@ public enum DilationGradient {
   EXACT(0),
   /**
    * As torchscale: each branch by itself, and the weights by which branches are combined are taken
-   * for constants. Not the gradient of the result, where a row has several branches.
+   * for constants. Not the gradient of the result, where a row has several branches; dsinks is.
    */
   CONSTANT_WEIGHTS(1);
 

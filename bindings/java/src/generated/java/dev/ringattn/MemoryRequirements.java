@@ -9,7 +9,8 @@ import dev.ringattn.internal.RingAttnConstants;
  * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during
  * a forward call is forwardTensors + forwardWorkspace, and the same with backward_. Not counted are
  * the context itself, its transport and threads, and short lists of what is to be computed: about
- * 500 bytes for each document and 100 for each chunk of each rank.
+ * 500 bytes for each document, the same for each mask slice and each segment of a branch, with 100
+ * for each of their ranks, and 100 for each chunk of each rank.
  *
  * <p>Mask slices and dilated attention are computed in layers, one after the other: a layer has the
  * slices that share no rows, of the heads that keep the same positions in a branch. Steps, hops,
@@ -55,7 +56,7 @@ import dev.ringattn.internal.RingAttnConstants;
  *     for; RING if worldSize is 1
  * @param backwardSchedule Schedule of Context.backward, in the same way
  * @param forwardParts parts of the problem that are computed one after the other; 1 with
- *     Schedule.RING
+ *     Schedule.RING, but of each layer
  * @param backwardParts the same for Context.backward
  */
 public record MemoryRequirements(

@@ -8,8 +8,9 @@ package dev.ringattn;
  * <p>Schedule.AUTO is Schedule.ALL_GATHER where sequences are so short that the P - 1 hops of a
  * ring cost more than they hide: if worldSize is 3 or more, no rank has more than 256 keys,
  * numChunks is 0, and 2^24 bytes, or gatherBytes where that is less, are enough to gather all at
- * once. Else it is Schedule.RING. MemoryRequirements says which. The rule comes from measurements
- * with ranks of one process on CPUs; on GPUs nothing has been measured yet.
+ * once. Else, and with mask slices or branches, it is Schedule.RING. MemoryRequirements says which.
+ * The rule comes from measurements with ranks of one process on CPUs; on GPUs nothing has been
+ * measured yet.
  */
 public enum Schedule {
   /** The library chooses. */
