@@ -168,6 +168,22 @@ TEST(Layer, CostGrowsAsTheSequence) {
 }
 
 // With all_gather a rank is sent what it sees and nothing else.
+// As many layers as without documents, however many there are: else their prefix would travel once for each.
+TEST(Layer, PrefixOfManyDocumentsIsOneRectangle) {
+  constexpr std::int64_t documents = 1000, prefix = 50, length = 7;
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = prefix + documents * length;
+  p.documents = {{0, p.seqlen_q, 0, p.seqlen_q}};
+  p.slices = {{0, prefix, 0, prefix, SliceKind::causal}};
+  for (std::int64_t d = 0; d < documents; ++d) {
+    const std::int64_t begin = prefix + d * length, end = begin + length;
+    p.slices.push_back({begin, end, 0, prefix, SliceKind::full});
+    p.slices.push_back({begin, end, begin, end, SliceKind::causal});
+  }
+  EXPECT_EQ(find_layers(p, 1).size(), 2U);
+  EXPECT_LE(find_layers(p, 4).size(), 2U + 4 + 3);  // one for each set of ranks that have documents, or share one
+}
+
 TEST(Layer, NobodyReceivesWhatItDoesNotSee) {
   Random random(test::seed());
   for (int n = 0; n < test::sample(2'000); ++n) {
