@@ -110,6 +110,9 @@ std::string cudnn_refusal(const Problem& p, Pass pass) {
   constexpr std::int64_t most_band = std::int64_t{1} << 24;
   if (pass == Pass::backward) return "its dQ is not deterministic, or rounded before it is complete";
   if (p.dtype == DType::float32) return text("dtype is float32; it takes 16 bits");
+  if (!p.slices.empty()) return "mask_slices is set";
+  if (!p.branches.empty()) return text("num_branches is ", p.branches.size());
+  if (p.is_partial) return "it is a layer of another problem";
   if (choose_forward(p).exact_weights)
     return "it rounds weights to dtype, which is too coarse for out_dtype or grad_dtype, or for so few queries, keys "
            "or elements";
@@ -117,14 +120,11 @@ std::string cudnn_refusal(const Problem& p, Pass pass) {
     if (dim % piece != 0) return text(field, " is ", dim, "; must be a multiple of ", piece);
   if (p.softcap != 0) return text("softcap is ", p.softcap);
   if (!(p.softmax_scale > 0)) return text("softmax_scale is ", p.softmax_scale, "; must be above 0");
-  if (!p.slices.empty()) return "mask_slices is set";
-  if (!p.branches.empty()) return text("num_branches is ", p.branches.size());
   if (!p.alibi_slopes.empty()) return "alibi_slopes is set";
   if (p.has_key_bias) return "key_bias is set";
   if (p.num_sinks > 0) return "sinks is set";
   if (p.dropout.probability != 0) return text("dropout is ", p.dropout.probability);
   if (!p.kv_lengths.empty()) return "kv_lengths is set";
-  if (p.is_partial) return "it is a layer of another problem";
   if (p.documents.size() != 1) return text("num_documents is ", p.documents.size());
   if (p.window_left >= most_band) return text("window_left is ", p.window_left, "; must be less than ", most_band);
   return {};
