@@ -79,7 +79,7 @@ void run_twice(CudaRanks& ranks, const reference::Oracle& oracle, Results& resul
 TEST_P(Backend, IsRightInEveryOrder) {
   const auto& [transport, world_size, devices, any_schedule] = GetParam();
   const std::uint64_t first = seed();
-  const int seeds = full() ? 1000 : sample(transport == RA_TRANSPORT_LOCAL ? 200 : 40);  // NCCL's connections take time
+  const int seeds = full() ? 1000 : sample(transport == RA_TRANSPORT_LOCAL ? 120 : 24);  // NCCL's connections take time
   const std::deque<reference::Oracle> oracles = draw_oracles(std::min(seeds, 25), first);
   for (int n = 0; n < seeds; ++n) {
     emulation::reset({.devices = devices, .seed = first + static_cast<std::uint64_t>(n), .peer_access = n % 4 != 0});

@@ -81,15 +81,15 @@ void sweep(int count, const std::vector<int>& widths, bool rounded, bool modifie
 }
 
 TEST(PortableBackward, RoundedWeightsHoldTheToleranceRule) {
-  sweep(110, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, true);
+  sweep(70, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, true);
 }
 TEST(PortableBackward, ExactWeightsHoldTheToleranceRule) {
-  sweep(200, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, false);
+  sweep(120, {64, 64, 64, 64, 64, 128, 64, 64, 64, 256}, false);
 }
 
 TEST(PortableBackward, ModifiersHoldTheToleranceRule) {
-  sweep(60, {64, 64, 64, 64, 128, 64, 64, 256}, true, true);
-  sweep(120, {64, 64, 64, 64, 128, 64, 64, 256}, false, true);
+  sweep(40, {64, 64, 64, 64, 128, 64, 64, 256}, true, true);
+  sweep(80, {64, 64, 64, 64, 128, 64, 64, 256}, false, true);
 }
 
 // A row that sees one key has its value for output, and gradients of nothing but that value.

@@ -41,7 +41,7 @@ TEST(TileOrder, OfAscendingKeysChangesNoBitOfTheForwardPass) {
   const std::unique_ptr<Engine> engine = make_cpu_engine(test::engine(), 1);
   for (const DType dtype : {DType::float32, DType::bfloat16})
     for (const bool causal : {false, true}) {
-      TiledHead head(*engine, 3 * tile, tile, 40, dtype, causal);
+      TiledHead head(*engine, 3 * tile, tile, 16, dtype, causal);
       const std::vector<float> out = head.out(), lse = head.lse();
       for (const TileOrder order : {TileOrder::rows, TileOrder::columns, TileOrder::z}) {
         head.run_tiles(Pass::forward, order);
@@ -62,7 +62,7 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
 
 TEST(TileOrder, OfAnyKindChangesRoundingOnly) {
   const std::unique_ptr<Engine> engine = make_cpu_engine(test::engine(), 1);
-  TiledHead head(*engine, 3 * tile - 100, tile, 40, DType::float32, true);
+  TiledHead head(*engine, 3 * tile - 100, tile, 16, DType::float32, true);
   head.run_whole(Pass::backward);
   const std::vector<float> out = head.out(), lse = head.lse(), dq = head.dq(), dk = head.dk(), dv = head.dv();
   for (const TileOrder order : tile_orders) {
