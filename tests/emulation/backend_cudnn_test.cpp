@@ -118,7 +118,7 @@ TEST_F(BackendCudnn, IsRightInARing) {
   const std::uint64_t first = seed();
   reference::Random random(first);
   FakeCudnn done;
-  const int cases = full() ? 200 : sample(20);
+  const int cases = full() ? 200 : sample(30);
   for (int n = 0; n < cases; ++n) {
     const int world_size = 1 + (n + 1) % 4;  // of the first ones several, so that few cases say as much
     const std::int32_t transport = reference::draw(random, 0, 1) == 0 ? RA_TRANSPORT_LOCAL : RA_TRANSPORT_NCCL;
