@@ -24,7 +24,6 @@ Plan::Plan(std::shared_ptr<const Problem> problem, std::shared_ptr<const Domain>
            Pass pass)
     : problem_(std::move(problem)),
       domain_(domain != nullptr ? std::move(domain) : std::make_shared<const WholeDocuments>(problem_, world_size)),
-      is_layer_(problem_->is_partial),
       world_size_(world_size),
       rank_(rank),
       pass_(pass),
@@ -65,11 +64,11 @@ std::int64_t Plan::longest_chunk() const {
   return longest;
 }
 
-std::vector<Piece> Plan::chunk_keys(int owner, std::int64_t chunk) const {
+std::vector<SpacedPiece> Plan::chunk_keys(int owner, std::int64_t chunk) const {
   const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
-  std::vector<Piece> keys;
+  std::vector<SpacedPiece> keys;
   for (const std::int64_t unit : domain_->units(Side::key_value, owner, begin, end))
-    for (const Piece& piece : domain_->deal(Side::key_value, owner, unit, begin, end)) keys.push_back(piece);
+    for (const SpacedPiece& piece : domain_->deal(Side::key_value, owner, unit, begin, end)) keys.push_back(piece);
   return keys;
 }
 
@@ -86,11 +85,8 @@ void add_stretch(const SpacedPiece& piece, std::vector<Stretch>& stretches) {
 }  // namespace
 
 std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const {
-  const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
   std::vector<Stretch> stretches;
-  for (const std::int64_t unit : domain_->units(Side::key_value, owner, begin, end))
-    for (const SpacedPiece& piece : domain_->deal(Side::key_value, owner, unit, begin, end))
-      add_stretch(piece, stretches);
+  for (const SpacedPiece& piece : chunk_keys(owner, chunk)) add_stretch(piece, stretches);
   return stretches;
 }
 

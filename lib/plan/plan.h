@@ -127,7 +127,7 @@ class Plan {
   std::int64_t longest_chunk() const;  // rows, over all owners
 
   // The keys of a chunk. Rows are those of the owner's shard.
-  std::vector<Piece> chunk_keys(int owner, std::int64_t chunk) const;
+  std::vector<SpacedPiece> chunk_keys(int owner, std::int64_t chunk) const;
   // The same as stretches of storage, those that touch in one: of whole documents three at most, since they follow one another.
   std::vector<Stretch> chunk_stretches(int owner, std::int64_t chunk) const;
   // Where this rank's query rows are in its shard.
@@ -161,7 +161,7 @@ class Plan {
   int gradient_slots() const { return gradient_slots_; }
   const Totals& totals() const { return totals_; }  // of all parts
   // False where the only chunk is the whole shard and stays at home: nothing has to be packed.
-  bool packs() const { return world_size_ > 1 || num_chunks() > 1 || is_layer_; }
+  bool packs() const { return world_size_ > 1 || num_chunks() > 1 || problem_->is_partial; }
 
   // Work of a step; its keys are packed. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
   StepItems items(const Moment& moment, bool all_rows) const;
@@ -198,7 +198,6 @@ class Plan {
 
   std::shared_ptr<const Problem> problem_;
   std::shared_ptr<const Domain> domain_;
-  bool is_layer_;
   int world_size_;
   int rank_;
   Pass pass_;

@@ -103,7 +103,7 @@ struct Problem {
   float softmax_scale = 1.0F;
   float softcap = 0.0F;
   std::vector<float>
-      alibi_slopes;            // empty: none; else one per query head, in parts and layers too of the whole problem
+      alibi_slopes;            // empty: none; else one per query head of the whole problem, in parts and layers too
   std::int64_t num_sinks = 0;  // of each query head
   bool has_key_bias = false;
   Dropout dropout;

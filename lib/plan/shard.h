@@ -68,7 +68,8 @@ struct SpacedPiece : Piece {
   std::int64_t step = 1;
 };
 
-// What one rank has of one document, or of the part of it in a chunk: non-empty pieces, ascending in position.
+// What one rank has of one document, or of the part of it in a chunk: non-empty pieces. Those of a shard ascend in position; what a
+// layer keeps of a striped one may be pieces that alternate.
 class Share {
  public:
   void add(const Piece& piece, std::int64_t step = 1) { add(SpacedPiece{piece, step}); }

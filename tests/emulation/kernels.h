@@ -78,7 +78,8 @@ inline void fill(const Problem& p, Side side, const std::vector<Piece>& pieces, 
 
 // The keys of a chunk, in the rows that they have when it is packed.
 inline std::vector<Piece> packed_keys(const Plan& plan, int owner, std::int64_t chunk) {
-  std::vector<Piece> pieces = plan.chunk_keys(owner, chunk);
+  const std::vector<SpacedPiece> keys = plan.chunk_keys(owner, chunk);
+  std::vector<Piece> pieces(keys.begin(), keys.end());
   std::int64_t row = 0;
   for (Piece& piece : pieces) {
     piece.row = row;

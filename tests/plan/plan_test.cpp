@@ -512,7 +512,8 @@ TEST(Plan, ZigzagSharesCausalWorkEquallyAtEveryMoment) {
 }
 
 // Pieces as they are stored when nothing lies between them.
-std::vector<Piece> packed(std::vector<Piece> pieces) {
+std::vector<Piece> packed(const std::vector<SpacedPiece>& keys) {
+  std::vector<Piece> pieces(keys.begin(), keys.end());
   std::int64_t row = 0;
   for (Piece& piece : pieces) {
     piece.row = row;

@@ -65,12 +65,25 @@ Interval find_keys(const Problem& problem, const Unit& unit) {
   return {all.lo + cut.begin(unit.split), all.lo + cut.begin(unit.split + 1)};
 }
 
-// Rows of a piece of queries that may see any of a piece of keys: those of others need not be touched between the first and the last step.
-Interval find_rows(const Problem& problem, const WorkItem& item, const Piece& queries, const Piece& keys) {
-  const std::int64_t end = keys.count_below(item.positions_before(problem.longest_kv()));
-  if (end == 0) return {};
-  return {queries.count_below(keys.position(0) - item.band.upper),
-          queries.count_below(keys.position(end - 1) - item.band.lower + 1)};
+// Rows of a piece of queries that may see any key of the item, as stretches that do not touch. Between the first and the last step the
+// others need not be: under a window they are most of a long shard.
+void list_seeing_rows(const Problem& problem, const WorkItem& item, const Piece& queries, std::vector<Interval>& rows) {
+  rows.clear();
+  for (const Piece& keys : item.keys) {
+    const std::int64_t end = keys.count_below(item.positions_before(problem.longest_kv()));
+    if (end == 0) continue;
+    const std::int64_t lo = queries.count_below(keys.position(0) - item.band.upper),
+                       hi = queries.count_below(keys.position(end - 1) - item.band.lower + 1);
+    if (lo < hi) rows.push_back({lo, hi});
+  }
+  std::sort(rows.begin(), rows.end(), [](const Interval& a, const Interval& b) { return a.lo < b.lo; });
+  std::size_t count = 0;
+  for (const Interval& next : rows)
+    if (count > 0 && next.lo <= rows[count - 1].hi)
+      rows[count - 1].hi = std::max(rows[count - 1].hi, next.hi);
+    else
+      rows[count++] = next;
+  rows.resize(count);
 }
 
 // Keys between the first and the last that rows of a stretch see, times the rows.
@@ -285,40 +298,27 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
                                                            static_cast<std::size_t>(threads_.count()));
   const Running partials = take_partials(shared, problem);
   std::vector<Unit> units;
-  std::vector<Interval> seeing;  // rows of one piece that see keys, piece by piece of these
+  std::vector<Interval> stretches;  // of one piece
   units.reserve(static_cast<std::size_t>(pieces));
   for (const WorkItem& item : step.items)
     for (const Piece& queries : item.queries) {
       const Interval keys = find_keys(problem, item, queries);
       const std::int64_t splits = choose_splits(problem, pieces, keys.hi - keys.lo);
       const std::int64_t most = splits > 1 ? most_unit_rows(tiles, problem, longest_piece) : unit_rows;
-      const auto add = [&](Interval rows_of_piece) {
-        std::int64_t first = rows_of_piece.lo;
-        for (std::int64_t left = (rows_of_piece.hi - first + most - 1) / most; left > 0; --left) {
-          const std::int64_t rows = (rows_of_piece.hi - first) / left;  // equal parts
+      if (step.first || step.last)
+        stretches = {{0, queries.length}};
+      else
+        list_seeing_rows(problem, item, queries, stretches);
+      for (const Interval& stretch : stretches) {
+        std::int64_t first = stretch.lo;
+        for (std::int64_t left = (stretch.hi - first + most - 1) / most; left > 0; --left) {
+          const std::int64_t rows = (stretch.hi - first) / left;  // equal parts
           const std::int64_t cost = estimate_cost(problem, item, queries, first, rows) / splits;
           for (std::int32_t split = 0; split < splits; ++split)
             units.push_back({&item, &queries, first, rows, cost, split, static_cast<std::int32_t>(splits)});
           first += rows;
         }
-      };
-      if (step.first || step.last) {
-        add({0, queries.length});
-        continue;
       }
-      seeing.clear();
-      for (const Piece& piece : item.keys)
-        if (const Interval next = find_rows(problem, item, queries, piece); next.lo < next.hi) seeing.push_back(next);
-      std::sort(seeing.begin(), seeing.end(), [](const Interval& a, const Interval& b) { return a.lo < b.lo; });
-      Interval rows;
-      for (const Interval& next : seeing) {
-        if (next.lo > rows.hi) {
-          add(rows);
-          rows = next;
-        }
-        rows.hi = std::max(rows.hi, next.hi);
-      }
-      add(rows);
     }
   // The longest first, so that the threads end together.
   std::sort(units.begin(), units.end(), [&](const Unit& a, const Unit& b) { return a.cost > b.cost; });

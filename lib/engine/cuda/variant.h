@@ -18,7 +18,7 @@ auto with_dim(int dim, F&& f) {
       return f.template operator()<T, 256, weights, modified>();
   }
 }
-// Of what Variant::modified says, but that `modified` says it.
+// For that variant, but for Variant::modified, instead of which the caller says `modified`.
 template <bool modified, class F>
 auto with_variant(const Variant& variant, F&& f) {
   const auto with_type = [&]<class T>(T) {
