@@ -348,14 +348,32 @@ def run_case(api, ranks, problem, dtype_name, sharding, num_chunks, random):
     return errors
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def largest_finite(array):
+    return largest(array[np.isfinite(array)])
+
+
+def error_of(values, exact, least=0.0):
+    """Relative to the largest that is finite, or to `least` if that is more; infinite where they are not infinite in the same places."""
+    if np.isnan(values).any() or not np.array_equal(np.isinf(values), np.isinf(exact)):
+        return np.inf
+    finite = np.isfinite(exact)
+    return largest(values[finite] - exact[finite]) / (max(largest_finite(exact), least) or 1.0)
+
+
+def parse_options(description):
+    """Where the library is, and the seed, which is printed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", dest="so", required=True, help="path of libringattn.so")
     parser.add_argument("--header", required=True, help="path of ringattn.h")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("RINGATTN_TEST_SEED", 1)),
                         help="default: RINGATTN_TEST_SEED, or 1")
     options = parser.parse_args()
     print(f"jax {jax.__version__}, seed {options.seed}", flush=True)
+    return options
+
+
+def main():
+    options = parse_options(__doc__)
     check_that_exact_is_exact()
 
     api = ringattn_ctypes.load(options.so, options.header)

@@ -160,19 +160,6 @@ def inputs_of(n, heads):
     return [(np.arange(count) * step % 61 / 16 - 1.875).astype(np.float32).reshape(1, n, heads, HEAD_DIM) for step in (7, 11, 13, 17)]
 
 
-def largest(x):
-    x = x[np.isfinite(x)]
-    return float(np.max(np.abs(x), initial=0.0))
-
-
-def error_of(values, exact):
-    """Relative to the largest; infinite where they are not infinite in the same places."""
-    if np.isnan(values).any() or not np.array_equal(np.isinf(values), np.isinf(exact)):
-        return np.inf
-    finite = np.isfinite(exact)
-    return largest(values[finite] - exact[finite]) / (largest(exact) or 1.0)
-
-
 def make_golden():
     """Exact results by "case: result", and "plain: result", the largest error of JAX in float32."""
     golden, plain_errors = {}, dict.fromkeys(RESULTS, 0.0)
@@ -180,13 +167,13 @@ def make_golden():
         exact, plain = (run_jax(np.dtype(dtype), case, *inputs_of(n, heads)) for dtype in (np.float64, np.float32))
         for result in RESULTS:
             golden[f"{name}: {result}"] = exact[result]
-            plain_errors[result] = max(plain_errors[result], error_of(plain[result], exact[result]))
+            plain_errors[result] = max(plain_errors[result], jax_oracle.error_of(plain[result], exact[result]))
     return golden | {f"plain: {result}": np.array(error) for result, error in plain_errors.items()}
 
 
 def compare(api, golden, random):
     unit = jax_oracle.UNIT_ROUNDOFF["float32"]
-    largest_lse = max(largest(golden[f"{name}: lse"]) for name, *_ in all_cases())
+    largest_lse = max(jax_oracle.largest_finite(golden[f"{name}: lse"]) for name, *_ in all_cases())
     least = {result: unit if result in ("out", "lse") else unit * (1 + largest_lse) for result in RESULTS}
     allowed = {result: 2 * max(least[result], float(golden[f"plain: {result}"])) for result in RESULTS}
     all_ranks = [jax_oracle.Ranks(api, world_size) for world_size in (1, 2, 3, 4)]
@@ -200,7 +187,7 @@ def compare(api, golden, random):
             ours = ranks.run(desc, *inputs_of(n, heads))
             del kept
             for result in RESULTS:
-                ratio = error_of(ours[result], golden[f"{name}: {result}"]) / allowed[result]
+                ratio = jax_oracle.error_of(ours[result], golden[f"{name}: {result}"]) / allowed[result]
                 worst.append((ratio, result, f"{ranks.world_size} ranks, {sharding[0].lower()} {sharding[1]}, num_chunks {num_chunks}"))
             count += 1
         failures = [w for w in worst if not w[0] <= 1]
@@ -230,7 +217,7 @@ def main():
     golden = dict(np.load(GOLDEN))
     if os.environ.get("RINGATTN_TEST_FULL", "0") != "0":
         for key, values in make_golden().items():
-            if not key.startswith("plain") and not error_of(values, golden[key]) <= 1e-12:
+            if not key.startswith("plain") and not jax_oracle.error_of(values, golden[key]) <= 1e-12:
                 sys.exit(f"{GOLDEN.name} has other values for {key} than jax {jax.__version__}: longnet.py --write")
     print(f"seed {options.seed}", flush=True)
     return 0 if compare(ringattn_ctypes.load(options.so, options.header), golden, np.random.default_rng(options.seed)) else 1

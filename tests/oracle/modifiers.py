@@ -17,7 +17,6 @@ the rounding of what is stored, for gradients also of lse, by which they are mad
 Cases of 1 to 4 ranks: each modifier alone, and random combinations. Prints how many. Exit status 1 if one fails.
 """
 
-import argparse
 import itertools
 import os
 import sys
@@ -251,27 +250,8 @@ def all_cases(random, count):
         yield draw_case(random, set(random.choice(MODIFIERS, int(random.integers(2, len(MODIFIERS) + 1)), replace=False)), False)
 
 
-def largest(x):
-    x = x[np.isfinite(x)]
-    return float(np.max(np.abs(x), initial=0.0))
-
-
-def error_of(values, exact):
-    """Relative to the largest, or to 1 if that is less; infinite where they are not infinite in the same places."""
-    if np.isnan(values).any() or not np.array_equal(np.isinf(values), np.isinf(exact)):
-        return np.inf
-    finite = np.isfinite(exact)
-    return largest(values[finite] - exact[finite]) / max(largest(exact), 1.0)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", dest="so", required=True, help="path of libringattn.so")
-    parser.add_argument("--header", required=True, help="path of ringattn.h")
-    parser.add_argument("--seed", type=int, default=int(os.environ.get("RINGATTN_TEST_SEED", 1)),
-                        help="default: RINGATTN_TEST_SEED, or 1")
-    options = parser.parse_args()
-    print(f"jax {jax.__version__}, seed {options.seed}", flush=True)
+    options = jax_oracle.parse_options(__doc__)
     api = ringattn_ctypes.load(options.so, options.header)
     random = np.random.default_rng(options.seed)
     all_ranks = [jax_oracle.Ranks(api, world_size) for world_size in (1, 2, 3, 4)]
@@ -290,11 +270,11 @@ def main():
         ours = ranks.run(desc, *tensors.values(), key_bias=case["bias"] if "key_bias" in case["has"] else None, sinks=case["sinks"])
         del arrays
         exact, plain = (run_jax(np.dtype(dtype), case, kept, tensors) for dtype in (np.float64, np.float32))
-        largest_lse = max(largest_lse, largest(exact["lse"]))
+        largest_lse = max(largest_lse, jax_oracle.largest_finite(exact["lse"]))
         words = f"case {number}: {', '.join(sorted(case['has']))}; {ranks.world_size} ranks, {sharding[0].lower()} {sharding[1]}, {num_chunks} chunks"
         for name in RESULTS[: len(RESULTS) if len(case["sinks"]) else -1]:
-            errors.append((error_of(ours[name], exact[name]), name, words, case))
-            plain_errors[name] = max(plain_errors[name], error_of(plain[name], exact[name]))
+            errors.append((jax_oracle.error_of(ours[name], exact[name], 1.0), name, words, case))
+            plain_errors[name] = max(plain_errors[name], jax_oracle.error_of(plain[name], exact[name], 1.0))
     for ranks in all_ranks:
         ranks.destroy()
 
