@@ -25,8 +25,14 @@ docs() {
     --features ringattn/half --target-dir "${CARGO_TARGET_DIR:-target}/docs"
 }
 
-# The packages build by themselves, each from its own files.
+# The packages build by themselves, each from its own files. Cargo takes a package that it once unpacked for the same one, in its version
+# and folder, whatever is in it now (cargo 1.95): so a home that has unpacked none, which shares what was downloaded.
 package() {
+  home=${CARGO_HOME:-$HOME/.cargo}
+  CARGO_HOME=$(dirname "$output")/home
+  export CARGO_HOME
+  mkdir -p "$CARGO_HOME/registry" "$home/registry/cache" "$home/registry/index"
+  for shared in config.toml registry/cache registry/index; do ln -s "$home/$shared" "$CARGO_HOME/$shared"; done
   $cargo package --quiet --workspace --allow-dirty
   files=$($cargo package --quiet --package ringattn-sys --allow-dirty --list)
   for file in LICENSE README.md include/ringattn.h; do echo "$files" | grep -qx $file; done
