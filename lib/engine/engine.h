@@ -3,7 +3,8 @@
 // An engine has the threads that it computes with. It knows runs, intervals and tensors; it knows nothing of ranks, hops or
 // documents. All partial results are fp32.
 // Between the steps of a forward pass the running result of a row is (output, max, sum): the output still to be divided by
-// the sum, both relative to the max, as in Dao et al. 2022, "FlashAttention", Algorithm 1.
+// the sum, both relative to the max, as in Dao et al. 2022, "FlashAttention", Algorithm 1. In what units a max is, and what has been
+// left to be multiplied in the end, is the engine's own matter: it begins rows and ends them.
 #pragma once
 
 #include <cstddef>
@@ -107,9 +108,9 @@ struct BackwardStep {
   void* scratch = nullptr;          // scratch_bytes
 };
 
-// Results over the keys seen so far, both fp32; lse has a dim of 1.
+// Running results of rows in any layout: what ForwardStep has as running, max and sum. max and sum have a dim of 1.
 struct RunningRows {
-  Tensor out, lse;
+  Tensor out, max, sum;
 };
 
 class Engine {
@@ -152,11 +153,13 @@ class Engine {
   virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) = 0;
   // to = 0 in all of the extent.
   virtual void clear(const Problem& problem, const Tensor& to, Extent extent) = 0;
-  // Of rows that have seen no key yet: out = 0, and lse = sinks[head], or -infinity where `sinks` is null.
+  // Begins rows, with nothing, or unless `sinks` is null with a key of score sinks[head] that has no value.
   virtual void begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) = 0;
-  // Adds to them what the same rows have of other keys, and `zero_keys` keys of score 0 without a value.
-  virtual void merge_rows(const Problem& problem, const RunningRows& from, const RunningRows& to, Extent extent,
-                          std::int64_t zero_keys) = 0;
+  // `count` more keys without a value, of score 0, for rows whose output is still 0.
+  virtual void add_zero_keys(const Problem& problem, const RunningRows& rows, Extent extent, std::int64_t count) = 0;
+  // Ends rows as a last step does, and running results with them: `out` may be the running one; `lse`, [batch, heads, rows], may be null.
+  virtual void finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out,
+                           float* lse) = 0;
   // to += from, `count` fp32 values.
   virtual void add(const float* from, float* to, std::int64_t count) = 0;
 };

@@ -53,8 +53,11 @@ std::vector<LayerPlan> PassPlan::plan_layers(const std::vector<Layer>& layers, i
   for (const Layer& layer : layers) {
     const auto regions = std::make_shared<const LayerRegions>(problem_, layer.regions, world_size);
     layer_problems_.push_back(problem_of(*problem_, layer.heads));
-    plans.push_back(
-        {layer.branch, layer.heads, regions, Plan(layer_problems_.back(), regions, world_size, rank_, pass)});
+    Plan plan(layer_problems_.back(), regions, world_size, rank_, pass);
+    const std::vector<Stretch> rows = plan.query_stretches();
+    const bool keeps_all =
+        layer.heads.count_q() == problem_->num_heads_q && rows.size() == 1 && rows[0] == Stretch{0, query_rows(), 1};
+    plans.push_back({layer.branch, layer.heads, regions, std::move(plan), keeps_all});
   }
   return plans;
 }

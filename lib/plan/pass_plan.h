@@ -15,6 +15,7 @@ struct LayerPlan {
   HeadSet heads;
   std::shared_ptr<const LayerRegions> regions;
   Plan plan;
+  bool keeps_all;  // the rank's queries of the whole problem, in the order in which they lie, in all heads
 };
 
 class PassPlan {

@@ -93,6 +93,7 @@ struct Stretch {
   std::int64_t row = 0;
   std::int64_t length = 0;
   std::int64_t step = 1;
+  bool operator==(const Stretch&) const = default;
 };
 
 // The work items of one step, with the storage that they refer to.
@@ -147,7 +148,8 @@ class Plan {
   std::int64_t gradient_bytes(std::int64_t rows) const;
 
   const std::vector<Moment>& moments() const { return moments_; }
-  bool has_one_moment() const { return moments_.size() == 1; }
+  // Whether each row begins and ends in one step, so that there is no running result between steps.
+  bool has_one_step() const { return moments_.size() == 1 && !problem_->is_partial; }
   std::span<const Transfer> transfers(const Moment& moment) const {
     return between(transfers_, moment, &Moment::transfers);
   }

@@ -91,7 +91,7 @@ struct Problem {
   DType dtype = DType::float32;
   DType out_dtype = DType::float32;
   DType grad_dtype = DType::float32;
-  // A layer (layer.h): results are fp32, to be put together with others before they are rounded to these, and the whole problem's
+  // A layer (layer.h): a forward pass adds to the running result of rows, a backward pass to fp32 gradients, and the whole problem's
   // documents and slices are not listed again.
   bool is_partial = false;
   Sharding sharding = Sharding::contiguous;
@@ -127,8 +127,7 @@ struct Problem {
   }
   std::int64_t longest_kv() const;
 
-  // What results are stored in.
-  DType stored_out() const { return is_partial ? DType::float32 : out_dtype; }
+  // What gradients are stored in.
   DType stored_grad() const { return is_partial ? DType::float32 : grad_dtype; }
 
   // Whether it is computed in layers (layer.h).

@@ -14,7 +14,8 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
 
   if (memory.sinks != nullptr) on.engine.combine_sinks(plan.problem(), call.sinks, memory.sinks);
 
-  // The first moment begins every row, and the last step ends every row, whether they see something there or not.
+  // The first moment begins every row, and the last step ends every row, whether they see something there or not; but rows of a layer
+  // have begun already, and go on.
   const std::vector<Moment>& moments = plan.moments();
   const Moment* const first = moments.data();
   const Moment* const last =
@@ -30,18 +31,24 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     step.q = tensors.of_queries(call.q);
     step.query_rows = plan.query_rows();
     step.out = tensors.of_queries(call.out);
-    step.running = p.stored_out() == DType::float32
-                       ? step.out
-                       : packed_tensor(memory.running, DType::float32, plan.query_rows(), p.num_heads_q, p.head_dim_v);
-    step.max = memory.max;
-    step.sum = memory.sum;
+    if (p.is_partial) {
+      step.running = tensors.of_queries(call.running.out);
+      step.max = tensors.of_rows(call.running.max.at<float>(0, 0, 0));
+      step.sum = tensors.of_rows(call.running.sum.at<float>(0, 0, 0));
+    } else {
+      step.running = p.out_dtype == DType::float32 ? step.out
+                                                   : packed_tensor(memory.running, DType::float32, plan.query_rows(),
+                                                                   p.num_heads_q, p.head_dim_v);
+      step.max = memory.max;
+      step.sum = memory.sum;
+    }
     step.lse = tensors.of_rows(call.lse);
     step.sinks = tensors.of_heads(memory.sinks, 1);
     step.scratch = memory.scratch;
     for (const Moment& m : moments) {
       journey.begin_transfers(m);
-      step.first = &m == first;
-      step.last = &m == last;
+      step.first = &m == first && !p.is_partial;
+      step.last = &m == last && !p.is_partial;
       if (m.computes || step.first) {
         const StepItems work = plan.items(m, step.first || step.last);
         const Chunk chunk = journey.held(m);

@@ -1,10 +1,10 @@
-// A pass over a problem in layers (plan/layer.h). Each layer is a call of its own, over packed copies of the rows and heads that it
-// keeps, whose results are put together in fp32:
+// A pass over a problem in layers (plan/layer.h). Each layer is a call of its own for the rows and heads that it keeps, where these are
+// not all over packed copies:
 //
-//   forward    out = 0, lse = log-sum-exp of the head's sinks, -infinity without any
-//              for each layer:  pack q;  (o, l) = forward;  (out, lse) = merge of both
-//              round out
-//   backward   delta = rowsum(dout * out);  dq = dk = dv = 0
+//   forward    begin all rows, with sinks and zero keys
+//              for each layer:  pack q and the running (O, max, sum);  forward, on from there;  put these back
+//              end all rows
+//   backward   delta = rowsum(dout * out);  dq = dk = dv = 0, fp32
 //              for each layer:  pack q, dout, lse, delta;  add its gradients, by the weights of the whole
 //              round dq, dk, dv
 //
@@ -13,6 +13,7 @@
 //
 // K and V of a layer are packed chunk by chunk, as those of any plan.
 #include <algorithm>
+#include <optional>
 
 #include "ring/journey.h"
 #include "ring/memory.h"
@@ -30,9 +31,62 @@ Tensor heads_of_keys(const Tensor& t, const HeadSet& heads) {
 // A layer's rows of queries, between the shard, of which it keeps some, and where they are packed.
 class KeptRows {
  public:
-  KeptRows(const LayerPlan& layer, const Machinery& on)
-      : layer_(layer), p_(layer.plan.problem()), on_(on), stretches_(layer.plan.query_stretches()) {}
+  KeptRows(const LayerPlan& layer, const Machinery& on) : layer_(layer), p_(layer.plan.problem()), on_(on) {
+    if (!layer_.keeps_all) stretches_ = layer.plan.query_stretches();
+  }
 
+  // Those rows of the shard: where it is kept as it is itself, else packed into `room`.
+  Tensor gather(const Tensor& shard, const Tensor& room, std::int64_t dim) const {
+    if (layer_.keeps_all) return shard;
+    for_each(shard, room, [&](const Tensor& in_shard, const Tensor& packed, std::int64_t rows) {
+      on_.engine.copy(p_, in_shard, packed, {rows, p_.num_heads_q, dim});
+    });
+    return room;
+  }
+  RunningRows gather(const RunningRows& shard, const RunningRows& room) const {
+    return {gather(shard.out, room.out, p_.head_dim_v), gather(shard.max, room.max, 1), gather(shard.sum, room.sum, 1)};
+  }
+  // What was gathered, where it came from.
+  void put_back(const Tensor& room, const Tensor& shard, std::int64_t dim) const {
+    if (layer_.keeps_all) return;
+    for_each(shard, room, [&](const Tensor& in_shard, const Tensor& packed, std::int64_t rows) {
+      on_.engine.copy(p_, packed, in_shard, {rows, p_.num_heads_q, dim});
+    });
+  }
+  void put_back(const RunningRows& room, const RunningRows& shard) const {
+    put_back(room.out, shard.out, p_.head_dim_v);
+    put_back(room.max, shard.max, 1);
+    put_back(room.sum, shard.sum, 1);
+  }
+  // Where to add up what is to be added to the shard.
+  Tensor begin_sum(const Tensor& shard, const Tensor& room, std::int64_t dim) const {
+    if (layer_.keeps_all) return shard;
+    on_.engine.clear(p_, room, {layer_.plan.query_rows(), p_.num_heads_q, dim});
+    return room;
+  }
+  void end_sum(const Tensor& room, const Tensor& shard, std::int64_t dim) const {
+    if (layer_.keeps_all) return;
+    for_each(shard, room, [&](const Tensor& in_shard, const Tensor& packed, std::int64_t rows) {
+      on_.engine.round(p_, packed, in_shard, {rows, p_.num_heads_q, dim}, true);
+    });
+  }
+  // Rows of one region may have another number of zero keys than those of the next.
+  void add_zero_keys(const RunningRows& shard) const {
+    const Domain& regions = layer_.plan.domain();
+    for (const std::int64_t unit : regions.units()) {
+      const std::int64_t zero_keys = layer_.regions->region(unit).zero_keys;
+      if (zero_keys == 0) continue;
+      for (const SpacedPiece& piece : regions.share(Side::query, layer_.plan.rank(), unit)) {
+        const auto kept = [&](const Tensor& t) {
+          return rows_of(heads_of_queries(t, layer_.heads), {piece.row, piece.length, piece.step});
+        };
+        on_.engine.add_zero_keys(p_, {kept(shard.out), kept(shard.max), kept(shard.sum)},
+                                 {piece.length, p_.num_heads_q, p_.head_dim_v}, zero_keys);
+      }
+    }
+  }
+
+ private:
   // f(in_shard, packed, rows), stretch by stretch.
   template <class F>
   void for_each(const Tensor& shard, const Tensor& packed, F&& f) const {
@@ -43,54 +97,29 @@ class KeptRows {
       row += stretch.length;
     }
   }
-  void pack(const Tensor& shard, const Tensor& packed, std::int64_t dim) const {
-    for_each(shard, packed, [&](const Tensor& from, const Tensor& to, std::int64_t rows) {
-      on_.engine.copy(p_, from, to, {rows, p_.num_heads_q, dim});
-    });
-  }
-  void add(const Tensor& packed, const Tensor& shard, std::int64_t dim) const {
-    for_each(shard, packed, [&](const Tensor& to, const Tensor& from, std::int64_t rows) {
-      on_.engine.round(p_, from, to, {rows, p_.num_heads_q, dim}, true);
-    });
-  }
-  // Rows of one region may have another number of zero keys than those of the next.
-  void merge(const RunningRows& packed, const RunningRows& shard) const {
-    const Domain& regions = layer_.plan.domain();
-    std::int64_t row = 0;
-    for (const std::int64_t unit : regions.units())
-      for (const SpacedPiece& piece : regions.share(Side::query, layer_.plan.rank(), unit)) {
-        const Stretch stretch{piece.row, piece.length, piece.step};
-        on_.engine.merge_rows(p_, {packed.out.from_row(row), packed.lse.from_row(row)},
-                              {rows_of(heads_of_queries(shard.out, layer_.heads), stretch),
-                               rows_of(heads_of_queries(shard.lse, layer_.heads), stretch)},
-                              {piece.length, p_.num_heads_q, p_.head_dim_v}, layer_.regions->region(unit).zero_keys);
-        row += piece.length;
-      }
-  }
 
- private:
   const LayerPlan& layer_;
   const Problem& p_;
   const Machinery& on_;
-  const std::vector<Stretch> stretches_;
+  std::vector<Stretch> stretches_;
 };
 
-// One layer's call, in the workspace behind what all share.
+// Where one layer's call has its rows, in the workspace behind what all share.
 struct LayerForward {
   Tensor q;
-  RunningRows result;
+  RunningRows running;
   void* rest;  // for the call itself
 
-  static LayerForward take(Arena& arena, const Plan& plan, const Engine& engine) {
-    const Problem& p = plan.problem();
-    const std::int64_t rows = plan.query_rows(), all = p.batch * rows * p.num_heads_q;
+  static LayerForward take(Arena& arena, const LayerPlan& layer, const Engine& engine) {
+    const Problem& p = layer.plan.problem();
+    const std::int64_t rows = layer.plan.query_rows(), heads = p.num_heads_q;
+    const std::int64_t all = layer.keeps_all ? 0 : p.batch * rows * heads;
     LayerForward m;
-    m.q = packed_tensor(arena.take<std::byte>(all * p.head_dim * size_of(p.dtype)), p.dtype, rows, p.num_heads_q,
-                        p.head_dim);
-    m.result.out =
-        packed_tensor(arena.take<float>(all * p.head_dim_v), DType::float32, rows, p.num_heads_q, p.head_dim_v);
-    m.result.lse = row_tensor(arena.take<float>(all), rows, p.num_heads_q);
-    m.rest = arena.take<std::byte>(static_cast<std::int64_t>(workspace_bytes(plan, engine)));
+    m.q = packed_tensor(arena.take<std::byte>(all * p.head_dim * size_of(p.dtype)), p.dtype, rows, heads, p.head_dim);
+    m.running.out = packed_tensor(arena.take<float>(all * p.head_dim_v), DType::float32, rows, heads, p.head_dim_v);
+    m.running.max = row_tensor(arena.take<float>(all), rows, heads);
+    m.running.sum = row_tensor(arena.take<float>(all), rows, heads);
+    m.rest = arena.take<std::byte>(static_cast<std::int64_t>(workspace_bytes(layer.plan, engine)));
     return m;
   }
 };
@@ -99,9 +128,10 @@ struct LayerBackward {
   Tensor q, dout, lse, delta, dq;
   void* rest;
 
-  static LayerBackward take(Arena& arena, const Plan& plan, const Engine& engine) {
-    const Problem& p = plan.problem();
-    const std::int64_t rows = plan.query_rows(), heads = p.num_heads_q, all = p.batch * rows * heads;
+  static LayerBackward take(Arena& arena, const LayerPlan& layer, const Engine& engine) {
+    const Problem& p = layer.plan.problem();
+    const std::int64_t rows = layer.plan.query_rows(), heads = p.num_heads_q;
+    const std::int64_t all = layer.keeps_all ? 0 : p.batch * rows * heads;
     LayerBackward m;
     m.q = packed_tensor(arena.take<std::byte>(all * p.head_dim * size_of(p.dtype)), p.dtype, rows, heads, p.head_dim);
     m.dout = packed_tensor(arena.take<std::byte>(all * p.head_dim_v * size_of(p.out_dtype)), p.out_dtype, rows, heads,
@@ -109,24 +139,32 @@ struct LayerBackward {
     m.lse = row_tensor(arena.take<float>(all), rows, heads);
     m.delta = row_tensor(arena.take<float>(all), rows, heads);
     m.dq = packed_tensor(arena.take<float>(all * p.head_dim), DType::float32, rows, heads, p.head_dim);
-    m.rest = arena.take<std::byte>(static_cast<std::int64_t>(workspace_bytes(plan, engine)));
+    m.rest = arena.take<std::byte>(static_cast<std::int64_t>(workspace_bytes(layer.plan, engine)));
     return m;
   }
 };
 
+// Of all rows of the shard, as a forward pass in layers needs it. `out`: the caller's, where that is fp32.
+RunningRows take_running(Arena& arena, const Problem& p, std::int64_t rows, const Tensor* out) {
+  const std::int64_t all = p.batch * rows * p.num_heads_q;
+  RunningRows r;
+  r.out = out != nullptr
+              ? *out
+              : packed_tensor(arena.take<float>(all * p.head_dim_v), DType::float32, rows, p.num_heads_q, p.head_dim_v);
+  r.max = row_tensor(arena.take<float>(all), rows, p.num_heads_q);
+  r.sum = row_tensor(arena.take<float>(all), rows, p.num_heads_q);
+  return r;
+}
+
 // What all layers share. Tensors that are the caller's where these are fp32 take nothing.
 struct SharedForward {
-  Tensor out;
-  Tensor lse;
+  RunningRows running;
   float* sinks;  // [num_heads_q], where the problem has any: log-sum-exp of each head's
 
-  static SharedForward take(Arena& arena, const PassPlan& plan) {
+  static SharedForward take(Arena& arena, const PassPlan& plan, const Tensor& out) {
     const Problem& p = plan.problem();
-    const std::int64_t rows = plan.query_rows(), all = p.batch * rows * p.num_heads_q;
     SharedForward m;
-    m.out = packed_tensor(arena.take<float>(p.out_dtype == DType::float32 ? 0 : all * p.head_dim_v), DType::float32,
-                          rows, p.num_heads_q, p.head_dim_v);
-    m.lse = row_tensor(arena.take<float>(all), rows, p.num_heads_q);
+    m.running = take_running(arena, p, plan.query_rows(), p.out_dtype == DType::float32 ? &out : nullptr);
     m.sinks = arena.take<float>(p.num_sinks > 0 ? p.num_heads_q : 0);
     return m;
   }
@@ -150,10 +188,7 @@ struct SharedBackward {
     m.dq = tensor(rows, p.num_heads_q, p.head_dim);
     m.dk = tensor(keys, p.num_heads_kv, p.head_dim);
     m.dv = tensor(keys, p.num_heads_kv, p.head_dim_v);
-    const std::int64_t own = plan.outputs().empty() ? 0 : p.batch * rows * p.num_heads_q;
-    m.branch.out =
-        packed_tensor(arena.take<float>(own * p.head_dim_v), DType::float32, rows, p.num_heads_q, p.head_dim_v);
-    m.branch.lse = row_tensor(arena.take<float>(own), rows, p.num_heads_q);
+    if (!plan.outputs().empty()) m.branch = take_running(arena, p, rows, nullptr);
     return m;
   }
 };
@@ -179,24 +214,36 @@ class Total {
 
 Origin origin_of(const HeadSet& heads) { return {0, heads.first_q, heads.step_q}; }
 
-// Adds a layer's results to those of other layers.
+// Goes on with the running results of its rows.
 void add_layer(const LayerPlan& layer, const Machinery& on, const Arena& rest, const ForwardCall& call,
                const RunningRows& running, Total& total) {
   Arena arena = rest;
-  const LayerForward memory = LayerForward::take(arena, layer.plan, on.engine);
+  const LayerForward memory = LayerForward::take(arena, layer, on.engine);
   const KeptRows rows(layer, on);
-  rows.pack(call.q, memory.q, layer.plan.problem().head_dim);
   ForwardCall own;
-  own.q = memory.q;
+  own.q = rows.gather(call.q, memory.q, layer.plan.problem().head_dim);
   own.k = heads_of_keys(call.k, layer.heads);
   own.v = heads_of_keys(call.v, layer.heads);
   own.key_bias = call.key_bias;
-  own.out = memory.result.out;
-  own.lse = memory.result.lse.at<float>(0, 0, 0);
+  own.running = rows.gather(running, memory.running);
   own.workspace = memory.rest;
   own.origin = origin_of(layer.heads);
   total.add(layer.plan, run_forward(layer.plan, on, own, total.moments()));
-  rows.merge(memory.result, running);
+  rows.put_back(own.running, running);
+}
+
+// The running results of all rows, over the layers in `layers` of one branch, or of any.
+void run_layers(const PassPlan& plan, const std::vector<LayerPlan>& layers, std::optional<std::int64_t> branch,
+                const float* sinks, const Machinery& on, const Arena& rest, const ForwardCall& call,
+                const RunningRows& running, Total& total) {
+  const Problem& p = plan.problem();
+  const auto for_each = [&](auto&& f) {
+    for (const LayerPlan& layer : layers)
+      if (!branch || layer.branch == *branch) f(layer);
+  };
+  on.engine.begin_rows(p, running, {plan.query_rows(), p.num_heads_q, p.head_dim_v}, sinks);
+  for_each([&](const LayerPlan& layer) { KeptRows(layer, on).add_zero_keys(running); });
+  for_each([&](const LayerPlan& layer) { add_layer(layer, on, rest, call, running, total); });
 }
 
 // Those of K and V, and of the queries, of a whole call.
@@ -209,30 +256,25 @@ void add_gradients(const LayerPlan& layer, const Machinery& on, const Arena& res
                    const Tensor& lse, const Tensor& delta, const Gradients& sums, Total& total) {
   const Problem& p = layer.plan.problem();
   Arena arena = rest;
-  const LayerBackward memory = LayerBackward::take(arena, layer.plan, on.engine);
+  const LayerBackward memory = LayerBackward::take(arena, layer, on.engine);
   const KeptRows rows(layer, on);
-  rows.pack(call.q, memory.q, p.head_dim);
-  rows.pack(call.dout, memory.dout, p.head_dim_v);
   const HeadSet& heads = layer.heads;
-  rows.pack(lse, memory.lse, 1);
-  rows.pack(delta, memory.delta, 1);
   BackwardCall own;
-  own.dout = memory.dout;
-  own.q = memory.q;
+  own.q = rows.gather(call.q, memory.q, p.head_dim);
+  own.dout = rows.gather(call.dout, memory.dout, p.head_dim_v);
+  own.lse = rows.gather(lse, memory.lse, 1).at<float>(0, 0, 0);
+  own.delta = rows.gather(delta, memory.delta, 1).at<float>(0, 0, 0);
   own.k = heads_of_keys(call.k, heads);
   own.v = heads_of_keys(call.v, heads);
   own.key_bias = call.key_bias;
-  own.dq = memory.dq;
+  own.dq = rows.begin_sum(sums.dq, memory.dq, p.head_dim);
   own.dk = heads_of_keys(sums.dk, heads);
   own.dv = heads_of_keys(sums.dv, heads);
-  own.lse = memory.lse.at<float>(0, 0, 0);
-  own.delta = memory.delta.at<float>(0, 0, 0);
   own.accumulate = true;
   own.origin = origin_of(heads);
   own.workspace = memory.rest;
-  on.engine.clear(p, memory.dq, {layer.plan.query_rows(), p.num_heads_q, p.head_dim});
   total.add(layer.plan, run_backward(layer.plan, on, own, total.moments()));
-  rows.add(memory.dq, sums.dq, p.head_dim);
+  rows.end_sum(own.dq, sums.dq, p.head_dim);
 }
 
 }  // namespace
@@ -241,17 +283,17 @@ std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine) {
   if (!plan.has_layers()) return workspace_bytes(plan.whole(), engine);
   Arena shared;
   if (plan.pass() == Pass::forward)
-    SharedForward::take(shared, plan);
+    SharedForward::take(shared, plan, {});
   else
     SharedBackward::take(shared, plan);
   std::size_t most = 0;
   const auto count = [&](const LayerPlan& layer, const auto& take) {
     Arena arena;
-    take(arena, layer.plan);
+    take(arena, layer);
     most = std::max(most, arena.size());
   };
-  const auto take_forward = [&](Arena& arena, const Plan& layer) { LayerForward::take(arena, layer, engine); };
-  const auto take_backward = [&](Arena& arena, const Plan& layer) { LayerBackward::take(arena, layer, engine); };
+  const auto take_forward = [&](Arena& arena, const LayerPlan& layer) { LayerForward::take(arena, layer, engine); };
+  const auto take_backward = [&](Arena& arena, const LayerPlan& layer) { LayerBackward::take(arena, layer, engine); };
   for (const LayerPlan& layer : plan.layers())
     plan.pass() == Pass::forward ? count(layer, take_forward) : count(layer, take_backward);
   for (const LayerPlan& layer : plan.outputs()) count(layer, take_forward);
@@ -261,17 +303,12 @@ std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine) {
 Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardCall& call) {
   if (!plan.has_layers()) return run_forward(plan.whole(), on, call);
   const Problem& p = plan.problem();
-  const Extent whole{plan.query_rows(), p.num_heads_q, p.head_dim_v};
   Arena arena(call.workspace);
-  const SharedForward memory = SharedForward::take(arena, plan);
-  const bool in_place = p.out_dtype == DType::float32;
-  const RunningRows running{in_place ? call.out : memory.out,
-                            call.lse == nullptr ? memory.lse : row_tensor(call.lse, whole.rows, whole.heads)};
+  const SharedForward memory = SharedForward::take(arena, plan, call.out);
   if (p.num_sinks > 0) on.engine.combine_sinks(p, call.sinks, memory.sinks);
-  on.engine.begin_rows(p, running, whole, memory.sinks);
   Total total;
-  for (const LayerPlan& layer : plan.layers()) add_layer(layer, on, arena, call, running, total);
-  if (!in_place) on.engine.round(p, running.out, call.out, whole, false);
+  run_layers(plan, plan.layers(), std::nullopt, memory.sinks, on, arena, call, memory.running, total);
+  on.engine.finish_rows(p, memory.running, {plan.query_rows(), p.num_heads_q, p.head_dim_v}, call.out, call.lse);
   return total.statistics();
 }
 
@@ -305,14 +342,13 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
   for (std::size_t n = 0; n < plan.layers().size(); ++n) {
     const LayerPlan& layer = plan.layers()[n];
     if (branches_apart && (n == 0 || layer.branch != plan.layers()[n - 1].branch)) {
-      on.engine.begin_rows(p, memory.branch, {rows, p.num_heads_q, p.head_dim_v}, nullptr);
       ForwardCall again;
       again.q = call.q;
       again.k = call.k;
       again.v = call.v;
       again.key_bias = call.key_bias;
-      for (const LayerPlan& output : plan.outputs())
-        if (output.branch == layer.branch) add_layer(output, on, arena, again, memory.branch, total);
+      run_layers(plan, plan.outputs(), layer.branch, nullptr, on, arena, again, memory.branch, total);
+      on.engine.finish_rows(p, memory.branch, {rows, p.num_heads_q, p.head_dim_v}, memory.branch.out, nullptr);
       on.engine.compute_delta(p, call.dout, memory.branch.out, rows, memory.delta);
     }
     add_gradients(layer, on, arena, call, row_tensor(call.lse, rows, p.num_heads_q),

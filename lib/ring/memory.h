@@ -14,24 +14,26 @@ inline Slots take_chunk_slots(Arena& arena, const Plan& plan) {
 
 inline std::byte* take_scratch(Arena& arena, const Plan& plan, const Problem& problem, const Engine& engine) {
   return arena.take<std::byte>(static_cast<std::int64_t>(
-      engine.scratch_bytes(problem, plan.pass(), plan.longest_query_piece(), plan.has_one_moment())));
+      engine.scratch_bytes(problem, plan.pass(), plan.longest_query_piece(), plan.has_one_step())));
 }
 
 // `problem`: of any part.
 struct ForwardMemory {
   Slots chunks;
-  float* running = nullptr;  // fp32 output between steps, where the caller's output is not fp32
-  float* max = nullptr;      // [batch, num_heads_q, query rows]
+  float* running =
+      nullptr;  // fp32 output between steps, where the caller's output is not fp32; what is the caller's takes nothing
+  float* max = nullptr;  // [batch, num_heads_q, query rows]
   float* sum = nullptr;
   float* sinks = nullptr;  // [num_heads_q] of the whole problem, where it has any: log-sum-exp of each head's
   std::byte* scratch = nullptr;
 
   static ForwardMemory take(Arena& arena, const Plan& plan, const Problem& problem, const Engine& engine) {
     const Problem& p = problem;
-    const std::int64_t rows = plan.has_one_moment() ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
+    const bool is_callers = p.is_partial;
+    const std::int64_t rows = is_callers || plan.has_one_step() ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
     ForwardMemory memory;
     memory.chunks = take_chunk_slots(arena, plan);
-    memory.running = arena.take<float>(p.stored_out() == DType::float32 ? 0 : rows * p.head_dim_v);
+    memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);
     memory.max = arena.take<float>(rows);
     memory.sum = arena.take<float>(rows);
     if (p.num_sinks > 0) memory.sinks = arena.take<float>(plan.problem().num_heads_q);
@@ -42,7 +44,7 @@ struct ForwardMemory {
 
 struct BackwardMemory {
   Slots chunks;
-  float* delta = nullptr;  // [batch, num_heads_q, query rows]
+  float* delta = nullptr;  // [batch, num_heads_q, query rows]; a layer is given one
   float* dq = nullptr;     // fp32 dq, where the caller's is not fp32
   Slots gradients;
   std::byte* scratch = nullptr;
@@ -52,7 +54,7 @@ struct BackwardMemory {
     const std::int64_t rows = p.batch * plan.query_rows() * p.num_heads_q;
     BackwardMemory memory;
     memory.chunks = take_chunk_slots(arena, plan);
-    memory.delta = arena.take<float>(rows);
+    memory.delta = arena.take<float>(p.is_partial ? 0 : rows);
     memory.dq = arena.take<float>(p.stored_grad() == DType::float32 ? 0 : rows * p.head_dim);
     memory.gradients = Slots::take(arena, plan.gradient_slots(), plan.gradient_bytes(plan.longest_chunk()));
     memory.scratch = take_scratch(arena, plan, problem, engine);

@@ -15,9 +15,11 @@ namespace ringattn {
 
 // Tensors of one rank, over its shard. Memory of `workspace`: workspace_bytes.
 struct ForwardCall {
-  Tensor q, k, v, out;
-  float* lse = nullptr;          // may be null
-  Tensor key_bias = {};          // [batch, rows of the shard, 1, 1], where the problem has one
+  Tensor q, k, v;
+  Tensor out;
+  float* lse = nullptr;      // may be null
+  RunningRows running = {};  // of a layer, instead of both: what it adds to; max and sum are [batch, num_heads_q, rows]
+  Tensor key_bias = {};      // [batch, rows of the shard, 1, 1], where the problem has one
   const float* sinks = nullptr;  // [num_heads_q, num_sinks], where the problem has any
   void* workspace = nullptr;
   Origin origin = {};

@@ -54,6 +54,8 @@ struct KeptItems {
   }
 };
 
+Extent of_numbers(Extent extent) { return {extent.rows, extent.heads, 1}; }
+
 class HostEngine final : public CudaEngine {
  public:
   const char* name() const override { return "host"; }
@@ -126,20 +128,27 @@ class HostEngine final : public CudaEngine {
     submit("begin_rows",
            Accesses(p)
                .tensor(rows.out, extent, false, true)
-               .tensor(rows.lse, {extent.rows, extent.heads, 1}, false, true)
+               .tensor(rows.max, of_numbers(extent), false, true)
+               .tensor(rows.sum, of_numbers(extent), false, true)
                .bytes(sinks, sinks == nullptr ? 0 : extent.heads * size_of(DType::float32), true, false),
            [engine = engine_, p, rows, extent, sinks] { engine->begin_rows(p, rows, extent, sinks); });
   }
-  void merge_rows(const Problem& p, const RunningRows& from, const RunningRows& to, Extent extent,
-                  std::int64_t zero_keys) override {
-    const Extent lse{extent.rows, extent.heads, 1};
-    submit("merge_rows",
+  void add_zero_keys(const Problem& p, const RunningRows& rows, Extent extent, std::int64_t count) override {
+    submit(
+        "add_zero_keys",
+        Accesses(p).tensor(rows.max, of_numbers(extent), true, true).tensor(rows.sum, of_numbers(extent), true, true),
+        [engine = engine_, p, rows, extent, count] { engine->add_zero_keys(p, rows, extent, count); });
+  }
+  void finish_rows(const Problem& p, const RunningRows& rows, Extent extent, const Tensor& out, float* lse) override {
+    const std::int64_t numbers = p.batch * extent.heads * extent.rows;
+    submit("finish_rows",
            Accesses(p)
-               .tensor(from.out, extent, true, false)
-               .tensor(from.lse, lse, true, false)
-               .tensor(to.out, extent, true, true)
-               .tensor(to.lse, lse, true, true),
-           [engine = engine_, p, from, to, extent, zero_keys] { engine->merge_rows(p, from, to, extent, zero_keys); });
+               .tensor(rows.out, extent, true, true)
+               .tensor(rows.max, of_numbers(extent), true, false)
+               .tensor(rows.sum, of_numbers(extent), true, false)
+               .tensor(out, extent, false, true)
+               .bytes(lse, lse == nullptr ? 0 : numbers * size_of(DType::float32), false, true),
+           [engine = engine_, p, rows, extent, out, lse] { engine->finish_rows(p, rows, extent, out, lse); });
   }
   void combine_sinks(const Problem& p, const float* sinks, float* combined) override {
     submit("combine_sinks",

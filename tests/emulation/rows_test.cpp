@@ -1,7 +1,8 @@
-// Results of layers put together, and sinks: what fp64 makes of the same numbers, in any layout, and nothing beside them touched.
+// Running results begun and ended, and sinks: what fp64 makes of the same numbers, in any layout, and nothing beside them touched.
 #include "engine/cuda/rows.h"
 
 #include <algorithm>
+#include <numbers>
 #include <vector>
 
 #include "emulation/strided.h"
@@ -13,11 +14,22 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 struct Rows {
-  Strided out, lse;
+  Strided out, max, sum;
   Rows(Random& random, const Shape& shape)
       : out(random, shape, DType::float32),
-        lse(random, {shape.batch, {shape.extent.rows, shape.extent.heads, 1}}, DType::float32) {}
-  RunningRows tensors() const { return {out.tensor, lse.tensor}; }
+        max(random, of_numbers(shape), DType::float32),
+        sum(random, of_numbers(shape), DType::float32) {}
+  static Shape of_numbers(const Shape& shape) { return {shape.batch, {shape.extent.rows, shape.extent.heads, 1}}; }
+  RunningRows tensors() const { return {out.tensor, max.tensor, sum.tensor}; }
+
+  // log(2^max sum)
+  double lse(std::int64_t b, std::int64_t row, std::int64_t head) const {
+    return max.get(b, row, head, 0) * std::numbers::ln2 + std::log(sum.get(b, row, head, 0));
+  }
+  void set(std::int64_t b, std::int64_t row, std::int64_t head, double new_max, double new_sum) {
+    max.set(b, row, head, 0, new_max);
+    sum.set(b, row, head, 0, new_sum);
+  }
 };
 
 // What only rounding to fp32 tells apart.
@@ -26,91 +38,101 @@ void expect_near(double ours, double exact, double scale) {
   EXPECT_LE(std::abs(ours - exact), scale * 0x1p-20) << ours << ", should be " << exact;
 }
 
-TEST(Rows, BeginWithoutKeys) {
+// With nothing or a sink, and zero keys then.
+TEST(Rows, BeginWithoutValues) {
   Random random(test::seed());
-  for (int n = 0; n < test::sample(60); ++n) {
+  for (int n = 0; n < test::sample(90); ++n) {
     const test::device::Launches launches(random, true);
     const Shape shape = draw_shape(random);
     Rows rows(random, shape), expected = rows;
     const test::device::Array<float> of_heads(static_cast<std::size_t>(shape.extent.heads + 1));
     float* const sinks = draw(random, 0, 1) == 0 ? nullptr : of_heads.data();
+    const std::int64_t zero_keys = draw(random, 0, 1) == 0 ? draw(random, 1, 50) : 0;
     for (std::int64_t head = 0; sinks != nullptr && head < shape.extent.heads; ++head)
-      sinks[head] = static_cast<float>(draw(random, -9, 9));
+      sinks[head] =
+          draw(random, 0, 4) == 0 ? static_cast<float>(-infinity) : static_cast<float>(draw(random, -1000, 1000)) / 9;
+    ASSERT_EQ(begin_rows(shape.batch, rows.tensors(), shape.extent, sinks, nullptr, launches.num_sms()), 0);
+    ASSERT_EQ(add_zero_keys(shape.batch, rows.tensors(), shape.extent, zero_keys, nullptr, launches.num_sms()), 0);
+    test::device::finish();
     for_each_row(shape, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
       for (std::int64_t d = 0; d < shape.extent.dim; ++d) expected.out.set(b, row, head, d, 0);
-      expected.lse.set(b, row, head, 0, sinks == nullptr ? -infinity : static_cast<double>(sinks[head]));
+      const double sink = sinks == nullptr ? -infinity : static_cast<double>(sinks[head]),
+                   zeros = std::log(static_cast<double>(zero_keys)), largest = std::max(sink, zeros);
+      if (largest == -infinity) {
+        expected.set(b, row, head, -infinity, 0);
+        return;
+      }
+      const double lse = largest + std::log(std::exp(sink - largest) + std::exp(zeros - largest));
+      expect_near(rows.lse(b, row, head), lse, std::max(1.0, std::abs(lse)));
+      expected.set(b, row, head, rows.max.get(b, row, head, 0), rows.sum.get(b, row, head, 0));
     });
-    ASSERT_EQ(begin_rows(shape.batch, rows.tensors(), shape.extent, sinks, nullptr, launches.num_sms()), 0);
-    test::device::finish();
     if (shape.extent.dim > 0) expect_same(rows.out, expected.out);
-    expect_same(rows.lse, expected.lse);
-    if (HasFailure()) return;
+    expect_same(rows.max, expected.max);
+    expect_same(rows.sum, expected.sum);
+    if (HasFailure()) {
+      ADD_FAILURE() << "case " << n << ": " << describe(shape, rows.out.tensor);
+      return;
+    }
   }
 }
 
-// Weights of any size, of nothing, and of what is not a number.
-TEST(Rows, MergeByTheirWeights) {
+// In any dtype, in place too, of weights of any size, of none, and of what is not a number.
+TEST(Rows, EndDividedAndRounded) {
   Random random(test::seed());
   for (int n = 0; n < test::sample(120); ++n) {
     const test::device::Launches launches(random, true);
     Shape shape = draw_shape(random);
     shape.extent.dim = std::min<std::int64_t>(shape.extent.dim, 100);
-    Rows to(random, shape), from(random, shape);
-    const std::int64_t zero_keys = draw(random, 0, 2) == 0 ? draw(random, 1, 50) : 0;
+    Problem p;
+    p.batch = shape.batch;
+    if (draw(random, 0, 2) == 0) p.dropout = reference::draw_dropout(random);
+    Rows rows(random, shape);
     for_each_row(shape, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-      for (Rows* const rows : {&to, &from}) {
-        const std::int64_t kind = draw(random, 0, 9);
-        rows->lse.set(b, row, head, 0,
-                      kind == 0   ? -infinity
-                      : kind == 1 ? std::numeric_limits<double>::quiet_NaN()
-                                  : static_cast<double>(draw(random, -1000, 1000)) / (kind < 5 ? 9 : 99));
-        for (std::int64_t d = 0; d < shape.extent.dim && draw(random, 0, 9) > 0; ++d)
-          rows->out.set(b, row, head, d, static_cast<double>(draw(random, -1000, 1000)) / 999);
-      }
+      const std::int64_t kind = draw(random, 0, 9);
+      if (kind == 0)
+        rows.set(b, row, head, -infinity, 0);
+      else
+        rows.set(b, row, head, static_cast<double>(draw(random, -9000, 9000)) / 64,
+                 kind == 1
+                     ? std::numeric_limits<double>::quiet_NaN()
+                     : std::ldexp(static_cast<double>(draw(random, 1, 4000)), static_cast<int>(draw(random, -30, 30))));
+      for (std::int64_t d = 0; d < shape.extent.dim; ++d)
+        rows.out.set(b, row, head, d, kind == 0 ? 0 : static_cast<double>(draw(random, -1000, 1000)) / 999);
     });
-    Rows merged = to;
-    ASSERT_EQ(
-        merge_rows(shape.batch, from.tensors(), merged.tensors(), shape.extent, zero_keys, nullptr, launches.num_sms()),
-        0);
+    const DType dtype = static_cast<DType>(draw(random, 1, 3));
+    Strided apart(random, shape, dtype);
+    const bool in_place = dtype == DType::float32 && draw(random, 0, 1) == 0;
+    const Rows before = rows;
+    const Strided& out = in_place ? rows.out : apart;
+    Strided untouched = out;
+    const std::int64_t states = shape.batch * shape.extent.heads * shape.extent.rows;
+    const test::device::Array<float> lse_of_rows(static_cast<std::size_t>(states + 1));
+    float* const lse = draw(random, 0, 3) == 0 ? nullptr : lse_of_rows.data();
+    ASSERT_EQ(finish_rows(p, rows.tensors(), shape.extent, out.tensor, lse, nullptr, launches.num_sms()), 0);
     test::device::finish();
-    Rows rest = merged;  // but for what is merged, as it was
+    Strided rest = out;  // but for the results, as it was
     for_each_row(shape, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-      const double a = to.lse.get(b, row, head, 0), c = from.lse.get(b, row, head, 0),
-                   zeros = std::log(static_cast<double>(zero_keys));
-      const double lse = std::log(std::exp(a) + std::exp(c) + static_cast<double>(zero_keys));
-      expect_near(merged.lse.get(b, row, head, 0), std::isnan(a) || std::isnan(c) ? NAN : std::max({lse, a, c, zeros}),
-                  std::max(1.0, std::abs(lse)));
-      rest.lse.set(b, row, head, 0, a);
+      const double sum = before.sum.get(b, row, head, 0), exact_lse = before.lse(b, row, head);
+      if (lse != nullptr)
+        expect_near(static_cast<double>(lse[(b * shape.extent.heads + head) * shape.extent.rows + row]), exact_lse,
+                    std::max(1.0, std::abs(exact_lse)));
       for (std::int64_t d = 0; d < shape.extent.dim; ++d) {
-        const double x = to.out.get(b, row, head, d), y = from.out.get(b, row, head, d);
-        if (lse == -infinity) {
-          EXPECT_TRUE(merged.out.get(b, row, head, d) == x || std::isnan(x));
-        } else {
-          const double largest = std::max({a, c, zeros});
-          const double sum = std::exp(a - largest) + std::exp(c - largest) + std::exp(zeros - largest);
-          const auto part = [&](double weight, double value) {  // what is too small for fp32 is nothing
-            const double w = std::exp(weight - largest);
-            return w < 0x1p-126 ? 0 : w / sum * value;
-          };
-          const double exact = part(a, x) + part(c, y);
-          // An exponent's rounding error is as large as the exponent.
-          const auto error = [&](double weight, double value) {
-            return weight == -infinity ? 0 : std::abs(part(weight, value)) * (2 + largest - weight);
-          };
-          const double scale = error(a, x) + error(c, y);
-          if (std::isfinite(exact) && scale < 0x1p120) {
-            expect_near(merged.out.get(b, row, head, d), exact, scale + 0x1p-100);
-          } else if (std::isnan(exact)) {
-            EXPECT_TRUE(std::isnan(merged.out.get(b, row, head, d)));
-          }
-        }
-        rest.out.set(b, row, head, d, x);
+        const double exact =
+            before.out.get(b, row, head, d) / (sum == 0 ? 1 : sum) / (1 - static_cast<double>(p.dropout.probability));
+        const double ours = out.get(b, row, head, d), rounded = reference::rounded(exact, dtype);
+        if (std::isfinite(rounded))
+          EXPECT_LE(std::abs(ours - rounded), std::abs(rounded) * (dtype == DType::float32   ? 0x1p-21
+                                                                   : dtype == DType::float16 ? 0x1p-10
+                                                                                             : 0x1p-7) +
+                                                  (dtype == DType::float16 ? 0x1p-24 : 0x1p-126));
+        else
+          EXPECT_EQ(std::isnan(ours), std::isnan(rounded)) << ours << ", should be " << rounded;
+        rest.set(b, row, head, d, untouched.get(b, row, head, d));
       }
     });
-    expect_same(rest.out, to.out);
-    expect_same(rest.lse, to.lse);
+    expect_same(rest, untouched);
     if (HasFailure()) {
-      ADD_FAILURE() << "case " << n << ": " << describe(shape, to.out.tensor);
+      ADD_FAILURE() << "case " << n << ": " << describe(shape, rows.out.tensor);
       return;
     }
   }

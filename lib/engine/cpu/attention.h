@@ -43,8 +43,9 @@ class CpuEngine final : public Engine {
   void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) override;
   void clear(const Problem& problem, const Tensor& to, Extent extent) override;
   void begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) override;
-  void merge_rows(const Problem& problem, const RunningRows& from, const RunningRows& to, Extent extent,
-                  std::int64_t zero_keys) override;
+  void add_zero_keys(const Problem& problem, const RunningRows& rows, Extent extent, std::int64_t count) override;
+  void finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out,
+                   float* lse) override;
   void add(const float* from, float* to, std::int64_t count) override;
 
  private:

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "engine/cpu/attention.h"
+#include "engine/cpu/row_state.h"
 
 namespace ringattn::cpu {
 namespace {
@@ -103,32 +104,32 @@ void CpuEngine::clear(const Problem& problem, const Tensor& to, Extent extent) {
 void CpuEngine::begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) {
   for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
     std::memset(rows.out.bytes_at(b, row, head), 0, static_cast<std::size_t>(extent.dim) * sizeof(float));
-    *rows.lse.at<float>(b, row, head) =
-        static_cast<float>(sinks == nullptr ? -infinity : static_cast<double>(sinks[head]));
+    const RowState state = RowState::begin(sinks == nullptr ? -std::numeric_limits<float>::infinity() : sinks[head]);
+    *rows.max.at<float>(b, row, head) = state.max;
+    *rows.sum.at<float>(b, row, head) = state.sum;
   });
 }
 
-// In fp64 but for the values: lse = log(exp(lse_to) + exp(lse_from) + zero_keys), and out by the same weights.
-void CpuEngine::merge_rows(const Problem& problem, const RunningRows& from, const RunningRows& to, Extent extent,
-                           std::int64_t zero_keys) {
-  const double of_zeros = zero_keys == 0 ? -infinity : std::log(static_cast<double>(zero_keys));
+void CpuEngine::add_zero_keys(const Problem& problem, const RunningRows& rows, Extent extent, std::int64_t count) {
   for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    const auto lse_from = static_cast<double>(*from.lse.at<float>(b, row, head));
-    float& lse = *to.lse.at<float>(b, row, head);
-    const auto lse_to = static_cast<double>(lse);
-    // A NaN is none of the largest, and makes the sum one.
-    const double largest = std::max({-static_cast<double>(infinity), lse_to, lse_from, of_zeros});
-    if (largest == -infinity && lse_from == lse_to) return;
-    const auto share = [&](double x) { return x == largest ? 1.0 : std::exp(x - largest); };
-    const double a = share(lse_to), c = share(lse_from), sum = a + c + share(of_zeros);
-    lse = static_cast<float>(largest + std::log(sum));
-    const auto weight_to = static_cast<float>(a / sum), weight_from = static_cast<float>(c / sum);
-    float* const out = to.out.at<float>(b, row, head);
-    // What has a weight of 0 contributes nothing, whatever it is.
-    for (std::int64_t d = 0; d < extent.dim; ++d) out[d] = weight_to == 0.0F ? 0.0F : weight_to * out[d];
-    if (weight_from == 0.0F) return;
-    const float* const other = from.out.at<float>(b, row, head);
-    for (std::int64_t d = 0; d < extent.dim; ++d) out[d] += weight_from * other[d];
+    float &max = *rows.max.at<float>(b, row, head), &sum = *rows.sum.at<float>(b, row, head);
+    const double before = static_cast<double>(max), largest = std::max(before, 0.0);
+    sum = static_cast<float>(static_cast<double>(sum) * std::exp(before - largest) +
+                             static_cast<double>(count) * std::exp(-largest));
+    max = static_cast<float>(largest);
+  });
+}
+
+void CpuEngine::finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out,
+                            float* lse) {
+  const Tensor lse_rows = row_tensor(lse, extent.rows, extent.heads);
+  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+    const RowState state{*rows.max.at<float>(b, row, head), *rows.sum.at<float>(b, row, head)};
+    float* const values = rows.out.at<float>(b, row, head);
+    for (std::int64_t d = 0; d < extent.dim; ++d) values[d] /= state.divisor();
+    std::byte* const to = out.bytes_at(b, row, head);
+    if (to != reinterpret_cast<std::byte*>(values)) tiles_.any->store(out.dtype, values, extent.dim, to, false);
+    if (lse != nullptr) *lse_rows.at<float>(b, row, head) = state.lse();
   });
 }
 

@@ -20,6 +20,7 @@
 
 #include "core/memory.h"
 #include "engine/cpu/attention.h"
+#include "engine/cpu/row_state.h"
 #include "engine/cpu/scratch.h"
 
 namespace ringattn::cpu {
@@ -30,11 +31,6 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 // exp(max - largest), rounded once.
 float shrink(float max, float largest) {
   return max == largest ? 1.0F : static_cast<float>(std::exp(static_cast<double>(max) - static_cast<double>(largest)));
-}
-
-// log(exp(max) sum), rounded once.
-float log_sum_exp(float max, float sum) {
-  return static_cast<float>(static_cast<double>(max) + std::log(static_cast<double>(sum)));
 }
 
 // Query rows of one item that one thread attends at a time to one split of the keys.
@@ -155,9 +151,9 @@ struct Attend {
 
   void begin_with_sinks() const {
     for (std::int64_t g = 0; g < problem.group(); ++g) {
-      const float sink = step.sinks[head(g)];
-      std::fill_n(running.max + g * unit.rows, unit.rows, sink);
-      std::fill_n(running.sum + g * unit.rows, unit.rows, sink == -infinity ? 0.0F : 1.0F);
+      const RowState state = RowState::begin(step.sinks[head(g)]);
+      std::fill_n(running.max + g * unit.rows, unit.rows, state.max);
+      std::fill_n(running.sum + g * unit.rows, unit.rows, state.sum);
     }
   }
 
@@ -177,7 +173,7 @@ struct Attend {
                     step.out.bytes_at(b, stored(), head(g)), step.out.seq_stride});
       if (step.lse == nullptr) continue;
       for (std::int64_t i = 0; i < unit.rows; ++i)
-        step.lse[state(g) + i] = sum[i] == 0.0F ? -infinity : log_sum_exp(running.max[g * unit.rows + i], sum[i]);
+        step.lse[state(g) + i] = RowState{running.max[g * unit.rows + i], sum[i]}.lse();
     }
   }
 

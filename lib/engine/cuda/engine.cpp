@@ -44,9 +44,11 @@ class PortableEngine : public CudaEngine {
   void begin_rows(const Problem& p, const RunningRows& rows, Extent extent, const float* sinks) override {
     enqueue(cuda::begin_rows(p.batch, rows, extent, sinks, stream(), num_sms()), "begin_rows");
   }
-  void merge_rows(const Problem& p, const RunningRows& from, const RunningRows& to, Extent extent,
-                  std::int64_t zero_keys) override {
-    enqueue(cuda::merge_rows(p.batch, from, to, extent, zero_keys, stream(), num_sms()), "merge_rows");
+  void add_zero_keys(const Problem& p, const RunningRows& rows, Extent extent, std::int64_t count) override {
+    enqueue(cuda::add_zero_keys(p.batch, rows, extent, count, stream(), num_sms()), "add_zero_keys");
+  }
+  void finish_rows(const Problem& p, const RunningRows& rows, Extent extent, const Tensor& out, float* lse) override {
+    enqueue(cuda::finish_rows(p, rows, extent, out, lse, stream(), num_sms()), "finish_rows");
   }
   void combine_sinks(const Problem& p, const float* sinks, float* combined) override {
     enqueue(cuda::combine_sinks(p, sinks, combined, stream(), num_sms()), "combine_sinks");

@@ -22,8 +22,8 @@
 // Registers are what is short: of 32 rows and 64 keys, at head_dim 128, O and S alone are 192 of 255. nvcc 13 spills 144 bytes of a
 // thread there (sm_90a), up to 100 at 256, next to none at 64; what seldom changes is in shared memory for that reason.
 //
-// Modified kernels (modifiers.cuh) are others, so that a problem without modifiers pays nothing for them: a row may begin with a sink or
-// with a complete result, what is added to a score is in units of its own before max is looked for, and dropout comes behind the sum.
+// Modified kernels (modifiers.cuh) are others, so that a problem without modifiers pays nothing for them: a row may begin with a sink,
+// what is added to a score is in units of its own before max is looked for, and dropout comes behind the sum.
 // What it keeps is made larger where the row ends. Of 128 columns they spill 320 bytes where those without spill 144.
 //
 // 0 times infinity is not 0, and infinity has no parts: where a tile is hidden from some rows, or numbers are split, and V is not
@@ -151,13 +151,12 @@ struct Forward {
         const int row = row_of(m, half);
         const bool has_more = !p.first && row < rows;
         const std::int64_t state = (unit.b * p.num_heads_kv * p.group + unit.head) * p.query_rows + stored + row;
-        float scale = P::weight_scale;  // of what is there
-        if constexpr (modified) {
-          scale *= begin_modified(p, unit, has_more, state, max[m][half], sum[m][half]);
-        } else {
-          max[m][half] = has_more ? p.max[state] : minus_infinity;
-          sum[m][half] = has_more && lane_index() % 4 == 0 ? p.sum[state] : 0.0F;
-        }
+        RowState before{minus_infinity, 0.0F};
+        if (has_more) before = {p.max[state], p.sum[state]};
+        if constexpr (modified)
+          if (p.first && p.beginning.sinks != nullptr) before = begin_with(p.beginning.sinks[unit.head]);
+        max[m][half] = before.max;
+        sum[m][half] = lane_index() % 4 == 0 ? before.sum : 0.0F;
         const float* const from = p.running.template at<const float>(unit.b, stored + row, unit.head);
 #pragma unroll
         for (int n = 0; n < dim_blocks; ++n) {
@@ -166,42 +165,17 @@ struct Forward {
           if (has_more && column < p.head_dim_v) {
             if (p.pairs) {
               const Words<2> two = *reinterpret_cast<const Words<2>*>(from + column);
-              x = float_of(two[0]) * scale;
-              y = float_of(two[1]) * scale;
+              x = float_of(two[0]) * P::weight_scale;
+              y = float_of(two[1]) * P::weight_scale;
             } else {
-              x = from[column] * scale;
-              if (column + 1 < p.head_dim_v) y = from[column + 1] * scale;
+              x = from[column] * P::weight_scale;
+              if (column + 1 < p.head_dim_v) y = from[column + 1] * P::weight_scale;
             }
           }
           out[m][n][2 * half] = x;
           out[m][n][2 * half + 1] = y;
         }
       }
-  }
-
-  // What a row's `out` is multiplied by so that it is relative to max: that of a complete row is divided by its sum, and made larger for
-  // what dropout has left out.
-  __device__ __forceinline__ static float begin_modified(const Parameters& p, const Unit& unit, bool has_more,
-                                                         std::int64_t state, float& max, float& sum) {
-    float total = 0.0F, scale = 1.0F;
-    max = minus_infinity;
-    if (has_more && !p.beginning.is_complete) {
-      max = p.max[state];
-      total = p.sum[state];
-    } else if (has_more) {
-      total = begin_with(p.lse[state], max);
-      scale = p.modifiers.kept == 0.0F ? total : total / p.modifiers.kept;
-    } else if (p.first && p.beginning.sinks != nullptr) {
-      total = begin_with(p.beginning.sinks[unit.head], max);
-    }
-    sum = lane_index() % 4 == 0 ? total : 0.0F;
-    return scale;
-  }
-  // max and sum of a row with this lse: it is 2^max sum, and the sum is what rounding max has lost.
-  __device__ __forceinline__ static float begin_with(float lse, float& max) {
-    if (lse == minus_infinity) return 0.0F;
-    max = lse * log2_of_e;
-    return multiply_add(rest_of_log2(lse, max), log_2, 1.0F);
   }
 
   __device__ __forceinline__ void end(const Parameters& p, const Unit& unit, std::int64_t stored, int rows) {
@@ -468,10 +442,8 @@ __global__ void __launch_bounds__(ForwardShape<T, Dim, weights, modified>::threa
   const Walk walk = walk_keys(item, first_row, rows, kv_length);
   if (walk.some.empty() && !p.first && !p.last) return;
   float slope = 0.0F;
-  if constexpr (modified) {
-    if (walk.some.empty() && p.beginning.is_complete) return;
+  if constexpr (modified)
     if (p.modifiers.slopes != nullptr) slope = p.modifiers.slopes[unit.head];
-  }
 
   // From here on tiles, and keys, are counted from the first tile that is seen. Of the first and the last some keys may not be.
   const std::int64_t origin = walk.some.begin / keys;

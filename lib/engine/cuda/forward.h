@@ -12,10 +12,9 @@ namespace ringattn::cuda {
 
 enum class Score : std::int32_t { scaled, capped, multiplied };
 
-// Where rows with modifiers begin otherwise, and what that takes.
+// What modified kernels take besides.
 struct Beginning {
   const float* sinks;  // [heads of the step], where there are any and rows begin: a key of that score without a value
-  bool is_complete;    // what earlier launches have is out and lse, as the last step leaves them
   float cap;           // of scores
 };
 

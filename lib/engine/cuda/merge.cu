@@ -36,12 +36,6 @@ struct Merge {
   bool first, last;
 };
 
-__device__ __forceinline__ void store_number(float* to, float x) { *to = x; }
-template <class T>
-__device__ __forceinline__ void store_number(T* to, float x) {
-  to->bits = static_cast<std::uint16_t>(pack<T>(x, 0.0F) & 0xffffU);
-}
-
 template <class T>
 __device__ __forceinline__ void merge_line(const Merge& p, std::int64_t line) {
   const std::int64_t head = line % p.num_heads, row = line / p.num_heads % p.rows, b = line / p.num_heads / p.rows;

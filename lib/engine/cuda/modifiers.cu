@@ -25,6 +25,11 @@ __global__ void __launch_bounds__(threads) store_kernel(const __grid_constant__ 
 
 }  // namespace
 
+float kept_factor(const Problem& problem) {
+  const double probability = static_cast<double>(problem.dropout.probability);
+  return probability == 0 ? 0.0F : static_cast<float>(1 / (1 - probability));
+}
+
 int store_slopes(const Problem& problem, const Origin& origin, void* scratch, CUstream_st* stream) {
   if (problem.alibi_slopes.empty()) return 0;
   int error = 0;
@@ -42,7 +47,6 @@ int store_slopes(const Problem& problem, const Origin& origin, void* scratch, CU
 
 ModifierParameters modifiers_of(const Problem& problem, const Origin& origin, const float* key_bias,
                                 std::int64_t key_rows, const void* scratch) {
-  const double probability = static_cast<double>(problem.dropout.probability);
   return {.slopes = problem.alibi_slopes.empty() ? nullptr : static_cast<const float*>(scratch),
           .key_bias = problem.has_key_bias ? key_bias : nullptr,
           .key_rows = key_rows,
@@ -52,7 +56,7 @@ ModifierParameters modifiers_of(const Problem& problem, const Origin& origin, co
           .seed = problem.dropout.seed,
           .offset = problem.dropout.offset,
           .threshold = dropout_threshold(problem.dropout.probability),
-          .kept = probability == 0 ? 0.0F : static_cast<float>(1 / (1 - probability))};
+          .kept = kept_factor(problem)};
 }
 
 }  // namespace ringattn::cuda

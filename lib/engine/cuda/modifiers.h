@@ -22,7 +22,7 @@ struct ModifierParameters {
   std::int64_t entry, head, head_step;  // Origin
   std::uint64_t seed, offset;           // of dropout
   std::uint32_t threshold;
-  float kept;  // what is not dropped is multiplied by it; 0: there is no dropout
+  float kept;  // kept_factor
 };
 struct NoModifiers {};
 
@@ -35,6 +35,9 @@ using ModifiersFor = std::conditional_t<modified, ModifierParameters, NoModifier
 inline bool has_modifiers(const Problem& p) {
   return !p.alibi_slopes.empty() || p.has_key_bias || p.dropout.probability != 0;
 }
+
+// What dropout does not drop is multiplied by it; 0: there is no dropout.
+float kept_factor(const Problem& problem);
 
 // Bytes of a step's scratch: for the slopes, which are host memory.
 inline std::size_t modifier_bytes(const Problem& p) {

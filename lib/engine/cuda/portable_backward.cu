@@ -157,7 +157,7 @@ int portable_backward(const Problem& problem, const BackwardStep& step, CUstream
   const bool modified = choose_backward(problem).modified;
   int error = modified && !step.items.empty() ? store_slopes(problem, step.origin, step.scratch, stream) : 0;
   for (const Side side : {Side::query, Side::key_value})
-    for_each_turn(step.items, side, [&](std::span<const WorkItem> items, int) {
+    for_each_turn(step.items, side, [&](std::span<const WorkItem> items) {
       if (error != 0) return;
       BackwardStep own = step;
       own.items = items;

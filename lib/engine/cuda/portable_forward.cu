@@ -55,7 +55,7 @@ ForwardParameters<modified> parameters_of(const Problem& problem, const ForwardS
   if constexpr (modified) {
     p.outer = static_cast<float>(std::numbers::log2e);
     p.modifiers = modifiers_of(problem, step.origin, step.key_bias, step.key_rows, step.scratch);
-    p.beginning = {problem.num_sinks > 0 ? step.sinks : nullptr, false, problem.softcap};
+    p.beginning = {problem.num_sinks > 0 ? step.sinks : nullptr, problem.softcap};
   }
   p.q_aligned = is_aligned(step.q);
   p.k_aligned = is_aligned(step.k);
@@ -67,26 +67,15 @@ ForwardParameters<modified> parameters_of(const Problem& problem, const ForwardS
   return p;
 }
 
-// Keys that an item has in a later turn find what the turns before have left: between steps the running state, and in the last step, where
-// there may be none, out and lse. So only layers have several turns, whose results are fp32.
 template <bool modified>
-int run(const Problem& problem, const ForwardStep& step, int turn, CUstream_st* stream, int num_sms,
+int run(const Problem& problem, const ForwardStep& step, CUstream_st* stream, int num_sms,
         const std::int32_t* only_if) {
   const auto kernel = with_variant<modified>(
       choose_forward(problem),
       [&]<class T, int dim, Weights weights, bool with>() { return forward_kernel<T, dim, weights, with>(); });
-  const bool is_complete = turn > 0 && step.last;
   ForwardParameters<modified> p = parameters_of<modified>(problem, step);
   p.only_if = only_if;
-  if constexpr (modified) {
-    p.beginning.is_complete = is_complete;
-    if (is_complete) {
-      p.running = p.out;
-      p.pairs = p.out_pairs;
-    }
-  }
-  p.first = step.first && turn == 0;
-  int error = modified && turn == 0 ? store_slopes(problem, step.origin, step.scratch, stream) : 0;
+  int error = 0;
   std::vector<Access> accesses;
   for_each_work<WorkFor<modified>>(
       problem, step.items, Side::query, kernel.rows, problem.num_heads_q, [&](const WorkFor<modified>& work) {
@@ -110,23 +99,19 @@ int run(const Problem& problem, const ForwardStep& step, int turn, CUstream_st* 
           add_values(step.max, writes);
           add_values(step.sum, writes);
         };
-        const auto add_results = [&](bool writes) {
-          add(step.out, queries, problem.num_heads_q, problem.head_dim_v, writes);
-          add_values(step.lse, writes);
-        };
-        if (is_complete)
-          add_results(false);
-        else if (!p.first)
-          add_running(false);
+        if (!step.first) add_running(false);
         if (!step.last) add_running(true);
-        if (step.last) add_results(true);
+        if (step.last) {
+          add(step.out, queries, problem.num_heads_q, problem.head_dim_v, true);
+          add_values(step.lse, true);
+        }
         if constexpr (modified) {
           const auto add_numbers = [&](const float* numbers, std::int64_t count) {
             if (numbers != nullptr)
               accesses.push_back({numbers, static_cast<std::size_t>(count) * sizeof(float), false});
           };
           add_numbers(p.modifiers.slopes, problem.num_heads_q);
-          if (p.first) add_numbers(p.beginning.sinks, problem.num_heads_q);
+          if (step.first) add_numbers(p.beginning.sinks, problem.num_heads_q);
           if (p.modifiers.key_bias != nullptr && !keys.empty())
             accesses.push_back(access_of(p.modifiers.key_bias, work, keys, 1, step.key_rows, false));
         }
@@ -144,14 +129,15 @@ int run(const Problem& problem, const ForwardStep& step, int turn, CUstream_st* 
 
 int portable_forward(const Problem& problem, const ForwardStep& step, CUstream_st* stream, int num_sms,
                      const std::int32_t* only_if) {
-  int error = 0;
-  for_each_turn(step.items, Side::query, [&](std::span<const WorkItem> items, int turn) {
+  const bool modified = choose_forward(problem).modified;
+  int error = modified ? store_slopes(problem, step.origin, step.scratch, stream) : 0;
+  // Only layers have several turns. Their rows have begun before, and end behind all steps, so that each turn goes on from the last.
+  for_each_turn(step.items, Side::query, [&](std::span<const WorkItem> items) {
     if (error != 0) return;
     ForwardStep own = step;
     own.items = items;
-    const bool modified = choose_forward(problem).modified || (turn > 0 && step.last);
-    error = modified ? run<true>(problem, own, turn, stream, num_sms, only_if)
-                     : run<false>(problem, own, turn, stream, num_sms, only_if);
+    error = modified ? run<true>(problem, own, stream, num_sms, only_if)
+                     : run<false>(problem, own, stream, num_sms, only_if);
   });
   return error;
 }

@@ -1,7 +1,11 @@
-// Rows have (out, lse), both of which are complete: out is a mean of values, and exp(lse) the sum of the weights that it is a mean by.
+// Rows have (O, max, sum), in any layout. A warp takes the elements of a row of one head:
 //
-//   begin_rows           no weights yet but those of sinks, whose values are 0
-//   merge_rows           lse of both, and the two means by their shares of it; a warp takes the elements of a row of one head
+//   begin_rows           nothing, or a sink
+//   add_zero_keys        to max and sum, as long as O is 0; a lane takes a row
+//   finish_rows          O / sum, rounded, and lse
+//
+// Sinks:
+//
 //   combine_sinks        a warp takes a head
 //   add_sink_gradients   a block takes a head: the sum over its rows of exp(lse of the sinks - lse) delta, each thread's part of it
 //                        compensated (Kahan 1965), is shared out among the sinks
@@ -15,6 +19,7 @@
 #include "engine/cuda/device/shared.h"
 #include "engine/cuda/device/threads.h"
 #include "engine/cuda/item.h"
+#include "engine/cuda/modifiers.h"
 #include "engine/cuda/rows.h"
 #include "engine/cuda/running.cuh"
 #include "engine/cuda/step.h"
@@ -33,53 +38,71 @@ struct Lines {
   std::int64_t rows, count;  // count: rows of all heads and entries
   std::int32_t num_heads, dim;
 };
+struct Line {
+  std::int64_t b, row, head;
+};
+__device__ __forceinline__ Line line_of(const Lines& lines, std::int64_t index) {
+  const std::int64_t row = index / lines.num_heads;
+  return {row / lines.rows, row % lines.rows, index % lines.num_heads};
+}
 // Calls f(b, row, head) for each line of this warp.
 template <class F>
 __device__ __forceinline__ void for_each_line(const Lines& lines, F&& f) {
   const std::int64_t step = static_cast<std::int64_t>(grid_size().x) * warps;
   for (std::int64_t line = static_cast<std::int64_t>(block_index().x) * warps + warp_index(); line < lines.count;
-       line += step)
-    f(line / lines.num_heads / lines.rows, line / lines.num_heads % lines.rows, line % lines.num_heads);
+       line += step) {
+    const Line at = line_of(lines, line);
+    f(at.b, at.row, at.head);
+  }
 }
 
 struct Begin {
   Lines lines;
-  View out, lse;
+  View out, max, sum;
   const float* sinks;
 };
 __global__ void __launch_bounds__(threads) begin_kernel(const __grid_constant__ Begin p) {
   for_each_line(p.lines, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
     float* const out = p.out.at<float>(b, row, head);
     for (int i = lane_index(); i < p.lines.dim; i += warp_size) out[i] = 0.0F;
-    if (lane_index() == 0) *p.lse.at<float>(b, row, head) = p.sinks == nullptr ? minus_infinity : p.sinks[head];
+    if (lane_index() != 0) return;
+    const RowState state = begin_with(p.sinks == nullptr ? minus_infinity : p.sinks[head]);
+    *p.max.at<float>(b, row, head) = state.max;
+    *p.sum.at<float>(b, row, head) = state.sum;
   });
 }
 
-struct MergeRows {
+struct ZeroKeys {
   Lines lines;
-  View out, lse, from_out, from_lse;
-  float of_zeros;  // log(zero_keys)
+  View max, sum;
+  float count;
 };
-__global__ void __launch_bounds__(threads) merge_rows_kernel(const __grid_constant__ MergeRows p) {
+__global__ void __launch_bounds__(threads) zero_keys_kernel(const __grid_constant__ ZeroKeys p) {
+  const std::int64_t step = static_cast<std::int64_t>(grid_size().x) * threads;
+  for (std::int64_t line = static_cast<std::int64_t>(block_index().x) * threads + thread_index(); line < p.lines.count;
+       line += step) {
+    const Line at = line_of(p.lines, line);
+    float &max = *p.max.at<float>(at.b, at.row, at.head), &sum = *p.sum.at<float>(at.b, at.row, at.head);
+    const float largest = larger(max, 0.0F);
+    sum = multiply_add(sum, exp2_approx(max - largest), p.count * exp2_approx(-largest));
+    max = largest;
+  }
+}
+
+struct Finish {
+  Lines lines;
+  View running, max, sum, out, lse;  // lse.data may be null
+  float kept;                        // ModifierParameters::kept
+};
+template <class T>
+__global__ void __launch_bounds__(threads) finish_kernel(const __grid_constant__ Finish p) {
   for_each_line(p.lines, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
-    float* const lse = p.lse.at<float>(b, row, head);
-    const float own = *lse, other = *p.from_lse.at<const float>(b, row, head);
-    // A NaN is none of the largest, and makes the sum one.
-    const float largest = larger(larger(larger(minus_infinity, own), other), p.of_zeros);
-    const bool is_empty = largest == minus_infinity && own == other;
-    warp_barrier();  // all lanes know lse as it was
-    if (is_empty) return;
-    const auto share = [&](float x) { return x == largest ? 1.0F : exponential(x - largest); };
-    const float a = share(own), c = share(other), sum = a + c + share(p.of_zeros);
-    if (lane_index() == 0) *lse = largest + natural_logarithm(sum);
-    const float own_weight = a / sum, other_weight = c / sum;
-    float* const out = p.out.at<float>(b, row, head);
-    const float* const from = p.from_out.at<const float>(b, row, head);
-    // What has a weight of 0 contributes nothing, whatever it is.
-    for (int i = lane_index(); i < p.lines.dim; i += warp_size) {
-      const float kept = own_weight == 0.0F ? 0.0F : own_weight * out[i];
-      out[i] = other_weight == 0.0F ? kept : multiply_add(other_weight, from[i], kept);
-    }
+    const float max = *p.max.at<const float>(b, row, head), sum = *p.sum.at<const float>(b, row, head);
+    const float divisor = (sum == 0.0F ? 1.0F : sum) / (p.kept == 0.0F ? 1.0F : p.kept);
+    const float* const from = p.running.at<const float>(b, row, head);
+    T* const to = p.out.at<T>(b, row, head);
+    for (int i = lane_index(); i < p.lines.dim; i += warp_size) store_number(to + i, from[i] / divisor);
+    if (lane_index() == 0 && p.lse.data != nullptr) *p.lse.at<float>(b, row, head) = log_of(max, sum);
   });
 }
 
@@ -176,33 +199,57 @@ std::int64_t blocks_for(const Lines& lines) {
   return (lines.count + of_block - 1) / of_block;
 }
 
-Extent of_lse(Extent extent) { return {extent.rows, extent.heads, 1}; }
+Extent of_numbers(Extent extent) { return {extent.rows, extent.heads, 1}; }
 std::size_t bytes_of(std::int64_t numbers) { return static_cast<std::size_t>(numbers) * sizeof(float); }
 
 }  // namespace
 
 int begin_rows(std::int64_t batch, const RunningRows& rows, Extent extent, const float* sinks, CUstream_st* stream,
                int num_sms) {
-  const Begin p{lines_of(batch, extent), view_of(rows.out), view_of(rows.lse), sinks};
+  const Begin p{lines_of(batch, extent), view_of(rows.out), view_of(rows.max), view_of(rows.sum), sinks};
   if (p.lines.count == 0) return 0;
   const Access accesses[] = {access_of(rows.out, batch, extent, true),
-                             access_of(rows.lse, batch, of_lse(extent), true),
+                             access_of(rows.max, batch, of_numbers(extent), true),
+                             access_of(rows.sum, batch, of_numbers(extent), true),
                              {sinks, bytes_of(extent.heads), false}};
   return enqueue("begin_rows", begin_kernel, p, blocks_for(p.lines),
-                 std::span(accesses).first(sinks == nullptr ? 2 : 3), stream, num_sms);
+                 std::span(accesses).first(sinks == nullptr ? 3 : 4), stream, num_sms);
 }
 
-int merge_rows(std::int64_t batch, const RunningRows& from, const RunningRows& to, Extent extent,
-               std::int64_t zero_keys, CUstream_st* stream, int num_sms) {
-  const MergeRows p{lines_of(batch, extent), view_of(to.out),
-                    view_of(to.lse),         view_of(from.out),
-                    view_of(from.lse),       static_cast<float>(std::log(static_cast<double>(zero_keys)))};
+int add_zero_keys(std::int64_t batch, const RunningRows& rows, Extent extent, std::int64_t count, CUstream_st* stream,
+                  int num_sms) {
+  const ZeroKeys p{lines_of(batch, extent), view_of(rows.max), view_of(rows.sum), static_cast<float>(count)};
+  if (p.lines.count == 0 || count == 0) return 0;
+  const Extent numbers = of_numbers(extent);
+  const Access accesses[] = {access_of(rows.max, batch, numbers, false), access_of(rows.max, batch, numbers, true),
+                             access_of(rows.sum, batch, numbers, false), access_of(rows.sum, batch, numbers, true)};
+  return enqueue("add_zero_keys", zero_keys_kernel, p, (p.lines.count + threads - 1) / threads, accesses, stream,
+                 num_sms);
+}
+
+int finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out, float* lse,
+                CUstream_st* stream, int num_sms) {
+  const std::int64_t batch = problem.batch;
+  const Tensor lse_rows = row_tensor(lse, extent.rows, extent.heads);
+  const Finish p{lines_of(batch, extent), view_of(rows.out),   view_of(rows.max), view_of(rows.sum), view_of(out),
+                 view_of(lse_rows),       kept_factor(problem)};
   if (p.lines.count == 0) return 0;
-  const Access accesses[] = {
-      access_of(from.out, batch, extent, false),       access_of(from.lse, batch, of_lse(extent), false),
-      access_of(to.out, batch, extent, false),         access_of(to.out, batch, extent, true),
-      access_of(to.lse, batch, of_lse(extent), false), access_of(to.lse, batch, of_lse(extent), true)};
-  return enqueue("merge_rows", merge_rows_kernel, p, blocks_for(p.lines), accesses, stream, num_sms);
+  const Extent numbers = of_numbers(extent);
+  const Access accesses[] = {access_of(rows.out, batch, extent, false), access_of(rows.max, batch, numbers, false),
+                             access_of(rows.sum, batch, numbers, false), access_of(out, batch, extent, true),
+                             access_of(lse_rows, batch, numbers, true)};
+  const auto with = [&](void (*kernel)(Finish)) {
+    return enqueue("finish_rows", kernel, p, blocks_for(p.lines), std::span(accesses).first(lse == nullptr ? 4 : 5),
+                   stream, num_sms);
+  };
+  switch (out.dtype) {
+    case DType::bfloat16:
+      return with(finish_kernel<BFloat16>);
+    case DType::float16:
+      return with(finish_kernel<Float16>);
+    default:
+      return with(finish_kernel<float>);
+  }
 }
 
 int combine_sinks(const Problem& problem, const float* sinks, float* combined, CUstream_st* stream, int num_sms) {

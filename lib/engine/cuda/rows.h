@@ -1,4 +1,4 @@
-// What Engine (engine/engine.h) does to results that layers add up to, and to sinks, on a GPU: each function enqueues one kernel on the
+// What Engine (engine/engine.h) does to results that layers go on with, and to sinks, on a GPU: each function enqueues one kernel on the
 // stream and returns a cudaError_t. Nothing is refused; where there is nothing to do, nothing is enqueued. `num_sms` as in portable.h.
 #pragma once
 
@@ -10,12 +10,13 @@ struct CUstream_st;
 
 namespace ringattn::cuda {
 
-// Of rows that have seen no key yet: out = 0, and lse = sinks[head], or -infinity where `sinks` is null.
+// Running results (running.cuh) of rows.
 int begin_rows(std::int64_t batch, const RunningRows& rows, Extent extent, const float* sinks, CUstream_st* stream,
                int num_sms = 0);
-// Adds to them what the same rows have of other keys, and `zero_keys` keys of score 0 without a value.
-int merge_rows(std::int64_t batch, const RunningRows& from, const RunningRows& to, Extent extent,
-               std::int64_t zero_keys, CUstream_st* stream, int num_sms = 0);
+int add_zero_keys(std::int64_t batch, const RunningRows& rows, Extent extent, std::int64_t count, CUstream_st* stream,
+                  int num_sms = 0);
+int finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out, float* lse,
+                CUstream_st* stream, int num_sms = 0);
 
 // combined[h] = log-sum-exp of head h's `sinks` [num_heads_q, num_sinks].
 int combine_sinks(const Problem& problem, const float* sinks, float* combined, CUstream_st* stream, int num_sms = 0);

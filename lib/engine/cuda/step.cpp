@@ -55,11 +55,11 @@ PlacedItem make_item(const WorkItem& item) {
 }
 
 void for_each_turn(std::span<const WorkItem> items, Side side,
-                   const std::function<void(std::span<const WorkItem>, int)>& f) {
+                   const std::function<void(std::span<const WorkItem>)>& f) {
   const auto fits = [](std::span<const Piece> pieces) { return take_group(pieces).size() == pieces.size(); };
   if (std::all_of(items.begin(), items.end(),
                   [&](const WorkItem& item) { return fits(item.queries) && fits(item.keys); }))
-    return f(items, 0);
+    return f(items);
   const bool of_queries = side == Side::query;
   std::vector<std::vector<WorkItem>> turns(1);
   for (const WorkItem& item : items) {
@@ -77,7 +77,7 @@ void for_each_turn(std::span<const WorkItem> items, Side side,
       }
     }
   }
-  for (std::size_t turn = 0; turn < turns.size(); ++turn) f(turns[turn], static_cast<int>(turn));
+  for (const std::vector<WorkItem>& turn : turns) f(turn);
 }
 
 // Padding begins at a position of the whole sequence. What lies before it, in steps of an item's spacing, is the same for all items that

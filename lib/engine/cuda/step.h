@@ -16,10 +16,8 @@ namespace ringattn::cuda {
 PlacedItem make_item(const WorkItem& item);
 
 // Of a layer (plan/layer.h) an item's side may have any number of pieces: of one that Members cannot be, some are taken at a time. Calls
-// f(items, turn) with items whose rows of `side` nothing else in the same turn has, turn after turn; all of them together are `items`,
-// and turn 0 has every row of `side`.
-void for_each_turn(std::span<const WorkItem> items, Side side,
-                   const std::function<void(std::span<const WorkItem>, int)>& f);
+// f(items) with items whose rows of `side` nothing else in the same turn has, turn after turn; all of them together are `items`.
+void for_each_turn(std::span<const WorkItem> items, Side side, const std::function<void(std::span<const WorkItem>)>& f);
 
 // Blocks of a launch. One item of one entry never has as many: no device has memory for so many rows.
 constexpr std::int64_t most_blocks = (std::int64_t{1} << 31) - 1;

@@ -42,6 +42,15 @@ Real dot(const Real* a, const Real* b, std::int64_t n) {
   return sum;
 }
 
+// The last terms first. delta is summed so: of a row that sees one key it should be that key's dot product, and the rounding errors of
+// both, if summed alike, would be the same and take each other away, as those of no other computation do.
+template <class Real>
+Real dot_from_end(const Real* a, const Real* b, std::int64_t n) {
+  Real sum = 0;
+  for (std::int64_t d = n - 1; d >= 0; --d) sum += a[d] * b[d];
+  return sum;
+}
+
 // The dot product of `a` with each of some rows, four at a time: a sum waits for itself at each of its terms, but not for others.
 template <class Real, class F>
 void dots(const Real* a, const std::vector<std::int64_t>& rows, F&& row_of, std::int64_t dim,
@@ -154,21 +163,33 @@ std::int64_t distance(const Problem& p, std::int64_t i, std::int64_t j) {
   return std::abs((i - d.q_begin) + p.shift(d) - (j - d.kv_begin));
 }
 
-// What is added to the score of a query and a key: its two parts.
+// What softmax takes of a query and a key whose product that is.
 template <class Real>
-struct Added {
-  Real alibi = 0, bias = 0;
-  Real to(Real score) const { return score + alibi + bias; }
-  Real magnitude() const { return std::abs(alibi) + (std::isfinite(bias) ? std::abs(bias) : 0); }
+struct Logit {
+  Real value;
+  Real slope;  // its derivative with respect to the product
+  Real size;   // of what it is made of besides the product: what further rounding errors of it are relative to
 };
 template <class Real>
-Added<Real> added(const Problem& p, const Modifiers<Real>& m, std::int64_t b, std::int64_t h, std::int64_t i,
-                  std::int64_t j) {
-  Added<Real> a;
+Logit<Real> make_logit(const Problem& p, const Modifiers<Real>& m, Real product, std::int64_t b, std::int64_t h,
+                       std::int64_t i, std::int64_t j) {
+  const Score<Real> s = score(p, product);
+  Logit<Real> logit{s.value, s.slope, p.softcap == 0 ? 0 : std::abs(s.value)};
+  const auto add = [&](Real x) {
+    logit.value += x;
+    if (std::isfinite(x)) logit.size += std::abs(x);
+  };
   if (!p.alibi_slopes.empty())
-    a.alibi = -static_cast<Real>(p.alibi_slopes[static_cast<std::size_t>(h)]) * static_cast<Real>(distance(p, i, j));
-  if (p.has_key_bias) a.bias = m.key_bias[static_cast<std::size_t>(b * p.seqlen_kv + j)];
-  return a;
+    add(-static_cast<Real>(p.alibi_slopes[static_cast<std::size_t>(h)]) * static_cast<Real>(distance(p, i, j)));
+  if (p.has_key_bias) add(m.key_bias[static_cast<std::size_t>(b * p.seqlen_kv + j)]);
+  return logit;
+}
+
+// Rounding errors of a term that do not depend on its logit: one of the product that it is, and where there is dropout of the factor
+// 1 / (1 - probability) and of the product with it.
+template <class Real>
+Real roundings(const Problem& p) {
+  return p.dropout.probability == 0 ? 1 : 3;
 }
 
 // The logarithm of the sum of a head's sinks, which stand for keys without values.
@@ -196,12 +217,6 @@ Real with_zero_keys(Real sink, const Seen& seen) {
 template <class Real>
 Real rounding_of(Real weight, Real logarithm) {
   return weight == 0 ? 0 : weight * std::abs(logarithm);
-}
-
-// Of each term of a result: where results of layers are put together, one more by each one's share and one by the sum.
-template <class Real>
-Real roundings(const Problem& p) {
-  return p.is_layered() ? 3 : 1;
 }
 
 // The factors of a row's weights: 0 where dropout drops them, else 1 / (1 - probability).
@@ -276,7 +291,7 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
   Result<Real> result;
   result.out.assign(count(p, at.out), 0);
   result.lse.assign(static_cast<std::size_t>(p.batch * p.num_heads_q * p.seqlen_q), -infinity);
-  std::vector<Real> scores;
+  std::vector<Real> scores, sizes;
   Seen seen;
   const std::vector<std::int64_t>& keys = seen.keys;
   for_each_row(p, summation.first, [&](std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t h_kv) {
@@ -284,9 +299,12 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
     const Real sink = with_zero_keys(sink_of(p, modifiers, h), seen);
     const auto key = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
     dots(&q[at.q.at(b, i, h)], keys, key, p.head_dim, scores);
+    sizes.resize(scores.size());
     Real max = sink;
     for (std::size_t n = 0; n < keys.size(); ++n) {
-      scores[n] = added(p, modifiers, b, h, i, keys[n]).to(score(p, scores[n]).value);
+      const Logit<Real> logit = make_logit(p, modifiers, scores[n], b, h, i, keys[n]);
+      scores[n] = logit.value;
+      sizes[n] = logit.size;
       max = std::isnan(scores[n]) ? scores[n] : std::max(max, scores[n]);  // which keeps a NaN that it has first
     }
     if (max == -infinity) return;
@@ -298,13 +316,13 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
 
     Real* out = &result.out[at.out.at(b, i, h)];
     const Kept<Real> kept(p, b, h, i);
-    const Real own_size = roundings<Real>(p) + rounding_of(sink_weight / sum, sink);
-    Real lse_size = std::abs(lse) + own_size - 1;
+    const Real of_sink = rounding_of(sink_weight / sum, sink);
+    Real lse_size = std::abs(lse) + of_sink;
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Real* row = &v[at.v.at(b, keys[n], h_kv)];
-      const Real weight = kept(keys[n]) * scores[n], magnitude = added(p, modifiers, b, h, i, keys[n]).magnitude();
-      const Real size = summation.magnitudes ? own_size + magnitude : 1;
-      lse_size += scores[n] / sum * magnitude;
+      const Real weight = kept(keys[n]) * scores[n];
+      const Real size = summation.magnitudes ? roundings<Real>(p) + of_sink + sizes[n] : 1;
+      lse_size += scores[n] / sum * sizes[n];
       for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] += size * term(weight * row[d], summation);
     }
     for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] /= sum;
@@ -332,7 +350,7 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
     const Real* query = &q[at.q.at(b, i, h)];
     const Real* grad = &dout[at.out.at(b, i, h)];
     const Real* out = &forward.out[at.out.at(b, i, h)];
-    const Real delta = dot(grad, out, p.head_dim_v);
+    const Real delta = dot_from_end(grad, out, p.head_dim_v);
     Real* dq = &gradients.dq[at.q.at(b, i, h)];
     find_keys(p, b, h, i, summation.first, seen);
     const auto row_of_k = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
@@ -340,11 +358,8 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
     dots(query, keys, row_of_k, p.head_dim, products);
     dots(grad, keys, row_of_v, p.head_dim_v, dweights);
     const Kept<Real> kept(p, b, h, i);
-    const Real sink = with_zero_keys(sink_of(p, modifiers, h), seen),
-               own_size = roundings<Real>(p) + rounding_of(std::exp(sink - lse), sink);
-    const auto logit = [&](std::size_t n) {
-      return added(p, modifiers, b, h, i, keys[n]).to(score(p, products[n]).value);
-    };
+    const Real sink = with_zero_keys(sink_of(p, modifiers, h), seen), of_sink = rounding_of(std::exp(sink - lse), sink);
+    const auto logit_of = [&](std::size_t n) { return make_logit(p, modifiers, products[n], b, h, i, keys[n]); };
     // Of each branch, dot(dout, out): that of all together, or where their weights are constants its own.
     std::vector<Real> deltas(seen.zero_keys.size(), delta);
     if (!p.branches.empty() && p.dilation_gradient == DilationGradient::constant_weights)
@@ -353,23 +368,24 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
         own_out.assign(static_cast<std::size_t>(p.head_dim_v), 0);
         for (std::size_t n = 0; n < keys.size(); ++n) {
           if (seen.branches[n] != branch) continue;
-          const Real weight = std::exp(logit(n) - lse), kept_weight = kept(keys[n]) * weight;
+          const Real weight = std::exp(logit_of(n).value - lse), kept_weight = kept(keys[n]) * weight;
           sum += weight;
           size += std::abs(kept_weight * dweights[n]);
           for (std::size_t d = 0; d < own_out.size(); ++d) own_out[d] += kept_weight * row_of_v(keys[n])[d];
         }
-        deltas[branch] = sum == 0 ? 0 : (summation.magnitudes ? size : dot(grad, own_out.data(), p.head_dim_v)) / sum;
+        deltas[branch] =
+            sum == 0 ? 0 : (summation.magnitudes ? size : dot_from_end(grad, own_out.data(), p.head_dim_v)) / sum;
       }
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const std::int64_t j = keys[n];
-      const Score<Real> s = score(p, products[n]);
-      const Added<Real> a = added(p, modifiers, b, h, i, j);
+      const Logit<Real> logit = logit_of(n);
       const Real delta_of_branch = deltas[seen.branches[n]];
-      const Real size = summation.magnitudes ? own_size + a.magnitude() : 1;
-      const Real weight = size * std::exp(a.to(s.value) - lse);
+      const Real size = summation.magnitudes ? roundings<Real>(p) + of_sink + logit.size : 1;
+      const Real weight = size * std::exp(logit.value - lse);
       const Real factor = kept(j), dp = factor * dweights[n];
-      const Real ds =
-          weight * (summation.magnitudes ? std::abs(dp) + std::abs(delta_of_branch) : dp - delta_of_branch) * s.slope;
+      const Real ds = weight *
+                      (summation.magnitudes ? std::abs(dp) + std::abs(delta_of_branch) : dp - delta_of_branch) *
+                      logit.slope;
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
       for (std::int64_t d = 0; d < p.head_dim; ++d) {
