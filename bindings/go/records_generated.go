@@ -248,11 +248,11 @@ type AttentionDesc struct {
 	// chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0: the library
 	// chooses
 	NumChunks int64
-	// with ScheduleAllGather, most bytes that a rank holds of K and V of all ranks, and of their gradients:
-	// the problem is computed in parts, some batch entries or some heads of K and V of one entry, that need
-	// no more than this; a single head whose shards are longer is cut into chunks, unless NumChunks is set. 0
-	// .. 2^58; default 0: 2^28. It holds more where one head is more than 1,024 times as much: into more
-	// chunks than these the library cuts no shard unasked
+	// with ScheduleAllGather, most bytes that a rank holds of K, V and KeyBias of all ranks, and of their
+	// gradients: the problem is computed in parts, some batch entries or some heads of K and V of one entry,
+	// that need no more than this; a single head whose shards are longer is cut into chunks, unless NumChunks
+	// is set. 0 .. 2^58; default 0: 2^28. It holds more where one head is more than 1,024 times as much: into
+	// more chunks than these the library cuts no shard unasked
 	GatherBytes int64
 	// NumHeadsQ entries, finite: what a key's distance from the diagonal takes off its score, per position,
 	// for each query head; nil: none

@@ -341,6 +341,7 @@ TEST(Plan, PartsCoverTheProblemAndStayWithinTheBound) {
   std::int64_t several = 0;
   for (int n = 0; n < test::sample(20'000); ++n) {
     Problem p = draw_problem(random, {.batch = 6, .seqlen = 200, .num_heads_kv = 12});
+    p.has_key_bias = draw(random, 0, 1) == 1;
     const int world_size = static_cast<int>(draw(random, 1, 9));
     const Pass pass = draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward;
     const Plan plan(p, world_size, 0, pass);

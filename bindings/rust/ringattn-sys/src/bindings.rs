@@ -640,10 +640,10 @@ seqlen_kv = seqlen_q*/
     /**chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0:
 the library chooses*/
     pub num_chunks: i64,
-    /**with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of
-their gradients: the problem is computed in parts, some batch entries or some heads
-of K and V of one entry, that need no more than this; a single head whose shards are
-longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
+    /**with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K, V and key_bias of all
+ranks, and of their gradients: the problem is computed in parts, some batch entries or
+some heads of K and V of one entry, that need no more than this; a single head whose
+shards are longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
 holds more where one head is more than 1,024 times as much: into more chunks than
 these the library cuts no shard unasked*/
     pub gather_bytes: i64,
