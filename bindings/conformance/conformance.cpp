@@ -80,6 +80,19 @@ std::int64_t num_sinks(const Desc &desc) {
   return 0;
 }
 
+template <class Desc>
+bool has_dropout(const Desc &desc) {
+  if constexpr (requires { desc.dropout_probability; }) return desc.dropout_probability > 0;
+  return false;
+}
+template <class Desc>
+ra_status get_dropout_mask(const Desc &desc, std::int64_t entry, std::int64_t head, std::int64_t query,
+                           std::int64_t first_key, std::int64_t count, std::uint8_t *mask, ra_error *error) {
+  if constexpr (requires { ra_get_dropout_mask(&desc, entry, head, query, first_key, count, mask, error); })
+    return ra_get_dropout_mask(&desc, entry, head, query, first_key, count, mask, error);
+  throw std::logic_error("no ra_get_dropout_mask");
+}
+
 // The description of a case, with what it leaves to the library made explicit.
 struct Problem {
   Problem(const Json &c, Kept &kept) {
@@ -202,6 +215,24 @@ void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t worl
     copy(ra_join_sequence, p, world_size, rank, name, whole[name], shard[name]);
 }
 
+// Of each pair 1 where dropout keeps it, else 0: [batch, num_heads_q, seqlen_q, seqlen_kv].
+Array dropout_mask(const Problem &p) {
+  Array all(p.desc.batch, p.desc.num_heads_q, p.desc.seqlen_q, p.seqlen_kv, RA_DTYPE_FLOAT32);
+  float *to = all.floats();
+  const std::int64_t middle = p.seqlen_kv / 3;
+  std::vector<std::uint8_t> row(static_cast<std::size_t>(p.seqlen_kv));
+  ra_error error;
+  for (std::int64_t entry = 0; entry < p.desc.batch; ++entry)
+    for (std::int64_t head = 0; head < p.desc.num_heads_q; ++head)
+      for (std::int64_t query = 0; query < p.desc.seqlen_q; ++query) {
+        require(get_dropout_mask(p.desc, entry, head, query, 0, middle, row.data(), &error), error);
+        require(get_dropout_mask(p.desc, entry, head, query, middle, p.seqlen_kv - middle, row.data() + middle, &error),
+                error);
+        to = std::copy(row.begin(), row.end(), to);
+      }
+  return all;
+}
+
 // Runs f(rank) on a thread of its own for each rank; the first failure is thrown.
 void for_each_rank(std::int32_t world_size, const std::function<void(std::int32_t)> &f) {
   std::vector<std::exception_ptr> failures(static_cast<std::size_t>(world_size));
@@ -253,6 +284,7 @@ Json run_result(const Json &c) {
   Array &sum = whole["dsinks"] = of_ranks[0];
   for (std::size_t rank = 1; rank < of_ranks.size(); ++rank)
     for (std::size_t i = 0; i < sum.count(); ++i) sum.floats()[i] += of_ranks[rank].floats()[i];
+  if (has_dropout(p.desc)) whole["dropout_mask"] = dropout_mask(p);
 
   Json hashes;
   for (const auto &[name, expected] : c.at("expected").items()) {
@@ -326,6 +358,11 @@ void run_call(const Json &c) {
     std::vector<std::int64_t> positions(static_cast<std::size_t>(argument("count", 1)));
     return check(ra_get_shard_positions(&p.desc, world_size, rank, side, argument("first", 0), argument("count", 1),
                                         positions.data(), &error));
+  }
+  if (call == "get_dropout_mask") {
+    std::vector<std::uint8_t> mask(static_cast<std::size_t>(argument("count", 1)));
+    return check(get_dropout_mask(p.desc, argument("entry", 0), argument("head", 0), argument("query", 0),
+                                  argument("first_key", 0), argument("count", 1), mask.data(), &error));
   }
   Zeros zeros(c);
   if (call == "split_sequence" || call == "join_sequence") {

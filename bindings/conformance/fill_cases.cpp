@@ -12,6 +12,7 @@
 
 #include "api/validate.h"
 #include "cases.h"
+#include "engine/dropout.h"
 #include "engine/reference/reference.h"
 
 namespace ringattn::conformance {
@@ -47,6 +48,19 @@ Json expected(const std::vector<double> &values, DType dtype, std::mt19937_64 &r
   return {{"tolerance", shortened(relative * (1 + largest), 2)}, {"at", at}, {"values", some}};
 }
 
+// 1 where dropout keeps a pair, else 0.
+std::vector<double> dropout_mask(const Problem &p) {
+  std::vector<double> mask;
+  for (std::int64_t entry = 0; entry < p.batch; ++entry)
+    for (std::int64_t head = 0; head < p.num_heads_q; ++head)
+      for (std::int64_t query = 0; query < p.seqlen_q; ++query) {
+        const PhiloxKey row = dropout_row_key(p.dropout.seed, query, entry, head);
+        for (std::int64_t key = 0; key < p.seqlen_kv; ++key)
+          mask.push_back(dropout_keeps(row, p.dropout.offset, key, dropout_threshold(p.dropout.probability)) ? 1 : 0);
+      }
+  return mask;
+}
+
 void fill(Json &c) {
   Kept kept;
   ra_attention_desc desc;
@@ -79,6 +93,7 @@ void fill(Json &c) {
   e["dk"] = expected(backward.dk, p.grad_dtype, random);
   e["dv"] = expected(backward.dv, p.grad_dtype, random);
   if (p.num_sinks > 0) e["dsinks"] = expected(backward.dsinks, DType::float32, random);
+  if (p.dropout.probability > 0) e["dropout_mask"] = expected(dropout_mask(p), DType::float32, random);
   // Where what is stored is rounded to 16 bits, so are out and lse that gradients come from.
   if (p.out_dtype != DType::float32)
     for (const char *name : {"dq", "dk", "dv"})

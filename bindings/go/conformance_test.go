@@ -190,6 +190,9 @@ func (c *resultCase) run() (map[string]*array, error) {
 		dsinks[0].fill(c.Seed, 9)
 	}
 	err = onEveryRank(c.WorldSize, func(rank int32) error { return c.runRank(desc, id, rank, whole, sinks, dsinks[rank]) })
+	if err == nil && desc.DropoutProbability > 0 {
+		whole["dropout_mask"], err = dropoutMask(desc)
+	}
 	whole["dsinks"] = dsinks[0]
 	for _, share := range dsinks[1:] {
 		for i := range share.count {
@@ -197,6 +200,25 @@ func (c *resultCase) run() (map[string]*array, error) {
 		}
 	}
 	return whole, err
+}
+
+// dropoutMask has 1 for each pair that is kept, [Batch, NumHeadsQ, SeqlenQ, SeqlenKV].
+func dropoutMask(desc ringattn.AttentionDesc) (*array, error) {
+	keys, err := desc.ShardLength(1, 0, ringattn.SideKeyValue)
+	rows := desc.Batch * desc.NumHeadsQ * desc.SeqlenQ
+	all := newArray(ringattn.DTypeFloat32, rows*keys)
+	row := make([]bool, keys)
+	middle := keys / 3
+	for n := int64(0); n < rows && err == nil; n++ {
+		entry, head, query := n/desc.SeqlenQ/desc.NumHeadsQ, n/desc.SeqlenQ%desc.NumHeadsQ, n%desc.SeqlenQ
+		err = errors.Join(desc.DropoutMask(entry, head, query, 0, row[:middle]), desc.DropoutMask(entry, head, query, middle, row[middle:]))
+		for key, isKept := range row {
+			if isKept {
+				all.set(n*keys+int64(key), 1)
+			}
+		}
+	}
+	return all, err
 }
 
 // runRank writes this rank's dsinks.
@@ -326,6 +348,10 @@ func (c *errorCase) run() error {
 	case "get_shard_positions":
 		positions := make([]int64, argument(c, "count", int64(1)))
 		return desc.ShardPositions(worldSize, rank, side, argument(c, "first", int64(0)), positions)
+	case "get_dropout_mask":
+		mask := make([]bool, argument(c, "count", int64(1)))
+		return desc.DropoutMask(argument(c, "entry", int64(0)), argument(c, "head", int64(0)), argument(c, "query", int64(0)),
+			argument(c, "first_key", int64(0)), mask)
 	case "split_sequence", "join_sequence":
 		return c.runCopy(desc, worldSize, rank, side)
 	case "merge_attention":

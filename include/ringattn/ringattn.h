@@ -408,10 +408,10 @@ typedef struct ra_attention_desc {
   int32_t reserved;                    /**< 0 */
   int64_t num_chunks;                  /**< chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0:
                                             the library chooses */
-  int64_t gather_bytes;                /**< with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of
-                                            their gradients: the problem is computed in parts, some batch entries or some heads
-                                            of K and V of one entry, that need no more than this; a single head whose shards are
-                                            longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
+  int64_t gather_bytes;                /**< with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K, V and key_bias of all
+                                            ranks, and of their gradients: the problem is computed in parts, some batch entries or
+                                            some heads of K and V of one entry, that need no more than this; a single head whose
+                                            shards are longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
                                             holds more where one head is more than 1,024 times as much: into more chunks than
                                             these the library cuts no shard unasked */
   const float *alibi_slopes;           /**< host, num_heads_q entries, finite: what a key's distance from the diagonal takes off its
@@ -466,8 +466,9 @@ RA_API ra_status ra_get_dropout_mask(const ra_attention_desc *desc, int64_t entr
 /**
  * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  * forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- * threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and each
- * segment of a branch, with 100 for each of their ranks, and 100 for each chunk of each rank.
+ * threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and, for the
+ * heads of each phase, each segment of a branch, where all that a rank has side by side, or that stripes divide alike, are as one; with
+ * 100 for each of their ranks, and 100 for each chunk of each rank.
  *
  * Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that share no rows, of the
  * heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops are those of all layers together, a workspace is

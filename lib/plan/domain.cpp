@@ -14,8 +14,17 @@ WorkItem WholeDocuments::item(std::int64_t unit) const {
   return item;
 }
 
-void WholeDocuments::add_seeing(const Piece& keys, std::int64_t kv_length, RankSet& seeing) const {
-  ringattn::add_seeing(*problem_, keys, kv_length, queries_, seeing);
+std::int64_t WholeDocuments::add_seeing(int owner, std::int64_t begin, std::int64_t end, std::int64_t kv_length,
+                                        RankSet& seeing) const {
+  std::int64_t looks = 0;
+  for (const std::int64_t unit : units(Side::key_value, owner, begin, end)) {
+    if (seeing.is_full()) break;
+    ++looks;
+    for (const Piece& keys : deal(Side::key_value, owner, unit, begin, end))
+      for (const Positions& queries : find_seeing(item(unit), document(unit).q_length, keys, kv_length))
+        queries_.add_owners(unit, {queries.begin, 1, queries.end - queries.begin}, seeing);
+  }
+  return looks;
 }
 
 }  // namespace ringattn

@@ -28,8 +28,9 @@ class Domain {
   virtual std::int64_t longest_piece(Side side, int rank) const = 0;
   // Of the rank's, those before that unit.
   virtual std::int64_t first_row(Side side, int rank, std::int64_t unit) const = 0;
-  // Units that rows begin .. end - 1 belong to.
+  // Units that rows begin .. end - 1 belong to, and all that a rank has any rows of; between them may be others.
   virtual Units units(Side side, int rank, std::int64_t begin, std::int64_t end) const = 0;
+  Units units(Side side, int rank) const { return units(side, rank, 0, rows(side, rank)); }
   // What a rank has of a unit, and what rows begin .. end - 1 in the order of dealing have of it (Shards::deal).
   virtual Share share(Side side, int rank, std::int64_t unit) const = 0;
   virtual Share deal(Side side, int rank, std::int64_t unit, std::int64_t begin, std::int64_t end) const = 0;
@@ -37,8 +38,10 @@ class Domain {
   // Without queries and keys.
   virtual WorkItem item(std::int64_t unit) const = 0;
   virtual std::int64_t num_keys(std::int64_t unit) const = 0;
-  // Adds the ranks that have a query which sees any of `keys`. `kv_length`: keys of the whole sequence before padding.
-  virtual void add_seeing(const Piece& keys, std::int64_t kv_length, RankSet& seeing) const = 0;
+  // Adds the ranks that have a query which sees any of the keys that rows begin .. end - 1 of `owner`, in the order of dealing, have.
+  // `kv_length`: keys of the whole sequence before padding. Returns how many units have been looked at for it.
+  virtual std::int64_t add_seeing(int owner, std::int64_t begin, std::int64_t end, std::int64_t kv_length,
+                                  RankSet& seeing) const = 0;
 
  protected:
   Domain() = default;
@@ -60,6 +63,7 @@ class WholeDocuments final : public Domain {
   std::int64_t first_row(Side side, int rank, std::int64_t unit) const override {
     return of(side).first_row(rank, unit);
   }
+  using Domain::units;
   Units units(Side side, int rank, std::int64_t begin, std::int64_t end) const override {
     return of(side).documents(rank, begin, end);
   }
@@ -69,7 +73,8 @@ class WholeDocuments final : public Domain {
   }
   WorkItem item(std::int64_t unit) const override;
   std::int64_t num_keys(std::int64_t unit) const override { return document(unit).kv_length; }
-  void add_seeing(const Piece& keys, std::int64_t kv_length, RankSet& seeing) const override;
+  std::int64_t add_seeing(int owner, std::int64_t begin, std::int64_t end, std::int64_t kv_length,
+                          RankSet& seeing) const override;
 
  private:
   const Shards& of(Side side) const { return side == Side::query ? queries_ : keys_; }

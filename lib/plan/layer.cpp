@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <ranges>
 #include <tuple>
 #include <utility>
+
+#include "plan/reach.h"
 
 namespace ringattn {
 namespace {
@@ -15,18 +18,18 @@ std::int64_t modulo(std::int64_t a, std::int64_t b) { return a - divide_down(a, 
 
 // ---------------------------------------------------------------- what is kept
 
-// Of the positions from `position` on, `count` side by side, stored from `row` on, one every `step`.
-void add_kept_block(std::int64_t position, std::int64_t count, std::int64_t row, std::int64_t base,
-                    std::int64_t spacing, std::int64_t length, std::int64_t unit, Share& kept) {
-  const std::int64_t first = std::max<std::int64_t>(0, divide_up(position - base, spacing)),
-                     end = std::min(length, divide_up(position + count - base, spacing));
+// Of the positions from `position` on, `count` side by side, stored from `row` on.
+void add_kept_block(std::int64_t position, std::int64_t count, std::int64_t row, const Progression& region,
+                    std::int64_t unit, Share& kept) {
+  const std::int64_t first = region.first_from(position),
+                     end = std::min(region.count, region.first_from(position + count));
   if (first >= end) return;
   kept.add({.document = unit,
             .run = {.start = first, .block = end - first, .stride = end - first, .length = end - first},
             .first = 0,
             .length = end - first,
-            .row = row + base + first * spacing - position},
-           spacing);
+            .row = row + region.position(first) - position},
+           region.spacing);
 }
 
 }  // namespace
@@ -34,16 +37,17 @@ void add_kept_block(std::int64_t position, std::int64_t count, std::int64_t row,
 // A shard's blocks of positions are single, or `block` of them every `stride`. Of the latter each keeps the same places if the block is
 // a multiple of the spacing, and the kept ones are blocks again. Else they are either taken place by place of the block, each of
 // which is kept in every so many blocks, or block by block, whichever are fewer.
-void add_kept(const Piece& piece, std::int64_t base, std::int64_t spacing, std::int64_t length, std::int64_t unit,
-              Share& kept) {
+void add_kept(const Piece& piece, const Progression& region, std::int64_t unit, Share& kept) {
+  if (region.count == 0) return;
   const Run& run = piece.run;
-  const std::int64_t end_position = base + (length - 1) * spacing + 1;
+  const std::int64_t base = region.start, spacing = region.spacing;
+  const std::int64_t end_position = region.position(region.count - 1) + 1;
   const std::int64_t first = std::max(piece.first, run.count_below(base)),
                      end = std::min(piece.first + piece.length, run.count_below(end_position));
-  if (length == 0 || first >= end) return;
+  if (first >= end) return;
   const std::int64_t row = piece.row - piece.first;  // of member 0
   if (first / run.block == (end - 1) / run.block)
-    return add_kept_block(run.position(first), end - first, row + first, base, spacing, length, unit, kept);
+    return add_kept_block(run.position(first), end - first, row + first, region, unit, kept);
   if (run.block % spacing == 0) {
     const std::int64_t offset = modulo(base - run.start, spacing);
     const auto before = [&](std::int64_t member) { return divide_up(member - offset, spacing); };  // kept ones
@@ -63,7 +67,7 @@ void add_kept(const Piece& piece, std::int64_t base, std::int64_t spacing, std::
   if (end_block - first_block < run.block) {
     for (std::int64_t block = first_block; block < end_block; ++block) {
       const std::int64_t from = std::max(first, block * run.block), to = std::min(end, (block + 1) * run.block);
-      add_kept_block(run.position(from), to - from, row + from, base, spacing, length, unit, kept);
+      add_kept_block(run.position(from), to - from, row + from, region, unit, kept);
     }
     return;
   }
@@ -89,54 +93,131 @@ void add_kept(const Piece& piece, std::int64_t base, std::int64_t spacing, std::
 
 // ---------------------------------------------------------------- regions
 
-LayerRegions::LayerRegions(std::shared_ptr<const Problem> problem, std::vector<Region> regions, int world_size)
+LayerRegions::LayerRegions(std::shared_ptr<const Problem> problem, const std::vector<const RegionGroup*>& groups,
+                           int world_size)
     : problem_(std::move(problem)),
-      regions_(std::move(regions)),
       queries_(*problem_, Side::query, world_size),
-      keys_(*problem_, Side::key_value, world_size) {
-  for (const Side side : {Side::query, Side::key_value}) {
-    std::vector<std::vector<std::int64_t>> before;
-    for (int rank = 0; rank < world_size; ++rank) {
-      std::vector<std::int64_t> rows{0};
-      for (const std::int64_t unit : units()) {
-        std::int64_t own = 0;
-        for (const Piece& piece : share(side, rank, unit)) own += piece.length;
-        rows.push_back(rows.back() + own);
-      }
-      before.push_back(std::move(rows));
-    }
-    (side == Side::query ? query_rows_ : key_rows_).before = std::move(before);
+      keys_(*problem_, Side::key_value, world_size),
+      owners_(static_cast<std::size_t>(world_size)) {
+  std::size_t regions = 0, patterns = 1, counts = 0;
+  for (const RegionGroup* const group : groups) {
+    regions += group->regions.size();
+    patterns += group->patterns.size();
+    counts += group->owners.size() * (group->regions.size() + 1);
   }
+  regions_.reserve(regions);
+  patterns_.reserve(patterns);
+  for (std::vector<std::int64_t>& before : before_) before.reserve(counts);
+
+  for (const RegionGroup* const group : groups) {
+    const Owner owner{std::ssize(patterns_), std::ssize(patterns_) + std::ssize(group->patterns), 0};
+    for (const int rank : group->owners) owners_[static_cast<std::size_t>(rank)] = owner;
+    for (Pattern p : group->patterns) {
+      p.first_region += std::ssize(regions_);
+      patterns_.push_back(p);
+    }
+    regions_.insert(regions_.end(), group->regions.begin(), group->regions.end());
+  }
+  patterns_.push_back({.first_region = std::ssize(regions_)});
+  for (auto next = patterns_.begin() + 1; next != patterns_.end(); ++next) {
+    const Pattern& p = *std::prev(next);
+    next->first_unit = p.first_unit + p.times * size(p);
+  }
+  for (const RegionGroup* const group : groups)
+    for (const int rank : group->owners) {
+      owners_[static_cast<std::size_t>(rank)].first_count = std::ssize(before_[0]);
+      for (const Side side : {Side::query, Side::key_value}) count_rows(side, rank);
+    }
+}
+
+void LayerRegions::count_rows(Side side, int rank) {
+  std::vector<std::int64_t>& before = before_[static_cast<std::size_t>(side)];
+  std::int64_t rows = 0;
+  for (std::int64_t n = owner(rank).first_pattern; n < owner(rank).end_pattern; ++n) {
+    std::int64_t of_pattern = 0;
+    for (std::int64_t r = pattern(n).first_region; r < pattern(n + 1).first_region; ++r) {
+      before.push_back(rows + of_pattern);
+      for (const Piece& piece : find_share(side, rank, regions_[static_cast<std::size_t>(r)], 0))
+        of_pattern += piece.length;
+    }
+    rows += pattern(n).times * of_pattern;
+  }
+  before.push_back(rows);
+}
+
+std::int64_t LayerRegions::rows(Side side, int rank) const {
+  return owns_any(rank) ? before(side, rank, pattern(owner(rank).end_pattern).first_region) : 0;
 }
 
 std::int64_t LayerRegions::longest_piece(Side side, int rank) const {
   std::int64_t longest = 0;
-  for (const std::int64_t unit : units())
-    longest = std::max(longest, first_row(side, rank, unit + 1) - first_row(side, rank, unit));
+  for (std::int64_t n = owner(rank).first_pattern; n < owner(rank).end_pattern; ++n) {
+    const Pattern& p = pattern(n);
+    const std::int64_t end = before(side, rank, p.first_region) + rows_of(side, rank, p);
+    for (std::int64_t r = p.first_region, last = pattern(n + 1).first_region - 1; r <= last; ++r)
+      longest = std::max(longest, (r == last ? end : before(side, rank, r + 1)) - before(side, rank, r));
+  }
   return longest;
+}
+
+const Pattern& LayerRegions::pattern_of(std::int64_t unit) const {
+  return *std::prev(
+      std::partition_point(patterns_.begin(), patterns_.end(), [&](const Pattern& p) { return p.first_unit <= unit; }));
+}
+
+Region LayerRegions::region(std::int64_t unit) const {
+  const Pattern& p = pattern_of(unit);
+  const std::int64_t n = unit - p.first_unit, moved = n / size(p) * p.distance;
+  Region r = regions_[static_cast<std::size_t>(p.first_region + n % size(p))];
+  r.q_base += moved;
+  r.kv_base += moved;
+  return r;
+}
+
+std::int64_t LayerRegions::first_row(Side side, int rank, std::int64_t unit) const {
+  if (!owns_any(rank) || unit < pattern(owner(rank).first_pattern).first_unit) return 0;
+  if (unit >= pattern(owner(rank).end_pattern).first_unit) return rows(side, rank);
+  const Pattern& p = pattern_of(unit);
+  const std::int64_t n = unit - p.first_unit;
+  return before(side, rank, p.first_region + n % size(p)) + n / size(p) * rows_of(side, rank, p);
+}
+
+// The one that has the row: of several that begin with it the last.
+std::int64_t LayerRegions::unit_of(Side side, int rank, std::int64_t row) const {
+  const auto last_from = [&](std::int64_t first, std::int64_t end, auto&& begins) {
+    const std::ranges::iota_view<std::int64_t, std::int64_t> all(first, end);
+    return *std::ranges::partition_point(all, [&](std::int64_t n) { return begins(n) <= row; }) - 1;
+  };
+  const Pattern& p = pattern(last_from(owner(rank).first_pattern, owner(rank).end_pattern,
+                                       [&](std::int64_t n) { return before(side, rank, pattern(n).first_region); }));
+  const std::int64_t times = (row - before(side, rank, p.first_region)) / rows_of(side, rank, p);
+  const std::int64_t region = last_from(p.first_region, p.first_region + size(p), [&](std::int64_t r) {
+    return before(side, rank, r) + times * rows_of(side, rank, p);
+  });
+  return p.first_unit + times * size(p) + region - p.first_region;
 }
 
 Domain::Units LayerRegions::units(Side side, int rank, std::int64_t begin, std::int64_t end) const {
   if (begin == end) return {0, 0};
-  const std::vector<std::int64_t>& before = of(side).before[static_cast<std::size_t>(rank)];
-  const auto unit_of = [&](std::int64_t row) {
-    return std::upper_bound(before.begin(), before.end(), row) - before.begin() - 1;
-  };
-  return {unit_of(begin), unit_of(end - 1) + 1};
+  return {unit_of(side, rank, begin), unit_of(side, rank, end - 1) + 1};
+}
+
+Share LayerRegions::find_share(Side side, int rank, const Region& region, std::int64_t unit) const {
+  Share kept;
+  for (const Piece& piece : of(side).share(rank, region.document)) add_kept(piece, region.kept(side), unit, kept);
+  return kept;
 }
 
 Share LayerRegions::share(Side side, int rank, std::int64_t unit) const {
-  const Region& r = region(unit);
-  Share kept;
-  for (const Piece& piece : (side == Side::query ? queries_ : keys_).share(rank, r.document))
-    add_kept(piece, r.base(side), r.spacing, r.length(side), unit, kept);
-  return kept;
+  return find_share(side, rank, region(unit), unit);
 }
 
 // So much of each piece as of all of them, by halves.
 Share LayerRegions::deal(Side side, int rank, std::int64_t unit, std::int64_t begin, std::int64_t end) const {
   const Share whole = share(side, rank, unit);
-  const std::int64_t row = first_row(side, rank, unit), all = first_row(side, rank, unit + 1) - row;
+  const std::int64_t row = first_row(side, rank, unit);
+  std::int64_t all = 0;
+  for (const Piece& piece : whole) all += piece.length;
   const std::int64_t from = std::clamp<std::int64_t>(begin - row, 0, all),
                      to = std::clamp<std::int64_t>(end - row, 0, all);
   Share dealt;
@@ -166,8 +247,9 @@ Share LayerRegions::deal(Side side, int rank, std::int64_t unit, std::int64_t be
   return dealt;
 }
 
-WorkItem LayerRegions::item(std::int64_t unit) const {
-  const Region& r = region(unit);
+WorkItem LayerRegions::item(std::int64_t unit) const { return item_of(region(unit)); }
+
+WorkItem LayerRegions::item_of(const Region& r) const {
   const Document& document = problem_->documents[static_cast<std::size_t>(r.document)];
   WorkItem item;
   item.band = r.band;
@@ -178,14 +260,25 @@ WorkItem LayerRegions::item(std::int64_t unit) const {
   return item;
 }
 
-void LayerRegions::add_seeing(const Piece& keys, std::int64_t kv_length, RankSet& seeing) const {
-  const WorkItem unit = item(keys.document);
-  for (int rank = 0; rank < world_size(); ++rank)
-    for (const Piece& queries : share(Side::query, rank, keys.document))
-      if (any_visible(unit.band, queries, keys, unit.positions_before(kv_length))) {
-        seeing.add(rank, 1);
-        break;
-      }
+// Of a pattern's units the first may be cut short. Those of the turn behind it are not, and none further on is seen by anybody else:
+// their owners are the same, and padding comes nearer.
+std::int64_t LayerRegions::add_seeing(int owner, std::int64_t begin, std::int64_t end, std::int64_t kv_length,
+                                      RankSet& seeing) const {
+  std::int64_t looks = 0;
+  const Units held = units(Side::key_value, owner, begin, end);
+  for (std::int64_t unit = *held.begin(), next = 0; unit < *held.end(); unit = next) {
+    const Pattern& p = pattern_of(unit);
+    next = std::min(*held.end(), (&p + 1)->first_unit);
+    for (const std::int64_t last = std::min(next, unit + 1 + size(p)); unit < last; ++unit) {
+      if (seeing.is_full()) return looks;
+      ++looks;
+      const Region r = region(unit);
+      for (const Piece& keys : deal(Side::key_value, owner, unit, begin, end))
+        for (const Positions& queries : find_seeing(item_of(r), r.q_length, keys, kv_length))
+          queries_.add_owners(r.document, r.kept(Side::query).part(queries.begin, queries.end), seeing);
+    }
+  }
+  return looks;
 }
 
 // ---------------------------------------------------------------- layers
@@ -306,95 +399,183 @@ std::int64_t count_kept(std::int64_t base, std::int64_t end, std::int64_t spacin
   return std::max<std::int64_t>(0, divide_up(end - base, spacing));
 }
 
-// What one phase of a branch keeps of a document and a rectangle, segment by segment.
-void add_regions(const Problem& p, std::int64_t number, const Rectangle& r, const Branch& branch, std::int64_t phase,
-                 std::vector<Region>& regions) {
-  const Document& d = p.documents[static_cast<std::size_t>(number)];
-  const std::int64_t q_begin = std::max<std::int64_t>(0, r.q_begin - d.q_begin),
-                     q_end = std::min(d.q_length, r.q_end - d.q_begin),
-                     kv_begin = std::max<std::int64_t>(0, r.kv_begin - d.kv_begin),
-                     kv_end = std::min(d.kv_length, r.kv_end - d.kv_begin);
-  if (q_begin >= q_end || kv_begin >= kv_end) return;
-  const std::int64_t moved = d.kv_begin - d.q_begin;  // from positions of the sequence to those of the document
-  Band band = r.band;
-  if (band.lower != -Band::unbounded) band.lower -= moved;
-  if (band.upper != Band::unbounded) band.upper -= moved;
-  band = intersect(band, p.band(d));
+// The segments of a branch that have queries and keys of one document and one rectangle, and what the heads of one phase keep of each.
+class Segments {
+ public:
+  Segments(const Problem& p, std::int64_t document, const Rectangle& r, const Branch& branch, std::int64_t phase)
+      : document_(document), spacing_(branch.dilation), phase_(phase), padding_(p.dilation_padding) {
+    const Document& d = p.documents[static_cast<std::size_t>(document)];
+    kv_length_ = d.kv_length;
+    shift_ = p.shift(d);
+    q_begin_ = std::max<std::int64_t>(0, r.q_begin - d.q_begin);
+    q_end_ = std::min(d.q_length, r.q_end - d.q_begin);
+    kv_begin_ = std::max<std::int64_t>(0, r.kv_begin - d.kv_begin);
+    kv_end_ = std::min(d.kv_length, r.kv_end - d.kv_begin);
+    if (q_begin_ >= q_end_ || kv_begin_ >= kv_end_) return;
+    const std::int64_t moved = d.kv_begin - d.q_begin;  // from positions of the sequence to those of the document
+    band_ = r.band;
+    if (band_.lower != -Band::unbounded) band_.lower -= moved;
+    if (band_.upper != Band::unbounded) band_.upper -= moved;
+    band_ = intersect(band_, p.band(d));
 
-  const std::int64_t shift = p.shift(d), spacing = branch.dilation;
-  const std::int64_t segment = std::min(branch.segment_length, d.kv_length);
-  for (std::int64_t begin = kv_begin / segment * segment; begin < kv_end; begin += segment) {
-    const std::int64_t end = begin + segment;
+    // Queries that face no key are with those that face the first one, or the last.
+    length_ = std::min(branch.segment_length, d.kv_length);
+    const std::int64_t last = (d.kv_length - 1) / length_;
+    const auto faced = [&](std::int64_t query) {
+      return std::clamp<std::int64_t>(divide_down(query + shift_, length_), 0, last);
+    };
+    begin_ = std::max(kv_begin_ / length_, faced(q_begin_));
+    end_ = std::min((kv_end_ - 1) / length_, faced(q_end_ - 1)) + 1;
+    whole_begin_ = std::max({divide_up(kv_begin_, length_), divide_up(q_begin_ + shift_, length_),
+                             std::int64_t{q_begin_ + shift_ < 0 ? 1 : 0}});
+    whole_end_ = std::min({kv_end_ / length_, divide_down(q_end_ + shift_, length_),
+                           q_end_ + shift_ > (last + 1) * length_ ? last : last + 1});
+  }
+
+  std::int64_t document() const { return document_; }
+  std::int64_t length() const { return length_; }  // tokens of one
+  std::int64_t begin() const { return begin_; }    // their numbers
+  std::int64_t end() const { return end_; }
+  // How many from number n on are alike but for where they are: as many queries as keys face each other, and none is cut off.
+  std::int64_t count_alike(std::int64_t n) const {
+    return n < whole_begin_ ? 0 : std::max<std::int64_t>(0, whole_end_ - n);
+  }
+  std::int64_t first_key(std::int64_t n) const { return n * length_; }  // positions of the document
+  std::int64_t first_query(std::int64_t n) const { return n * length_ - shift_; }
+
+  Region region(std::int64_t n) const {
+    const std::int64_t begin = n * length_, end = begin + length_;
     // The first from `from` on that the phase keeps, counted from where the segment begins.
     const auto first_kept = [&](std::int64_t from) {
-      return begin + phase + divide_up(from - begin - phase, spacing) * spacing;
+      return begin + phase_ + divide_up(from - begin - phase_, spacing_) * spacing_;
     };
-    // Queries that face no key are with those that face the first one, or the last.
-    const std::int64_t q_from = begin == 0 ? q_begin : std::max(q_begin, begin - shift),
-                       q_to = end >= d.kv_length ? q_end : std::min(q_end, end - shift);
+    const std::int64_t q_from = n == 0 ? q_begin_ : std::max(q_begin_, begin - shift_),
+                       q_to = end >= kv_length_ ? q_end_ : std::min(q_end_, end - shift_);
     Region region;
-    region.document = number;
-    region.spacing = spacing;
-    region.kv_base = first_kept(std::max(kv_begin, begin));
-    region.kv_length = count_kept(region.kv_base, std::min(kv_end, end), spacing);
-    region.q_base = first_kept(q_from + shift) - shift;
-    region.q_length = count_kept(region.q_base, q_to, spacing);
-    if (p.dilation_padding == DilationPadding::zero_keys)
-      region.zero_keys = divide_up(segment, spacing) - count_kept(begin + phase, std::min(end, d.kv_length), spacing);
-    if (region.q_length == 0 || (region.kv_length == 0 && region.zero_keys == 0)) continue;
+    region.document = document_;
+    region.spacing = spacing_;
+    region.kv_base = first_kept(std::max(kv_begin_, begin));
+    region.kv_length = count_kept(region.kv_base, std::min(kv_end_, end), spacing_);
+    region.q_base = first_kept(q_from + shift_) - shift_;
+    region.q_length = count_kept(region.q_base, q_to, spacing_);
+    if (padding_ == DilationPadding::zero_keys)
+      region.zero_keys = divide_up(length_, spacing_) - count_kept(begin + phase_, std::min(end, kv_length_), spacing_);
     const std::int64_t facing = region.kv_base - region.q_base;  // key - query, of the first ones
-    region.shift = (shift - facing) / spacing;
-    if (band.lower != -Band::unbounded) region.band.lower = divide_up(band.lower - facing, spacing);
-    if (band.upper != Band::unbounded) region.band.upper = divide_down(band.upper - facing, spacing);
-    regions.push_back(region);
+    region.shift = (shift_ - facing) / spacing_;
+    if (band_.lower != -Band::unbounded) region.band.lower = divide_up(band_.lower - facing, spacing_);
+    if (band_.upper != Band::unbounded) region.band.upper = divide_down(band_.upper - facing, spacing_);
+    return region;
   }
-}
 
-// The ranks that have any of a region's queries or keys.
-std::vector<int> find_owners(const Problem& p, const Region& region, int world_size) {
-  std::vector<int> owners;
-  for (int rank = 0; rank < world_size; ++rank) {
-    Share kept;
-    for (const Side side : {Side::query, Side::key_value})
-      for (const Piece& piece : Shards(p, side, world_size).share(rank, region.document))
-        add_kept(piece, region.base(side), region.spacing, region.length(side), 0, kept);
-    if (!kept.empty()) owners.push_back(rank);
-  }
-  return owners;
-}
+ private:
+  std::int64_t document_, spacing_, phase_;
+  DilationPadding padding_;
+  std::int64_t kv_length_ = 0, shift_ = 0;
+  std::int64_t q_begin_ = 0, q_end_ = 0, kv_begin_ = 0, kv_end_ = 0;
+  Band band_;
+  std::int64_t length_ = 1;
+  std::int64_t begin_ = 0, end_ = 0, whole_begin_ = 0, whole_end_ = 0;
+};
 
-// Such that the regions of each part are in the hands of the same ranks, or of others altogether: those of fewer ranks first.
-std::vector<std::vector<Region>> part_by_owners(const Problem& p, std::vector<Region> regions, int world_size) {
-  if (world_size == 1) return {std::move(regions)};
-  std::map<std::pair<std::size_t, std::vector<int>>, std::vector<Region>> by_owners;
-  for (const Region& region : regions) {
-    std::vector<int> owners = find_owners(p, region, world_size);
-    const std::size_t count = owners.size();
-    by_owners[{count, std::move(owners)}].push_back(region);
+// Regions, by the ranks that own any row of them: in each group in the order in which they come.
+class Groups {
+ public:
+  Groups(const Problem& problem, int world_size)
+      : world_size_(world_size),
+        queries_(problem, Side::query, world_size),
+        keys_(problem, Side::key_value, world_size) {}
+
+  void add(const Segments& segments) {
+    for (std::int64_t n = segments.begin(); n < segments.end();) {
+      const Repetition r = find_repetition(segments, n);
+      ++repetitions_;
+      for (std::int64_t i = 0; i < r.period; ++i)
+        add(segments.region(n + i), {.times = r.times, .distance = r.period * segments.length()});
+      n += r.period * r.times;
+    }
   }
-  struct Bin {
-    std::vector<bool> taken;
-    std::vector<Region> regions;
-  };
-  std::vector<Bin> bins;
-  for (const auto& [owners, own] : by_owners) {
-    const auto is_taken = [&, &ranks = owners.second](const Bin& bin) {
-      return std::any_of(ranks.begin(), ranks.end(), [&](int r) { return bin.taken[static_cast<std::size_t>(r)]; });
+
+  // Such that no two of a list share an owner: those of fewer owners first, each in the first list that it fits into.
+  std::vector<std::vector<const RegionGroup*>> list_disjoint() const {
+    struct List {
+      std::vector<bool> taken;
+      std::vector<const RegionGroup*> groups;
     };
-    auto bin = std::find_if_not(bins.begin(), bins.end(), is_taken);
-    if (bin == bins.end())
-      bin = bins.insert(bins.end(), Bin{std::vector<bool>(static_cast<std::size_t>(world_size)), {}});
-    for (const int rank : owners.second) bin->taken[static_cast<std::size_t>(rank)] = true;
-    bin->regions.insert(bin->regions.end(), own.begin(), own.end());
+    std::vector<List> lists;
+    for (const auto& [key, open] : groups_) {
+      const std::vector<int>& owners = open.group.owners;
+      const auto is_taken = [&](const List& l) {
+        return std::any_of(owners.begin(), owners.end(), [&](int r) { return l.taken[static_cast<std::size_t>(r)]; });
+      };
+      auto list = std::find_if_not(lists.begin(), lists.end(), is_taken);
+      if (list == lists.end())
+        list = lists.insert(lists.end(), List{std::vector<bool>(static_cast<std::size_t>(world_size_)), {}});
+      for (const int rank : owners) list->taken[static_cast<std::size_t>(rank)] = true;
+      list->groups.push_back(&open.group);
+    }
+    std::vector<std::vector<const RegionGroup*>> disjoint;
+    for (List& list : lists) disjoint.push_back(std::move(list.groups));
+    return disjoint;
   }
-  std::vector<std::vector<Region>> parts;
-  for (Bin& bin : bins) parts.push_back(std::move(bin.regions));
-  return parts;
-}
+
+ private:
+  // `period` segments, `times` times: every rank has as many rows of one as of the one a period before it.
+  struct Repetition {
+    std::int64_t period = 1, times = 1;
+  };
+  struct OpenGroup {
+    RegionGroup group;
+    std::int64_t repetition = 0;  // that the last pattern is of
+  };
+
+  Repetition find_repetition(const Segments& segments, std::int64_t n) const {
+    const std::int64_t count = segments.count_alike(n), length = segments.length(), document = segments.document();
+    if (count < 2) return {};
+    const std::int64_t of_one_owner = std::min(keys_.count_beside(document, segments.first_key(n)),
+                                               queries_.count_beside(document, segments.first_query(n))) /
+                                      length;
+    if (of_one_owner >= 2) return {1, std::min(of_one_owner, count)};
+    if (keys_.turn() == 0) return {};
+    const std::int64_t period = keys_.turn() / std::gcd(keys_.turn(), length);
+    return period <= count / 2 ? Repetition{period, count / period} : Repetition{};
+  }
+
+  // `pattern`: how it is repeated, with others of the same repetition.
+  void add(const Region& region, Pattern pattern) {
+    if (region.q_length == 0 || (region.kv_length == 0 && region.zero_keys == 0)) return;
+    std::vector<int> owners = find_owners(region);
+    const std::size_t count = owners.size();
+    auto& [group, repetition] = groups_[{count, owners}];
+    if (group.owners.empty()) group.owners = std::move(owners);
+    const bool goes_on =
+        !group.patterns.empty() && (pattern.times == 1 ? group.patterns.back().times == 1 : repetition == repetitions_);
+    if (!goes_on) {
+      pattern.first_region = std::ssize(group.regions);
+      group.patterns.push_back(pattern);
+    }
+    repetition = repetitions_;
+    group.regions.push_back(region);
+  }
+
+  std::vector<int> find_owners(const Region& region) const {
+    RankSet set(world_size_, 0);
+    queries_.add_owners(region.document, region.kept(Side::query), set);
+    keys_.add_owners(region.document, region.kept(Side::key_value), set);
+    std::vector<int> owners;
+    for (int rank = -1; (rank = set.find(rank + 1, true)) < world_size_;) owners.push_back(rank);
+    return owners;
+  }
+
+  int world_size_;
+  Shards queries_, keys_;
+  std::map<std::pair<std::size_t, std::vector<int>>, OpenGroup> groups_;  // how many owners, and which
+  std::int64_t repetitions_ = 0;
+};
 
 }  // namespace
 
-std::vector<Layer> find_layers(const Problem& p, int world_size) {
+std::vector<Layer> find_layers(const std::shared_ptr<const Problem>& problem, int world_size) {
+  const Problem& p = *problem;
   const std::vector<Branch> branches =
       p.branches.empty() ? std::vector<Branch>{{std::max<std::int64_t>(p.seqlen_kv, 1), 1}} : p.branches;
   const std::vector<std::vector<Rectangle>> lists = find_rectangles(p);
@@ -402,16 +583,19 @@ std::vector<Layer> find_layers(const Problem& p, int world_size) {
   for (std::size_t branch = 0; branch < branches.size(); ++branch)
     for (const std::vector<Rectangle>& rectangles : lists)
       for (const Phase& phase : find_phases(p, branches[branch].dilation)) {
-        std::vector<Region> regions;
+        Groups groups(p, world_size);
         for (const Rectangle& r : rectangles) {
           const auto first = std::partition_point(p.documents.begin(), p.documents.end(), [&](const Document& d) {
             return d.q_begin + d.q_length <= r.q_begin;
           });
           for (auto d = first; d != p.documents.end() && d->q_begin < r.q_end; ++d)
-            add_regions(p, d - p.documents.begin(), r, branches[branch], phase.number, regions);
+            groups.add(Segments(p, d - p.documents.begin(), r, branches[branch], phase.number));
         }
-        for (const std::vector<Region>& part : part_by_owners(p, std::move(regions), world_size))
-          for (const HeadSet& heads : phase.heads) layers.push_back({static_cast<std::int64_t>(branch), heads, part});
+        for (const std::vector<const RegionGroup*>& disjoint : groups.list_disjoint()) {
+          const auto regions = std::make_shared<const LayerRegions>(problem, disjoint, world_size);
+          for (const HeadSet& heads : phase.heads)
+            layers.push_back({static_cast<std::int64_t>(branch), heads, regions});
+        }
       }
   return layers;
 }

@@ -14,8 +14,23 @@
 //
 // Regions of one layer are each in the hands of the same ranks, or of others altogether: so a chunk holds no rows that some of the
 // ranks which it travels to have nothing to do with, and a region inside one rank causes no traffic.
+//
+// A branch may have a million segments, and nobody lists them. Those of which a document and a slice cut nothing off are alike but for
+// where they are; and while one rank has them all, or where they stand whole turns of the stripes apart, every rank has as many rows of
+// one as of the other. So what is listed is a pattern of regions, how often it is repeated and at what distance:
+//
+//   document, slice, branch, phase   are patterns: one for each rank's own segments, or for all those that stripes divide alike, and
+//                                    the segments that several ranks share or that are cut, each once
+//   groups                           are patterns whose rows are in the hands of the same ranks
+//   layers                           are groups, each in the first layer where no other has any of its ranks; those of few ranks first
+//
+// For each rank of a group its rows before each listed region are counted; in which unit a row is, what rows are before a unit, and what
+// region it is are then a bisection and a division. A layer keeps 80 bytes for each region that is listed and 16 for each rank that has
+// rows of it, and who sees a chunk is asked of one turn of a pattern. So a plan costs what ranks and chunks do, not what segments do.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -41,58 +56,97 @@ struct Region {
   Band band;
   std::int64_t zero_keys = 0;  // keys with score 0 and no value that each row sees besides (DilationPadding::zero_keys)
 
-  std::int64_t base(Side side) const { return side == Side::query ? q_base : kv_base; }
-  std::int64_t length(Side side) const { return side == Side::query ? q_length : kv_length; }
+  // Positions of the document.
+  Progression kept(Side side) const {
+    return side == Side::query ? Progression{q_base, spacing, q_length} : Progression{kv_base, spacing, kv_length};
+  }
 };
 
-struct Layer {
-  std::int64_t branch = 0;
-  HeadSet heads;
+// Regions from number first_region up to where the next pattern begins, in turn, `times` times, each time `distance` tokens further on
+// both sides. Every rank has as many rows of each repetition as of the region that is listed.
+struct Pattern {
+  std::int64_t first_region = 0;
+  std::int64_t first_unit = 0;  // in a layer
+  std::int64_t times = 1;
+  std::int64_t distance = 0;
+};
+
+// All regions of a layer that have the same owners: the ranks that have any row of them.
+struct RegionGroup {
+  std::vector<int> owners;
   std::vector<Region> regions;
+  std::vector<Pattern> patterns;
 };
 
-// Of a problem that is_layered(); the same on all ranks. Those of one branch follow one another.
-std::vector<Layer> find_layers(const Problem& problem, int world_size);
-
-// A layer's regions. Sums of rows are kept for each rank.
+// A layer's regions: groups of them, that share no owners.
 class LayerRegions final : public Domain {
  public:
   // `problem`: that of all layers.
-  LayerRegions(std::shared_ptr<const Problem> problem, std::vector<Region> regions, int world_size);
+  LayerRegions(std::shared_ptr<const Problem> problem, const std::vector<const RegionGroup*>& groups, int world_size);
 
-  Units units() const override { return {0, std::ssize(regions_)}; }
-  std::int64_t rows(Side side, int rank) const override { return of(side).first_row(rank, std::ssize(regions_)); }
+  Units units() const override { return {0, patterns_.back().first_unit}; }
+  std::int64_t rows(Side side, int rank) const override;
   std::int64_t longest_piece(Side side, int rank) const override;
-  std::int64_t first_row(Side side, int rank, std::int64_t unit) const override {
-    return of(side).first_row(rank, unit);
-  }
+  std::int64_t first_row(Side side, int rank, std::int64_t unit) const override;
+  using Domain::units;
   Units units(Side side, int rank, std::int64_t begin, std::int64_t end) const override;
   Share share(Side side, int rank, std::int64_t unit) const override;
   Share deal(Side side, int rank, std::int64_t unit, std::int64_t begin, std::int64_t end) const override;
   WorkItem item(std::int64_t unit) const override;
   std::int64_t num_keys(std::int64_t unit) const override { return region(unit).kv_length; }
-  void add_seeing(const Piece& keys, std::int64_t kv_length, RankSet& seeing) const override;
+  std::int64_t add_seeing(int owner, std::int64_t begin, std::int64_t end, std::int64_t kv_length,
+                          RankSet& seeing) const override;
 
-  const Region& region(std::int64_t unit) const { return regions_[static_cast<std::size_t>(unit)]; }
+  Region region(std::int64_t unit) const;
+  std::int64_t regions_listed() const { return std::ssize(regions_); }
 
  private:
-  struct Rows {                                     // before each unit, and of all units, of one side
-    std::vector<std::vector<std::int64_t>> before;  // [rank][unit]
-    std::int64_t first_row(int rank, std::int64_t unit) const {
-      return before[static_cast<std::size_t>(rank)][static_cast<std::size_t>(unit)];
-    }
+  struct Owner {  // a rank of a group; of none: of no patterns
+    std::int64_t first_pattern = 0, end_pattern = 0;
+    std::int64_t first_count = 0;  // in before_, of the group's first region
   };
-  const Rows& of(Side side) const { return side == Side::query ? query_rows_ : key_rows_; }
-  int world_size() const { return static_cast<int>(query_rows_.before.size()); }
+  const Shards& of(Side side) const { return side == Side::query ? queries_ : keys_; }
+  const Owner& owner(int rank) const { return owners_[static_cast<std::size_t>(rank)]; }
+  const Pattern& pattern(std::int64_t n) const { return patterns_[static_cast<std::size_t>(n)]; }
+  const Pattern& pattern_of(std::int64_t unit) const;
+  // Of one of patterns_, but the last.
+  static std::int64_t size(const Pattern& p) { return (&p + 1)->first_region - p.first_region; }
+  // A rank's rows before a region of its group where that is listed, or before where the next group's begin.
+  std::int64_t before(Side side, int rank, std::int64_t region) const {
+    const Owner& o = owner(rank);
+    return before_[static_cast<std::size_t>(side)]
+                  [static_cast<std::size_t>(o.first_count + region - pattern(o.first_pattern).first_region)];
+  }
+  // A rank's rows of one repetition of a pattern.
+  std::int64_t rows_of(Side side, int rank, const Pattern& p) const {
+    return (before(side, rank, (&p + 1)->first_region) - before(side, rank, p.first_region)) / p.times;
+  }
+  bool owns_any(int rank) const { return owner(rank).first_pattern < owner(rank).end_pattern; }
+  std::int64_t unit_of(Side side, int rank, std::int64_t row) const;
+  Share find_share(Side side, int rank, const Region& region, std::int64_t unit) const;
+  WorkItem item_of(const Region& region) const;
+  void count_rows(Side side, int rank);
 
   std::shared_ptr<const Problem> problem_;
-  std::vector<Region> regions_;
   Shards queries_, keys_;
-  Rows query_rows_, key_rows_;
+  std::vector<Region> regions_;
+  std::vector<Pattern> patterns_;  // and one behind the last
+  std::vector<Owner> owners_;      // of each rank
+  // Of each side, of each owner: its rows before each region of its group, and of all of them.
+  std::array<std::vector<std::int64_t>, 2> before_;
 };
 
+// Some heads' attention to their regions, which all heads of a phase share.
+struct Layer {
+  std::int64_t branch = 0;
+  HeadSet heads;
+  std::shared_ptr<const LayerRegions> regions;
+};
+
+// Of a problem that is_layered(); the same on all ranks. Those of one branch follow one another.
+std::vector<Layer> find_layers(const std::shared_ptr<const Problem>& problem, int world_size);
+
 // What a piece of a document's positions has of those that a region keeps, in the region's positions; rows are those of the shard.
-void add_kept(const Piece& piece, std::int64_t base, std::int64_t spacing, std::int64_t length, std::int64_t unit,
-              Share& kept);
+void add_kept(const Piece& piece, const Progression& region, std::int64_t unit, Share& kept);
 
 }  // namespace ringattn

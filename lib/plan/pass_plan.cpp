@@ -11,8 +11,8 @@ std::shared_ptr<Problem> problem_of(const Problem& whole, const HeadSet& heads) 
   p.num_heads_q = heads.count_q();
   p.num_heads_kv = heads.count_kv;
   p.is_partial = true;
-  p.slices.clear();
-  p.documents.clear();
+  p.slices = std::vector<MaskSlice>();  // with the room that they took
+  p.documents = std::vector<Document>();
   p.num_sinks = 0;  // they join the results of all layers together
   if (p.schedule == Schedule::automatic) p.schedule = Schedule::ring;
   return std::make_shared<Problem>(std::move(p));
@@ -29,7 +29,7 @@ PassPlan::PassPlan(const Problem& problem, int world_size, int rank, Pass pass)
     visible_pairs_ = count_visible_pairs(*problem_, documents_, rank) * static_cast<double>(problem_->num_heads_q);
     return;
   }
-  const std::vector<Layer> layers = find_layers(*problem_, world_size);
+  const std::vector<Layer> layers = find_layers(problem_, world_size);
   layers_ = plan_layers(layers, world_size, pass);
   if (pass == Pass::backward && problem_->dilation_gradient == DilationGradient::constant_weights)
     outputs_ = plan_layers(layers, world_size, Pass::forward);
@@ -51,7 +51,7 @@ void PassPlan::set_dropout(const Dropout& dropout) {
 std::vector<LayerPlan> PassPlan::plan_layers(const std::vector<Layer>& layers, int world_size, Pass pass) {
   std::vector<LayerPlan> plans;
   for (const Layer& layer : layers) {
-    const auto regions = std::make_shared<const LayerRegions>(problem_, layer.regions, world_size);
+    const std::shared_ptr<const LayerRegions>& regions = layer.regions;
     layer_problems_.push_back(problem_of(*problem_, layer.heads));
     Plan plan(layer_problems_.back(), regions, world_size, rank_, pass);
     const std::vector<Stretch> rows = plan.query_stretches();

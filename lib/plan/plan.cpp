@@ -92,7 +92,7 @@ std::vector<Stretch> Plan::chunk_stretches(int owner, std::int64_t chunk) const 
 
 std::vector<Stretch> Plan::query_stretches() const {
   std::vector<Stretch> stretches;
-  for (const std::int64_t unit : domain_->units())
+  for (const std::int64_t unit : domain_->units(Side::query, rank_))
     for (const SpacedPiece& piece : domain_->share(Side::query, rank_, unit)) add_stretch(piece, stretches);
   return stretches;
 }
@@ -118,12 +118,7 @@ std::int64_t Plan::gradient_bytes(std::int64_t rows) const {
 RankSet Plan::find_seeing(int owner, std::int64_t chunk) {
   const std::int64_t begin = chunk_begin(owner, chunk), end = chunk_begin(owner, chunk + 1);
   RankSet seeing(world_size_, owner);
-  for (const std::int64_t unit : domain_->units(Side::key_value, owner, begin, end)) {
-    if (seeing.is_full()) break;
-    ++documents_visited_;
-    for (const Piece& piece : domain_->deal(Side::key_value, owner, unit, begin, end))
-      if (!seeing.is_full()) domain_->add_seeing(piece, kv_length_, seeing);
-  }
+  units_visited_ += domain_->add_seeing(owner, begin, end, kv_length_, seeing);
   return seeing;
 }
 
@@ -263,16 +258,30 @@ void Plan::add_gathering(std::int64_t chunk) {
   gradient_slots_ = std::max(gradient_slots_, 1 + arriving);
 }
 
+namespace {
+
+// Units of either, each once, ascending.
+template <class F>
+void for_each_unit(const Domain::Units& a, const Domain::Units& b, F&& f) {
+  const Domain::Units &first = *a.begin() <= *b.begin() ? a : b, &second = &first == &a ? b : a;
+  for (const std::int64_t unit : first) f(unit);
+  for (std::int64_t unit = std::max(*first.end(), *second.begin()); unit < *second.end(); ++unit) f(unit);
+}
+
+}  // namespace
+
 StepItems Plan::items(const Moment& moment, bool all_rows) const {
   const std::int64_t begin = chunk_begin(moment.holds, moment.chunk), end = chunk_begin(moment.holds, moment.chunk + 1);
-  const Domain::Units units = all_rows ? domain_->units() : domain_->units(Side::key_value, moment.holds, begin, end);
+  const Domain::Units held = domain_->units(Side::key_value, moment.holds, begin, end),
+                      own = all_rows ? domain_->units(Side::query, rank_) : Domain::Units(0, 0);
   StepItems step;
-  const std::size_t pieces = units.size() * (problem_->sharding == Sharding::zigzag ? 2 : 1);  // of whole documents
+  const std::size_t most_items = std::max(held.size(), own.size());  // but for units that only one of both has
+  const std::size_t pieces = most_items * (problem_->sharding == Sharding::zigzag ? 2 : 1);  // of whole documents
   step.queries.reserve(pieces);
   step.keys.reserve(pieces);
-  step.items.reserve(units.size());
+  step.items.reserve(most_items);
   std::int64_t key_row = 0;
-  for (const std::int64_t unit : units) {
+  for_each_unit(held, own, [&](std::int64_t unit) {
     const std::size_t first_query = step.queries.size(), first_key = step.keys.size();
     const auto add = [](const Share& share, std::int64_t& row, std::vector<Piece>& pieces) {
       for (const Piece& piece : share) {
@@ -291,10 +300,10 @@ StepItems Plan::items(const Moment& moment, bool all_rows) const {
       step.keys.resize(first_key);
       item.keys = {};
       if (!all_rows) step.queries.resize(first_query);
-      if (!all_rows || item.queries.empty()) continue;
+      if (!all_rows || item.queries.empty()) return;
     }
     step.items.push_back(item);
-  }
+  });
   // Items have the pieces one after the other, and these have moved as their lists grew.
   std::span<const Piece> queries = step.queries, keys = step.keys;
   const auto take = [](std::span<const Piece>& from, std::span<const Piece>& pieces) {
@@ -360,7 +369,7 @@ struct VisibleCount {
 double count_visible_pairs(const Problem& problem, const Domain& domain, int rank) {
   const std::int64_t entries = problem.kv_lengths.empty() ? 1 : problem.batch;  // without padding all entries are alike
   double pairs = 0;
-  for (const std::int64_t unit : domain.units()) {
+  for (const std::int64_t unit : domain.units(Side::query, rank)) {
     const WorkItem item = domain.item(unit);
     for (const Piece& piece : domain.share(Side::query, rank, unit))
       for (std::int64_t b = 0; b < entries; ++b) {

@@ -168,8 +168,8 @@ class Plan {
   // Work of a step; its keys are packed. `all_rows`: also list the queries that see nothing of it, so that their results are begun or ended.
   StepItems items(const Moment& moment, bool all_rows) const;
 
-  // What making the plan has cost: documents looked at, once for each chunk that has keys of one.
-  std::int64_t documents_visited() const { return documents_visited_; }
+  // What making the plan has cost: units looked at, at most once for each chunk that has keys of one.
+  std::int64_t units_visited() const { return units_visited_; }
 
  private:
   struct Reach {
@@ -211,7 +211,7 @@ class Plan {
   std::vector<Transfer> transfers_;  // of all moments, in their order; as are
   std::vector<Addition> additions_;
   Totals totals_;
-  std::int64_t documents_visited_ = 0;
+  std::int64_t units_visited_ = 0;
 };
 
 // (query, key) pairs that the rows of a rank see, over the whole batch, for one head.

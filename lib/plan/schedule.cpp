@@ -38,16 +38,21 @@ Cutting cut_for_all_gather(const Problem& p, int world_size, Pass pass, std::int
   const std::int64_t gradients = pass == Pass::backward ? 2 * world_size - 1 : 0;
   const std::int64_t row_bytes =
       (p.head_dim + p.head_dim_v) * (world_size * size_of(p.dtype) + gradients * size_of(DType::float32));
+  // A key's bias, once for all heads, and what there may be between it and V in each chunk.
+  const std::int64_t bias_bytes = p.has_key_bias ? world_size * size_of(DType::float32) : 0,
+                     padding = p.has_key_bias ? world_size * (size_of(DType::float32) - size_of(p.dtype)) : 0;
+  const std::int64_t room = bound - padding;
   Cutting cutting{Schedule::all_gather, 1, 1, 1};
-  const std::int64_t fitting_rows = std::max<std::int64_t>(bound / row_bytes, 1);
+  const std::int64_t fitting_rows = std::max<std::int64_t>(room / (row_bytes + bias_bytes), 1);
   cutting.num_chunks = std::min(p.num_chunks > 0 ? p.num_chunks : divide_up(longest_shard, fitting_rows),
                                 p.num_chunks > 0 ? longest_shard : most_chosen_chunks);
-  const std::int64_t heads = bound / row_bytes / divide_up(longest_shard, cutting.num_chunks);  // of all entries
+  const std::int64_t room_of_row = room / divide_up(longest_shard, cutting.num_chunks);
+  const std::int64_t heads = (room_of_row - bias_bytes) / row_bytes;
   if (heads < p.num_heads_kv) {
     cutting.heads_kv = largest_divisor(p.num_heads_kv, heads);
   } else {
     cutting.heads_kv = p.num_heads_kv;
-    cutting.entries = largest_divisor(p.batch, heads / p.num_heads_kv);
+    cutting.entries = largest_divisor(p.batch, room_of_row / (p.num_heads_kv * row_bytes + bias_bytes));
   }
   return cutting;
 }

@@ -13,6 +13,8 @@
 //   (2 P - 1) (head_dim + head_dim_v) fp32 numbers      in the backward pass: the gradients of all ranks' rows that are to be sent, and
 //                                                       those of its own that come from the others
 //
+// and, for each entry and row, P fp32 numbers where keys have a bias.
+//
 // Parts are as large as that allows. If one head of one entry is too much, shards are cut into chunks, if the caller has not: into no more
 // than the ring's, since a plan has a moment for each chunk and rank.
 #pragma once

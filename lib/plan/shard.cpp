@@ -1,6 +1,7 @@
 #include "plan/shard.h"
 
 #include <bit>
+#include <numeric>
 
 namespace ringattn {
 
@@ -66,7 +67,7 @@ Share Shards::share(int rank, std::int64_t document) const {
          .row = row});
     return share;
   }
-  const Cut cut(end - begin, num_parts(), begin % num_parts());
+  const Cut cut = cut_of(document);
   const auto add_part = [&](std::int64_t part) {
     const std::int64_t length = cut.length(part), block = std::max<std::int64_t>(length, 1);
     share.add({.document = document,
@@ -106,16 +107,22 @@ Share Shards::deal(int rank, std::int64_t document, std::int64_t begin, std::int
   return dealt;
 }
 
-void Shards::add_owners(std::int64_t document, std::int64_t begin, std::int64_t end, RankSet& owners) const {
-  const std::int64_t origin = begin_of(document), last_rank = world_size_ - 1;
+void Shards::add_owners(std::int64_t document, const Progression& tokens, RankSet& owners) const {
+  if (tokens.count <= 0) return;
+  const std::int64_t last_rank = world_size_ - 1;
   if (sharding_ == Sharding::striped) {
-    const std::int64_t first = (origin + begin) / problem_.stripe, last = (origin + end - 1) / problem_.stripe;
-    return owners.add(first % world_size_, last - first + 1);
+    const std::int64_t origin = begin_of(document);
+    const auto stripe_of = [&](std::int64_t n) { return (origin + tokens.position(n)) / problem_.stripe; };
+    if (tokens.spacing <= problem_.stripe) {  // no stripe is passed over
+      const std::int64_t first = stripe_of(0), last = stripe_of(tokens.count - 1);
+      return owners.add(first % world_size_, last - first + 1);
+    }
+    const std::int64_t repeat = turn() / std::gcd(turn(), tokens.spacing);
+    for (std::int64_t n = 0; n < std::min(tokens.count, repeat); ++n) owners.add(stripe_of(n) % world_size_);
+    return;
   }
-  const Cut cut(begin_of(document + 1) - origin, num_parts(), origin % num_parts());
-  const auto add_side_by_side = [&](std::int64_t from, std::int64_t to) {
-    if (from >= to) return;
-    std::int64_t first = cut.part_of(from), last = cut.part_of(to - 1);
+  const Cut cut = cut_of(document);
+  const auto add_parts = [&](std::int64_t first, std::int64_t last) {
     if (last > last_rank) {  // zigzag: parts P .. 2 P - 1 belong to ranks P - 1 .. 0
       const std::int64_t mirrored = num_parts() - 1 - last;
       last = first > last_rank ? num_parts() - 1 - first : last_rank;
@@ -123,8 +130,26 @@ void Shards::add_owners(std::int64_t document, std::int64_t begin, std::int64_t 
     }
     owners.add(first, last - first + 1);
   };
-  add_side_by_side(begin, std::min(end, cut.before_gap()));
-  add_side_by_side(std::max(begin, cut.before_gap()), end);
+  const auto add_side_by_side = [&](std::int64_t from, std::int64_t to) {
+    if (from < to) add_parts(cut.part_of(from), cut.part_of(to - 1));
+  };
+  const std::int64_t begin = tokens.start, end = tokens.position(tokens.count - 1) + 1;
+  if (tokens.spacing == 1 || tokens.spacing <= cut.shortest()) {  // no part is passed over
+    add_side_by_side(begin, std::min(end, cut.before_gap()));
+    add_side_by_side(std::max(begin, cut.before_gap()), end);
+    return;
+  }
+  for (std::int64_t n = 0; n < tokens.count;) {
+    const std::int64_t part = cut.part_of(tokens.position(n));
+    add_parts(part, part);
+    n = tokens.first_from(cut.begin(part + 1));
+  }
+}
+
+std::int64_t Shards::count_beside(std::int64_t document, std::int64_t position) const {
+  if (sharding_ == Sharding::striped) return problem_.stripe - (begin_of(document) + position) % problem_.stripe;
+  const Cut cut = cut_of(document);
+  return cut.begin(cut.part_of(position) + 1) - position;
 }
 
 std::vector<Piece> shard_pieces(const Problem& problem, Side side, int world_size, int rank) {

@@ -110,6 +110,7 @@ class Cut {
     return shorter_ * part + std::min(part, around_) + std::clamp<std::int64_t>(part - first_, 0, ahead_);
   }
   constexpr std::int64_t length(std::int64_t part) const { return begin(part + 1) - begin(part); }
+  constexpr std::int64_t shortest() const { return shorter_; }
   // The part that a thing is in.
   std::int64_t part_of(std::int64_t thing) const;
   // Things before the empty parts in the middle; 0 where there are none such: things side by side are then in parts side by side.
@@ -119,6 +120,21 @@ class Cut {
   std::int64_t parts_, shorter_, first_;
   std::int64_t around_;  // longer parts 0, 1, ... before part `first`
   std::int64_t ahead_;   // longer parts from `first` on
+};
+
+// Positions start, start + spacing, ... of a document, `count` of them.
+struct Progression {
+  std::int64_t start = 0;
+  std::int64_t spacing = 1;
+  std::int64_t count = 0;
+
+  std::int64_t position(std::int64_t n) const { return start + n * spacing; }
+  // The least number of a member that stands at `position` or behind it, were there no end.
+  std::int64_t first_from(std::int64_t position) const {
+    return position <= start ? 0 : (position - start - 1) / spacing + 1;
+  }
+  // Members begin .. end - 1.
+  Progression part(std::int64_t begin, std::int64_t end) const { return {position(begin), spacing, end - begin}; }
 };
 
 // A set of ranks on the ring. Each goes by its distance downstream from one of them, `origin`: 0 .. world_size - 1.
@@ -131,6 +147,10 @@ class RankSet {
 
   // Adds rank `first` and those behind it, `count` in all, around from the last rank to rank 0.
   void add(std::int64_t first, std::int64_t count);
+  void add(std::int64_t rank) {
+    const std::int64_t distance = rank < origin_ ? rank - origin_ + world_size_ : rank - origin_;
+    words_[static_cast<std::size_t>(distance / word_bits)] |= std::uint64_t{1} << distance % word_bits;
+  }
   // Whether one of the stretches alone had every rank.
   bool is_full() const { return is_full_; }
   // The least distance, `from` or more, of a rank that is a member, or is none; world_size if there is no such rank.
@@ -178,8 +198,14 @@ class Shards {
   // long document as of its back piece, and short documents stay whole. Rows are those of the shard.
   Share deal(int rank, std::int64_t document, std::int64_t begin, std::int64_t end) const;
 
-  // Adds the ranks that own any of the tokens at positions begin .. end - 1 of a document.
-  void add_owners(std::int64_t document, std::int64_t begin, std::int64_t end, RankSet& owners) const;
+  // Adds the ranks that own any of those tokens of a document. Costs a few divisions; where tokens are spaced wider than a stripe, or
+  // than the shortest part, some for each rank that has one, or for each place that they have in stripes.
+  void add_owners(std::int64_t document, const Progression& tokens, RankSet& owners) const;
+
+  // How many tokens the rank that owns the one at a position of a document has side by side, from that on.
+  std::int64_t count_beside(std::int64_t document, std::int64_t position) const;
+  // Tokens at this distance always have the same owner; 0 where there is no such distance.
+  std::int64_t turn() const { return sharding_ == Sharding::striped ? world_size_ * problem_.stripe : 0; }
 
  private:
   std::int64_t num_documents() const { return static_cast<std::int64_t>(problem_.documents.size()); }
@@ -191,6 +217,10 @@ class Shards {
   std::int64_t document_of(int rank, std::int64_t row) const;
   // Rows of the tokens before a position at which a document begins or the sequence ends.
   std::int64_t rows_before(int rank, std::int64_t position) const;
+  Cut cut_of(std::int64_t document) const {
+    const std::int64_t begin = begin_of(document);
+    return {begin_of(document + 1) - begin, num_parts(), begin % num_parts()};
+  }
   std::int64_t num_parts() const { return std::int64_t{world_size_} * (sharding_ == Sharding::zigzag ? 2 : 1); }
 
   const Problem& problem_;

@@ -98,6 +98,7 @@ std::string show(Kind kind, std::int64_t value) {
     case Kind::real:
       return text(std::bit_cast<float>(static_cast<std::int32_t>(value)));
     case Kind::digest: {
+      if (value == Digest().value()) return "none";
       std::ostringstream stream = text_stream();
       stream << "a list with digest 0x" << std::hex << static_cast<std::uint64_t>(value);
       return std::move(stream).str();

@@ -175,11 +175,17 @@ std::vector<Disagreement> disagreements() {
     };
   };
   table.push_back({"kv_lengths", lengths_are(lengths[0]), lengths_are(lengths[1]), {"kv_lengths"}});
-  table.push_back({"kv_lengths or none", lengths_are(nullptr), lengths_are(lengths[0]), {"kv_lengths"}});
+  table.push_back({"kv_lengths or none",
+                   lengths_are(nullptr),
+                   lengths_are(lengths[0]),
+                   {"kv_lengths is ", "none on rank", "a list with digest 0x"}});
   static constexpr float slopes[2][4] = {{0.5F, 0.25F, 0.125F, 0.0625F}, {0.5F, 0.25F, 0.125F, 0.25F}};
   const auto slopes_are = [](const float* values) { return [=](D& d) { d.alibi_slopes = values; }; };
   table.push_back({"alibi_slopes", slopes_are(slopes[0]), slopes_are(slopes[1]), {"alibi_slopes"}});
-  table.push_back({"alibi_slopes or none", slopes_are(nullptr), slopes_are(slopes[0]), {"alibi_slopes"}});
+  table.push_back({"alibi_slopes or none",
+                   slopes_are(nullptr),
+                   slopes_are(slopes[0]),
+                   {"alibi_slopes is ", "none on rank", "a list with digest 0x"}});
   static constexpr std::int64_t slices[2][10] = {{0, 24, 0, 12, RA_MASK_SLICE_KIND_FULL, 0, 24, 12, 24},
                                                  {0, 24, 0, 12, RA_MASK_SLICE_KIND_CAUSAL, 0, 24, 12, 24}};
   const auto slices_are = [](const std::int64_t* values, std::int64_t count) {

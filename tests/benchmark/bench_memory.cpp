@@ -353,15 +353,12 @@ void measure_documents(Report& report, Progress& progress, Pass pass, const std:
 }
 
 // ra_estimate_memory makes the plans of both passes, as one rank's calls do.
-void measure_planning(Report& report, const std::vector<std::int32_t>& world_sizes) {
-  constexpr std::int64_t documents = 10'000;
-  report.begin_table(
-      "planning for one rank: 1,048,576 tokens in 10,000 documents, causal, zigzag, forward and backward",
-      {{"ranks", "ranks"},
-       {"seconds", "time", "ms", "{:.1f}", 1e-3},
-       {"peak_bytes", "memory", "MB", "{:.2f}", megabyte}});
-  std::vector<std::int64_t> offsets;
-  const ra_attention_desc desc = make_documents_desc(1 << 20, documents, offsets);
+void measure_planning(Report& report, const std::string& what, const ra_attention_desc& desc,
+                      const std::vector<std::int32_t>& world_sizes, double most_megabytes) {
+  report.begin_table(fmt::format("planning for one rank: {}, forward and backward", what),
+                     {{"ranks", "ranks"},
+                      {"seconds", "time", "ms", "{:.1f}", 1e-3},
+                      {"peak_bytes", "memory", "MB", "{:.2f}", megabyte}});
   for (const std::int32_t ranks : world_sizes) {
     const ra_context_config config = test::make_config(ranks, ranks - 1);
     ra_memory_requirements needs;
@@ -374,7 +371,26 @@ void measure_planning(Report& report, const std::vector<std::int32_t>& world_siz
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
     const auto bytes = static_cast<double>(peak_bytes() - before);
     report.add_row({double(ranks), time.count(), bytes});
-    report.add_bar(fmt::format("MB to plan 10,000 documents on {} ranks", ranks), bytes / megabyte, "<", 4);
+    report.add_bar(fmt::format("MB to plan {} on {} ranks", what, ranks), bytes / megabyte, "<", most_megabytes);
+  }
+}
+
+// Many documents, and many segments of one: a branch of 32,768 segments, others of wider ones, and one of the whole sequence.
+void measure_planning(Report& report, const std::vector<std::int32_t>& world_sizes) {
+  std::vector<std::int64_t> offsets;
+  measure_planning(report, "1,048,576 tokens in 10,000 documents, causal, zigzag",
+                   make_documents_desc(1 << 20, 10'000, offsets), world_sizes, 4);
+
+  constexpr std::int64_t tokens = 64 << 20;
+  const std::vector<std::int64_t> segment_lengths = {2048, 4096, 8192, 16384, tokens}, dilations = {1, 2, 4, 8, 16};
+  ra_attention_desc desc = make_desc(tokens, 16, RA_MASK_CAUSAL);
+  desc.num_branches = static_cast<std::int32_t>(dilations.size());
+  desc.segment_lengths = segment_lengths.data();
+  desc.dilations = dilations.data();
+  for (const auto& [name, sharding] :
+       {std::pair("contiguous", RA_SHARDING_CONTIGUOUS), std::pair("zigzag", RA_SHARDING_ZIGZAG)}) {
+    desc.sharding = sharding;
+    measure_planning(report, fmt::format("LongNet's pattern of 67,108,864 tokens, causal, {}", name), desc, {256}, 12);
   }
 }
 

@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "engine/reference/oracle.h"
-#include "plan/reach.h"
 #include "support/random.h"
 
 namespace ringattn {
@@ -117,7 +116,7 @@ TEST(Plan, SeeingRanksAgreeWithEnumeration) {
     const std::int64_t q_begin = draw(random, 0, 30), q_length = draw(random, 1, 60), kv_begin = draw(random, 0, 30),
                        kv_length = draw(random, 1, 120);
     Problem p;
-    p.documents = {{0, q_begin, 0, kv_begin}, {q_begin, q_length, kv_begin, kv_length}};
+    p.documents = {{0, 0, 0, kv_begin}, {0, q_begin, kv_begin, 0}, {q_begin, q_length, kv_begin, kv_length}};
     p.seqlen_q = q_begin + q_length;
     p.seqlen_kv = kv_begin + kv_length;
     p.kv_lengths = {draw(random, 0, p.seqlen_kv)};
@@ -129,17 +128,17 @@ TEST(Plan, SeeingRanksAgreeWithEnumeration) {
     p.window_right = draw(random, -1, 20);
     const int world_size = static_cast<int>(draw(random, 1, 30)),
               owner = static_cast<int>(draw(random, 0, world_size - 1));
-    const Shards all_keys(p, Side::key_value, world_size), all_queries(p, Side::query, world_size);
-    const std::int64_t begin = draw(random, 0, all_keys.rows(owner)), end = draw(random, begin, all_keys.rows(owner));
+    const WholeDocuments domain(std::make_shared<const Problem>(p), world_size);
+    const std::int64_t rows = domain.rows(Side::key_value, owner), begin = draw(random, 0, rows),
+                       end = draw(random, begin, rows);
     RankSet seeing(world_size, owner);
-    std::vector<std::int64_t> keys;  // positions in the whole sequence
-    for (const Piece& piece : all_keys.deal(owner, 1, begin, end)) {
-      add_seeing(p, piece, p.longest_kv(), all_queries, seeing);
+    domain.add_seeing(owner, begin, end, p.longest_kv(), seeing);
+    std::vector<std::int64_t> keys;  // positions in the whole sequence, of the document that has queries
+    for (const Piece& piece : domain.deal(Side::key_value, owner, 2, begin, end))
       for (std::int64_t i = 0; i < piece.length; ++i) keys.push_back(kv_begin + piece.position(i));
-    }
     for (int rank = 0; rank < world_size; ++rank) {
       bool sees = false;
-      for (const Piece& piece : all_queries.share(rank, 1))
+      for (const Piece& piece : domain.share(Side::query, rank, 2))
         for (std::int64_t i = 0; i < piece.length; ++i)
           sees = sees || std::any_of(keys.begin(), keys.end(), [&](std::int64_t key) {
                    return reference::sees(p, 0, q_begin + piece.position(i), key);
@@ -148,6 +147,49 @@ TEST(Plan, SeeingRanksAgreeWithEnumeration) {
           << "problem " << n << ": rows " << begin << " .. " << end << " of rank " << owner << " on rank " << rank
           << " of " << world_size << ": " << reference::describe(p);
     }
+  }
+}
+
+// What a layer keeps of a document (layer.h), and what there is to know of its owners.
+TEST(Plan, OwnersOfProgressionsAgreeWithEnumeration) {
+  Random random(test::seed());
+  for (int n = 0; n < test::sample(50'000); ++n) {
+    const std::int64_t begin = draw(random, 0, 50), length = draw(random, 1, draw(random, 1, 200));
+    Problem p;
+    p.documents = {{0, begin, 0, 0}, {begin, length, 0, 0}};
+    p.seqlen_q = begin + length;
+    p.sharding = static_cast<Sharding>(draw(random, 0, 2));
+    p.stripe = draw(random, 1, 6);
+    const int world_size = static_cast<int>(draw(random, 1, 30)),
+              origin = static_cast<int>(draw(random, 0, world_size - 1));
+    SCOPED_TRACE(::testing::Message() << "problem " << n << " on " << world_size
+                                      << " ranks: " << reference::describe(p));
+    const Shards shards(p, Side::query, world_size);
+    std::vector<int> owners(static_cast<std::size_t>(length));
+    for (int rank = 0; rank < world_size; ++rank)
+      for (const Piece& piece : shards.share(rank, 1))
+        for (std::int64_t i = 0; i < piece.length; ++i) owners[static_cast<std::size_t>(piece.position(i))] = rank;
+
+    Progression tokens;
+    tokens.start = draw(random, 0, length - 1);
+    tokens.spacing = draw(random, 1, 12);
+    tokens.count = draw(random, 0, (length - 1 - tokens.start) / tokens.spacing + 1);
+    RankSet set(world_size, origin);
+    shards.add_owners(1, tokens, set);
+    std::set<int> expected;
+    for (std::int64_t i = 0; i < tokens.count; ++i)
+      expected.insert(owners[static_cast<std::size_t>(tokens.position(i))]);
+    for (int rank = 0; rank < world_size; ++rank)
+      ASSERT_EQ(set.has((rank - origin + world_size) % world_size), expected.count(rank) > 0)
+          << "rank " << rank << " of " << tokens.count << " tokens from " << tokens.start << ", each "
+          << tokens.spacing;
+
+    const std::int64_t beside = shards.count_beside(1, tokens.start);
+    ASSERT_GE(beside, 1);
+    for (std::int64_t i = tokens.start; i < std::min(length, tokens.start + beside); ++i)
+      ASSERT_EQ(owners[static_cast<std::size_t>(i)], owners[static_cast<std::size_t>(tokens.start)]);
+    for (std::int64_t i = 0; shards.turn() > 0 && i + shards.turn() < length; ++i)
+      ASSERT_EQ(owners[static_cast<std::size_t>(i)], owners[static_cast<std::size_t>(i + shards.turn())]);
   }
 }
 
@@ -299,6 +341,7 @@ TEST(Plan, PartsCoverTheProblemAndStayWithinTheBound) {
   std::int64_t several = 0;
   for (int n = 0; n < test::sample(20'000); ++n) {
     Problem p = draw_problem(random, {.batch = 6, .seqlen = 200, .num_heads_kv = 12});
+    p.has_key_bias = draw(random, 0, 1) == 1;
     const int world_size = static_cast<int>(draw(random, 1, 9));
     const Pass pass = draw(random, 0, 1) == 0 ? Pass::forward : Pass::backward;
     const Plan plan(p, world_size, 0, pass);
@@ -619,7 +662,7 @@ TEST(Plan, CostsALookAtEveryDocumentOfEveryRank) {
         p.documents.clear();
         for (std::int64_t d = 0; d < documents; ++d) p.documents.push_back({d * length, length, d * length, length});
         const Plan plan(p, world_size, 5, pass);
-        EXPECT_LE(plan.documents_visited(), world_size * (documents + plan.num_chunks()));
+        EXPECT_LE(plan.units_visited(), world_size * (documents + plan.num_chunks()));
         EXPECT_LE(std::ssize(plan.moments()), 2 * (world_size + 1) * plan.num_chunks());
         std::int64_t listed = 0;  // work items of all steps: a document is one of a few chunks of each rank
         for (const Moment& moment : plan.moments())
@@ -630,7 +673,7 @@ TEST(Plan, CostsALookAtEveryDocumentOfEveryRank) {
   Problem p = whole_sequence(std::int64_t{1} << 30, Sharding::zigzag);  // one document that all see
   p.causal = true;
   p.num_chunks = 32;
-  EXPECT_EQ(Plan(p, world_size, 5, Pass::forward).documents_visited(), world_size * p.num_chunks);
+  EXPECT_EQ(Plan(p, world_size, 5, Pass::forward).units_visited(), world_size * p.num_chunks);
 }
 
 TEST(Plan, PositionsBeyondTwoToTheThirtyOne) {

@@ -24,7 +24,6 @@ namespace {
 using reference::draw;
 using reference::Random;
 
-// Those with two values are off and on.
 enum Factor : std::size_t {
   ranks,
   sharding,
@@ -61,27 +60,24 @@ enum Window { unbounded, left, right, both, windows };
 enum Slices { unsliced, slice_kinds = 4 };  // else 1 + SliceKind of one of them
 enum Dilation { undilated, blocks_of_heads, interleaved_heads, dilations };
 
-constexpr std::array<int, factors> values{static_cast<int>(world_sizes.size()),
-                                          3,
-                                          schedules,
-                                          static_cast<int>(chunk_counts.size()),
-                                          3,
-                                          static_cast<int>(groups.size()),
-                                          static_cast<int>(head_dims.size()),
-                                          lengths_kinds,
-                                          masks,
-                                          windows,
-                                          2,
-                                          2,
-                                          2,
-                                          2,
-                                          2,
-                                          2,
-                                          2,
-                                          1 + slice_kinds,
-                                          dilations,
-                                          2,
-                                          2};
+// How many values each factor has.
+constexpr std::array<int, factors> values = [] {
+  std::array<int, factors> count{};
+  count.fill(2);  // off and on
+  count[ranks] = static_cast<int>(world_sizes.size());
+  count[sharding] = 3;
+  count[schedule] = schedules;
+  count[chunks] = static_cast<int>(chunk_counts.size());
+  count[dtype] = 3;
+  count[group] = static_cast<int>(groups.size());
+  count[dims] = static_cast<int>(head_dims.size());
+  count[lengths] = lengths_kinds;
+  count[mask] = masks;
+  count[window] = windows;
+  count[slices] = 1 + slice_kinds;
+  count[dilation] = dilations;
+  return count;
+}();
 
 constexpr int open = -1;                  // a factor that has no value yet
 using Choice = std::array<int, factors>;  // an index into the values of each factor

@@ -640,10 +640,10 @@ seqlen_kv = seqlen_q*/
     /**chunks that a K/V shard travels in, 1 .. 65536: more chunks, less memory; default 0:
 the library chooses*/
     pub num_chunks: i64,
-    /**with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of
-their gradients: the problem is computed in parts, some batch entries or some heads
-of K and V of one entry, that need no more than this; a single head whose shards are
-longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
+    /**with RA_SCHEDULE_ALL_GATHER, most bytes that a rank holds of K, V and key_bias of all
+ranks, and of their gradients: the problem is computed in parts, some batch entries or
+some heads of K and V of one entry, that need no more than this; a single head whose
+shards are longer is cut into chunks, unless num_chunks is set. 0 .. 2^58; default 0: 2^28. It
 holds more where one head is more than 1,024 times as much: into more chunks than
 these the library cuts no shard unasked*/
     pub gather_bytes: i64,
@@ -861,8 +861,9 @@ extern "C" {
 }
 /**What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
  forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and each
- segment of a branch, with 100 for each of their ranks, and 100 for each chunk of each rank.
+ threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and, for the
+ heads of each phase, each segment of a branch, where all that a rank has side by side, or that stripes divide alike, are as one; with
+ 100 for each of their ranks, and 100 for each chunk of each rank.
 
  Mask slices and dilated attention are computed in layers, one after the other: a layer has the slices that share no rows, of the
  heads that keep the same positions in a branch. Steps, hops, bytes, pairs and flops are those of all layers together, a workspace is

@@ -233,6 +233,23 @@ fn run_rank(
     Ok((outputs, dsinks))
 }
 
+/// Of each pair 1 where it is kept, else 0: `[batch, num_heads_q, seqlen_q, seqlen_kv]`.
+fn dropout_mask(problem: &Problem) -> Result<Elements> {
+    let (desc, keys) = (&problem.desc, problem.seqlen_kv);
+    let mut all = Vec::new();
+    for entry in 0..desc.batch {
+        for head in 0..desc.num_heads_q {
+            for query in 0..desc.seqlen_q {
+                for part in [0..keys / 3, keys / 3..keys] {
+                    all.extend(desc.dropout_mask(entry, head, query, part)?);
+                }
+            }
+        }
+    }
+    let at = |i| f32::from(u8::from(all[i as usize]));
+    Ok(Elements::new(DType::Float32, all.len(), at))
+}
+
 /// Whole tensors of what all ranks got.
 fn run_result(case: &Value) -> Result<Tensors> {
     let problem = &Problem::of(case);
@@ -273,6 +290,9 @@ fn run_result(case: &Value) -> Result<Tensors> {
     }
     let dsinks = Elements::new(DType::Float32, dsinks.len(), |i| dsinks[i as usize]);
     whole.insert("dsinks", dsinks);
+    if problem.desc.dropout_probability > 0.0 {
+        whole.insert("dropout_mask", dropout_mask(problem)?);
+    }
     for (rank, (shards, _)) in (0..).zip(&of_ranks) {
         for name in OUTPUTS {
             let kind = problem.kind(name);
@@ -400,6 +420,12 @@ fn run_call(case: &Value) -> Result<()> {
             return desc
                 .shard_positions(world_size, rank, side, tokens)
                 .map(|_| ());
+        }
+        "get_dropout_mask" => {
+            let first = argument("first_key", 0);
+            let keys = first..first + argument("count", 1);
+            let [entry, head, query] = ["entry", "head", "query"].map(|name| argument(name, 0));
+            return desc.dropout_mask(entry, head, query, keys).map(|_| ());
         }
         "split_sequence" | "join_sequence" => {
             let (num_heads, dim) = (argument("num_heads", 1), argument("dim", 1));

@@ -462,11 +462,11 @@ public final class AttentionDesc {
   }
 
   /**
-   * With Schedule.ALL_GATHER, most bytes that a rank holds of K and V of all ranks, and of their
-   * gradients: the problem is computed in parts, some batch entries or some heads of K and V of one
-   * entry, that need no more than this; a single head whose shards are longer is cut into chunks,
-   * unless numChunks is set. 0 .. 2^58; default 0: 2^28. It holds more where one head is more than
-   * 1,024 times as much: into more chunks than these the library cuts no shard unasked.
+   * With Schedule.ALL_GATHER, most bytes that a rank holds of K, V and keyBias of all ranks, and of
+   * their gradients: the problem is computed in parts, some batch entries or some heads of K and V
+   * of one entry, that need no more than this; a single head whose shards are longer is cut into
+   * chunks, unless numChunks is set. 0 .. 2^58; default 0: 2^28. It holds more where one head is
+   * more than 1,024 times as much: into more chunks than these the library cuts no shard unasked.
    */
   public AttentionDesc gatherBytes(long gatherBytes) {
     this.gatherBytes = gatherBytes;

@@ -277,6 +277,9 @@ class ConformanceTest {
       }
     }
     wholes.put("dsinks", dsinks.get(0));
+    if (problem.desc.dropoutProbability() > 0) {
+      wholes.put("dropout_mask", dropoutMask(problem));
+    }
 
     List<String> wrong = new ArrayList<>();
     for (Map.Entry<String, JsonNode> expected : c.get("expected").properties()) {
@@ -297,6 +300,30 @@ class ConformanceTest {
       }
     }
     assertEquals(List.of(), wrong);
+  }
+
+  /** Of each pair 1 where it is kept, else 0: [batch, numHeadsQ, seqlenQ, seqlenKv]. */
+  private static Array dropoutMask(Problem problem) {
+    AttentionDesc desc = problem.desc;
+    int keys = (int) problem.seqlen(Side.KEY_VALUE);
+    int middle = keys / 3;
+    Array all = Array.floats(desc.batch() * desc.numHeadsQ() * desc.seqlenQ() * keys);
+    int n = 0;
+    for (long entry = 0; entry < desc.batch(); ++entry) {
+      for (long head = 0; head < desc.numHeadsQ(); ++head) {
+        for (long query = 0; query < desc.seqlenQ(); ++query) {
+          for (boolean[] part :
+              List.of(
+                  RingAttention.dropoutMask(desc, entry, head, query, 0, middle),
+                  RingAttention.dropoutMask(desc, entry, head, query, middle, keys - middle))) {
+            for (boolean isKept : part) {
+              all.set(n++, isKept ? 1 : 0);
+            }
+          }
+        }
+      }
+    }
+    return all;
   }
 
   private static ForwardArgs forward(Map<String, Array> tensors) {
@@ -374,6 +401,14 @@ class ConformanceTest {
         case "get_shard_positions" ->
             RingAttention.shardPositions(
                 desc, worldSize, rank, side(), number("first", 0), number("count", 0));
+        case "get_dropout_mask" ->
+            RingAttention.dropoutMask(
+                desc,
+                number("entry", 0),
+                number("head", 0),
+                number("query", 0),
+                number("first_key", 0),
+                number("count", 1));
         case "split_sequence" ->
             RingAttention.splitSequence(desc, worldSize, rank, sequence(desc, worldSize, rank));
         case "join_sequence" ->
