@@ -73,7 +73,7 @@ class KeptRows {
   // Rows of one region may have another number of zero keys than those of the next.
   void add_zero_keys(const RunningRows& shard) const {
     const Domain& regions = layer_.plan.domain();
-    for (const std::int64_t unit : regions.units()) {
+    for (const std::int64_t unit : regions.units(Side::query, layer_.plan.rank())) {
       const std::int64_t zero_keys = layer_.regions->region(unit).zero_keys;
       if (zero_keys == 0) continue;
       for (const SpacedPiece& piece : regions.share(Side::query, layer_.plan.rank(), unit)) {
