@@ -68,6 +68,9 @@ struct Extent {
   std::int64_t rows = 0;
   std::int64_t heads = 0;
   std::int64_t dim = 0;
+
+  // Of one number for each row and head.
+  Extent of_numbers() const { return {rows, heads, 1}; }
 };
 
 // Which entry and query head of the whole problem a step's are: entry + b and head + h * head_step.
@@ -127,7 +130,7 @@ class Engine {
   virtual std::string choice(const Problem&) const { return name(); }
 
   // Bytes of temporary memory of one step, aligned like memory_alignment. `longest_piece`: rows of its longest piece of queries.
-  // `only_step`: the pass has no other.
+  // `only_step`: each row begins and ends in it.
   virtual std::size_t scratch_bytes(const Problem& problem, Pass pass, std::int64_t longest_piece,
                                     bool only_step) const = 0;
 
@@ -147,7 +150,7 @@ class Engine {
   // dsinks[h, n] -= sum over b and i of exp(sinks[h, n] - lse[b, h, i]) delta[b, h, i].
   virtual void add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
                                   std::int64_t rows, float* dsinks) = 0;
-  // to = from, of equal dtype: packs a chunk for its journey.
+  // to = from, of equal dtype: packs a chunk for its journey, or rows for a layer, and puts them back.
   virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) = 0;
   // to = round(from), or to = round(to + from); `from` is fp32.
   virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) = 0;
@@ -157,7 +160,8 @@ class Engine {
   virtual void begin_rows(const Problem& problem, const RunningRows& rows, Extent extent, const float* sinks) = 0;
   // `count` more keys without a value, of score 0, for rows whose output is still 0.
   virtual void add_zero_keys(const Problem& problem, const RunningRows& rows, Extent extent, std::int64_t count) = 0;
-  // Ends rows as a last step does, and running results with them: `out` may be the running one; `lse`, [batch, heads, rows], may be null.
+  // Ends rows as a last step does. `out` may be the running one, else what that holds afterwards is not said; `lse`,
+  // [batch, heads, rows], may be null.
   virtual void finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out,
                            float* lse) = 0;
   // to += from, `count` fp32 values.

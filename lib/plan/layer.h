@@ -26,7 +26,8 @@
 //
 // For each rank of a group its rows before each listed region are counted; in which unit a row is, what rows are before a unit, and what
 // region it is are then a bisection and a division. A layer keeps 80 bytes for each region that is listed and 16 for each rank that has
-// rows of it, and who sees a chunk is asked of one turn of a pattern. So a plan costs what ranks and chunks do, not what segments do.
+// rows of it, and who sees a chunk is asked of one turn of a pattern. So a plan keeps what
+// ranks and chunks need, not what segments do; only visible pairs are counted segment by segment, of the rank's own.
 #pragma once
 
 #include <array>

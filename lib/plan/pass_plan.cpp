@@ -54,9 +54,8 @@ std::vector<LayerPlan> PassPlan::plan_layers(const std::vector<Layer>& layers, i
     const std::shared_ptr<const LayerRegions>& regions = layer.regions;
     layer_problems_.push_back(problem_of(*problem_, layer.heads));
     Plan plan(layer_problems_.back(), regions, world_size, rank_, pass);
-    const std::vector<Stretch> rows = plan.query_stretches();
-    const bool keeps_all =
-        layer.heads.count_q() == problem_->num_heads_q && rows.size() == 1 && rows[0] == Stretch{0, query_rows(), 1};
+    const bool keeps_all = layer.heads.count_q() == problem_->num_heads_q && plan.query_rows() == query_rows() &&
+                           plan.query_stretches() == std::vector<Stretch>{{0, query_rows(), 1}};
     plans.push_back({layer.branch, layer.heads, regions, std::move(plan), keeps_all});
   }
   return plans;

@@ -31,7 +31,7 @@ class PassPlan {
   // Of a problem that is not computed in layers.
   const Plan& whole() const { return *whole_; }
   bool has_layers() const { return whole_ == nullptr; }
-  // Each is a problem with fp32 results.
+  // Each is a problem by itself that goes on with what the ones before it have (Problem::is_partial).
   const std::vector<LayerPlan>& layers() const { return layers_; }
   // In a backward pass, what makes each layer's output again: where Problem::dilation_gradient is constant_weights, else none.
   const std::vector<LayerPlan>& outputs() const { return outputs_; }

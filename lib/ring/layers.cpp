@@ -1,5 +1,5 @@
-// A pass over a problem in layers (plan/layer.h). Each layer is a call of its own for the rows and heads that it keeps, where these are
-// not all over packed copies:
+// A pass over a problem in layers (plan/layer.h). Each layer is a call of its own for the rows and heads that it keeps: over packed
+// copies, unless these are all.
 //
 //   forward    begin all rows, with sinks and zero keys
 //              for each layer:  pack q and the running (O, max, sum);  forward, on from there;  put these back
@@ -69,21 +69,6 @@ class KeptRows {
     for_each(shard, room, [&](const Tensor& in_shard, const Tensor& packed, std::int64_t rows) {
       on_.engine.round(p_, packed, in_shard, {rows, p_.num_heads_q, dim}, true);
     });
-  }
-  // Rows of one region may have another number of zero keys than those of the next.
-  void add_zero_keys(const RunningRows& shard) const {
-    const Domain& regions = layer_.plan.domain();
-    for (const std::int64_t unit : regions.units(Side::query, layer_.plan.rank())) {
-      const std::int64_t zero_keys = layer_.regions->region(unit).zero_keys;
-      if (zero_keys == 0) continue;
-      for (const SpacedPiece& piece : regions.share(Side::query, layer_.plan.rank(), unit)) {
-        const auto kept = [&](const Tensor& t) {
-          return rows_of(heads_of_queries(t, layer_.heads), {piece.row, piece.length, piece.step});
-        };
-        on_.engine.add_zero_keys(p_, {kept(shard.out), kept(shard.max), kept(shard.sum)},
-                                 {piece.length, p_.num_heads_q, p_.head_dim_v}, zero_keys);
-      }
-    }
   }
 
  private:
@@ -214,6 +199,23 @@ class Total {
 
 Origin origin_of(const HeadSet& heads) { return {0, heads.first_q, heads.step_q}; }
 
+// To all rows of the shard. Those of one region may have another number than those of the next.
+void add_zero_keys(const LayerPlan& layer, const Machinery& on, const RunningRows& running) {
+  const Problem& p = layer.plan.problem();
+  const Domain& regions = layer.plan.domain();
+  for (const std::int64_t unit : regions.units(Side::query, layer.plan.rank())) {
+    const std::int64_t count = layer.regions->region(unit).zero_keys;
+    if (count == 0) continue;
+    for (const SpacedPiece& piece : regions.share(Side::query, layer.plan.rank(), unit)) {
+      const auto kept = [&](const Tensor& t) {
+        return rows_of(heads_of_queries(t, layer.heads), {piece.row, piece.length, piece.step});
+      };
+      on.engine.add_zero_keys(p, {kept(running.out), kept(running.max), kept(running.sum)},
+                              {piece.length, p.num_heads_q, p.head_dim_v}, count);
+    }
+  }
+}
+
 // Goes on with the running results of its rows.
 void add_layer(const LayerPlan& layer, const Machinery& on, const Arena& rest, const ForwardCall& call,
                const RunningRows& running, Total& total) {
@@ -242,7 +244,8 @@ void run_layers(const PassPlan& plan, const std::vector<LayerPlan>& layers, std:
       if (!branch || layer.branch == *branch) f(layer);
   };
   on.engine.begin_rows(p, running, {plan.query_rows(), p.num_heads_q, p.head_dim_v}, sinks);
-  for_each([&](const LayerPlan& layer) { KeptRows(layer, on).add_zero_keys(running); });
+  if (p.dilation_padding == DilationPadding::zero_keys)
+    for_each([&](const LayerPlan& layer) { add_zero_keys(layer, on, running); });
   for_each([&](const LayerPlan& layer) { add_layer(layer, on, rest, call, running, total); });
 }
 

@@ -20,9 +20,10 @@ inline std::byte* take_scratch(Arena& arena, const Plan& plan, const Problem& pr
 // `problem`: of any part.
 struct ForwardMemory {
   Slots chunks;
-  float* running =
-      nullptr;  // fp32 output between steps, where the caller's output is not fp32; what is the caller's takes nothing
-  float* max = nullptr;  // [batch, num_heads_q, query rows]
+  // Running results between steps, where these are not the caller's: the output where that is not fp32, and of each row of
+  // [batch, num_heads_q, query rows] max and sum.
+  float* running = nullptr;
+  float* max = nullptr;
   float* sum = nullptr;
   float* sinks = nullptr;  // [num_heads_q] of the whole problem, where it has any: log-sum-exp of each head's
   std::byte* scratch = nullptr;

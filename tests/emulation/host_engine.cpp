@@ -54,8 +54,6 @@ struct KeptItems {
   }
 };
 
-Extent of_numbers(Extent extent) { return {extent.rows, extent.heads, 1}; }
-
 class HostEngine final : public CudaEngine {
  public:
   const char* name() const override { return "host"; }
@@ -128,15 +126,15 @@ class HostEngine final : public CudaEngine {
     submit("begin_rows",
            Accesses(p)
                .tensor(rows.out, extent, false, true)
-               .tensor(rows.max, of_numbers(extent), false, true)
-               .tensor(rows.sum, of_numbers(extent), false, true)
+               .tensor(rows.max, extent.of_numbers(), false, true)
+               .tensor(rows.sum, extent.of_numbers(), false, true)
                .bytes(sinks, sinks == nullptr ? 0 : extent.heads * size_of(DType::float32), true, false),
            [engine = engine_, p, rows, extent, sinks] { engine->begin_rows(p, rows, extent, sinks); });
   }
   void add_zero_keys(const Problem& p, const RunningRows& rows, Extent extent, std::int64_t count) override {
     submit(
         "add_zero_keys",
-        Accesses(p).tensor(rows.max, of_numbers(extent), true, true).tensor(rows.sum, of_numbers(extent), true, true),
+        Accesses(p).tensor(rows.max, extent.of_numbers(), true, true).tensor(rows.sum, extent.of_numbers(), true, true),
         [engine = engine_, p, rows, extent, count] { engine->add_zero_keys(p, rows, extent, count); });
   }
   void finish_rows(const Problem& p, const RunningRows& rows, Extent extent, const Tensor& out, float* lse) override {
@@ -144,8 +142,8 @@ class HostEngine final : public CudaEngine {
     submit("finish_rows",
            Accesses(p)
                .tensor(rows.out, extent, true, true)
-               .tensor(rows.max, of_numbers(extent), true, false)
-               .tensor(rows.sum, of_numbers(extent), true, false)
+               .tensor(rows.max, extent.of_numbers(), true, false)
+               .tensor(rows.sum, extent.of_numbers(), true, false)
                .tensor(out, extent, false, true)
                .bytes(lse, lse == nullptr ? 0 : numbers * size_of(DType::float32), false, true),
            [engine = engine_, p, rows, extent, out, lse] { engine->finish_rows(p, rows, extent, out, lse); });

@@ -187,6 +187,7 @@ TEST(Step, SaysWhatThePlanOfLayersSays) {
   }
   std::cout << spaced << " steps with spacing, up to " << turns << " turns\n";
   EXPECT_GT(spaced, 0);
+  EXPECT_GT(turns, 1);
 }
 
 // More documents and entries than one launch takes, all of them once.

@@ -337,7 +337,33 @@ TEST(Layer, CostGrowsAsTheSequence) {
   for (int doublings = 0; doublings < 9; ++doublings) EXPECT_LT(pairs_of_a_token(doublings), 2 * 2048 * 8);
 }
 
-// With all_gather a rank is sent what it sees and nothing else.
+// Else its rows are packed.
+TEST(Layer, IsComputedInPlaceWhereItKeepsAllRowsInAllHeads) {
+  Problem p;
+  p.seqlen_q = p.seqlen_kv = 40;
+  p.num_heads_q = p.num_heads_kv = 2;
+  p.documents = {{0, 40, 0, 40}};
+  const auto expect = [&](bool keeps_all, int world_size, int rank) {
+    const PassPlan plan(p, world_size, rank, Pass::forward);
+    ASSERT_FALSE(plan.layers().empty());
+    for (const LayerPlan& layer : plan.layers()) EXPECT_EQ(layer.keeps_all, keeps_all);
+  };
+  p.slices = {{0, 40, 0, 30, SliceKind::causal}, {0, 40, 30, 40, SliceKind::inverse_causal}};
+  expect(true, 1, 0);
+  expect(true, 4, 3);
+  p.slices = {{0, 39, 0, 40, SliceKind::full}};
+  expect(false, 1, 0);
+  expect(false, 4, 3);
+  expect(true, 4, 0);
+  p.slices.clear();
+  p.branches = {{20, 1}};
+  expect(true, 1, 0);
+  p.branches = {{20, 2}};  // each head keeps half
+  expect(false, 1, 0);
+  p.dilation_phase = DilationPhase::interleaved_heads;
+  expect(false, 1, 0);
+}
+
 // As many layers as without documents, however many there are: else their prefix would travel once for each.
 TEST(Layer, PrefixOfManyDocumentsIsOneRectangle) {
   constexpr std::int64_t documents = 1000, prefix = 50, length = 7;
@@ -355,8 +381,8 @@ TEST(Layer, PrefixOfManyDocumentsIsOneRectangle) {
   EXPECT_LE(find_layers(problem, 4).size(), 2U + 4 + 3);  // one for each set of ranks that have documents, or share one
 }
 
-// What a plan lists and looks at goes by ranks and chunks: LongNet's first branch has 32,768 segments here, of which no rank has more
-// than 256 by itself.
+// What a plan lists and looks at goes by ranks and chunks: LongNet's first branch has 32,768 segments here, 128 for each
+// rank.
 TEST(Layer, PlanningCostsWhatRanksHave) {
   constexpr int world_size = 256;
   struct Rule {

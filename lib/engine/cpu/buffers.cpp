@@ -126,7 +126,7 @@ void CpuEngine::finish_rows(const Problem& problem, const RunningRows& rows, Ext
   for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
     const RowState state{*rows.max.at<float>(b, row, head), *rows.sum.at<float>(b, row, head)};
     float* const values = rows.out.at<float>(b, row, head);
-    for (std::int64_t d = 0; d < extent.dim; ++d) values[d] /= state.divisor();
+    for (std::int64_t d = 0; d < extent.dim; ++d) values[d] = state.sum == 0.0F ? 0.0F : values[d] / state.sum;
     std::byte* const to = out.bytes_at(b, row, head);
     if (to != reinterpret_cast<std::byte*>(values)) tiles_.any->store(out.dtype, values, extent.dim, to, false);
     if (lse != nullptr) *lse_rows.at<float>(b, row, head) = state.lse();

@@ -12,8 +12,6 @@ struct RowState {
   // One key of that score without a value; of -infinity none.
   static RowState begin(float sink) { return {sink, sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F}; }
 
-  // What the row's output is divided by.
-  float divisor() const { return sum == 0.0F ? 1.0F : sum; }
   // log(exp(max) sum), rounded once.
   float lse() const {
     if (sum == 0.0F) return -std::numeric_limits<float>::infinity();

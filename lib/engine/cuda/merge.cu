@@ -2,7 +2,7 @@
 // grid takes at once.
 //
 //   (O, max, sum) of the row       from the steps before, or nothing
-//   (O', lse') of the same row     weighs 2^m s with  m = lse' log2(e)  rounded, and s what that rounding has lost
+//   (O', lse') of the same row     weighs 2^m s  (begin_with)
 //   (O, max, sum) of both          relative to the larger of max and m
 //   for the next step, or O / sum, rounded, and lse
 //
@@ -48,10 +48,10 @@ __device__ __forceinline__ void merge_line(const Merge& p, std::int64_t line) {
   float own_factor = 1.0F, part_factor = 0.0F;
   if (has_part) {
     const float lse = p.part_lse[(b * p.num_heads + head) * p.count + of_part];
-    const float here = lse * log2_of_e, lost = rest_of_log2(lse, here);
-    const float both = here > max ? here : max, subtracted = both == minus_infinity ? 0.0F : both;
+    const RowState here = begin_with(lse);
+    const float both = here.max > max ? here.max : max, subtracted = both == minus_infinity ? 0.0F : both;
     own_factor = exp2_approx(max - subtracted);
-    part_factor = exp2_approx(here - subtracted) * multiply_add(lost, log_2, 1.0F);
+    part_factor = exp2_approx(here.max - subtracted) * here.sum;
     max = both;
     sum = multiply_add(sum, own_factor, part_factor);
   }

@@ -12,7 +12,6 @@
 //
 // Nobody touches what another does, and sums have an order of their own, so results do not depend on the grid.
 #include <algorithm>
-#include <cmath>
 
 #include "engine/cuda/device/convert.h"
 #include "engine/cuda/device/launch.h"
@@ -98,10 +97,11 @@ template <class T>
 __global__ void __launch_bounds__(threads) finish_kernel(const __grid_constant__ Finish p) {
   for_each_line(p.lines, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
     const float max = *p.max.at<const float>(b, row, head), sum = *p.sum.at<const float>(b, row, head);
-    const float divisor = (sum == 0.0F ? 1.0F : sum) / (p.kept == 0.0F ? 1.0F : p.kept);
+    const float divisor = p.kept == 0.0F ? sum : sum / p.kept;
     const float* const from = p.running.at<const float>(b, row, head);
     T* const to = p.out.at<T>(b, row, head);
-    for (int i = lane_index(); i < p.lines.dim; i += warp_size) store_number(to + i, from[i] / divisor);
+    for (int i = lane_index(); i < p.lines.dim; i += warp_size)
+      store_number(to + i, sum == 0.0F ? 0.0F : from[i] / divisor);
     if (lane_index() == 0 && p.lse.data != nullptr) *p.lse.at<float>(b, row, head) = log_of(max, sum);
   });
 }
@@ -199,7 +199,6 @@ std::int64_t blocks_for(const Lines& lines) {
   return (lines.count + of_block - 1) / of_block;
 }
 
-Extent of_numbers(Extent extent) { return {extent.rows, extent.heads, 1}; }
 std::size_t bytes_of(std::int64_t numbers) { return static_cast<std::size_t>(numbers) * sizeof(float); }
 
 }  // namespace
@@ -209,8 +208,8 @@ int begin_rows(std::int64_t batch, const RunningRows& rows, Extent extent, const
   const Begin p{lines_of(batch, extent), view_of(rows.out), view_of(rows.max), view_of(rows.sum), sinks};
   if (p.lines.count == 0) return 0;
   const Access accesses[] = {access_of(rows.out, batch, extent, true),
-                             access_of(rows.max, batch, of_numbers(extent), true),
-                             access_of(rows.sum, batch, of_numbers(extent), true),
+                             access_of(rows.max, batch, extent.of_numbers(), true),
+                             access_of(rows.sum, batch, extent.of_numbers(), true),
                              {sinks, bytes_of(extent.heads), false}};
   return enqueue("begin_rows", begin_kernel, p, blocks_for(p.lines),
                  std::span(accesses).first(sinks == nullptr ? 3 : 4), stream, num_sms);
@@ -220,7 +219,7 @@ int add_zero_keys(std::int64_t batch, const RunningRows& rows, Extent extent, st
                   int num_sms) {
   const ZeroKeys p{lines_of(batch, extent), view_of(rows.max), view_of(rows.sum), static_cast<float>(count)};
   if (p.lines.count == 0 || count == 0) return 0;
-  const Extent numbers = of_numbers(extent);
+  const Extent numbers = extent.of_numbers();
   const Access accesses[] = {access_of(rows.max, batch, numbers, false), access_of(rows.max, batch, numbers, true),
                              access_of(rows.sum, batch, numbers, false), access_of(rows.sum, batch, numbers, true)};
   return enqueue("add_zero_keys", zero_keys_kernel, p, (p.lines.count + threads - 1) / threads, accesses, stream,
@@ -234,7 +233,7 @@ int finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, 
   const Finish p{lines_of(batch, extent), view_of(rows.out),   view_of(rows.max), view_of(rows.sum), view_of(out),
                  view_of(lse_rows),       kept_factor(problem)};
   if (p.lines.count == 0) return 0;
-  const Extent numbers = of_numbers(extent);
+  const Extent numbers = extent.of_numbers();
   const Access accesses[] = {access_of(rows.out, batch, extent, false), access_of(rows.max, batch, numbers, false),
                              access_of(rows.sum, batch, numbers, false), access_of(out, batch, extent, true),
                              access_of(lse_rows, batch, numbers, true)};

@@ -27,7 +27,7 @@ __device__ __forceinline__ float rest_of_log2(float x, float rounded) {
 struct RowState {
   float max, sum;
 };
-// One key of that score without a value; of -infinity none. The sum is what rounding max has lost.
+// Of keys with that log-sum-exp; of -infinity none. The sum is what rounding max has lost.
 __device__ __forceinline__ RowState begin_with(float sink) {
   if (sink == minus_infinity) return {minus_infinity, 0.0F};
   const float max = sink * log2_of_e;

@@ -791,18 +791,19 @@ pub struct MemoryRequirements {
     /// needs and, unless `world_size` is 1, one block's output in fp32. [`Schedule::AllGather`]:
     /// the same for one part, but its own chunk and those of the r ranks whose keys it sees, 1 + r.
     /// A chunk has its keys' `key_bias` with it; sinks take a number for each query head. With mask
-    /// slices or branches: the same for one layer, as if `world_size` were not 1, its rows of q,
-    /// packed, and their output and lse in fp32; and shared by all layers, lse, and the output in
-    /// fp32 where `out_dtype` is another.
+    /// slices or branches: tiles and chunks of one layer, and unless that keeps all rows in all
+    /// heads, its rows of q, packed, and their output, max and sum in fp32; and shared by all
+    /// layers, max and sum of each row, and the output in fp32 where `out_dtype` is another.
     pub forward_workspace: usize,
     /// Tiles of each thread, delta of each row, dq in fp32 where `grad_dtype` is another, two
     /// chunks in flight and four of gradients in fp32; if `world_size` is 1, one and one.
     /// [`Schedule::AllGather`]: the same for one part, but 1 + r chunks, and 1 + r + s of
-    /// gradients, where s other ranks see its keys. With mask slices or branches: the same for one
-    /// layer, its rows of q and dout, packed, and their lse, delta and dq in fp32; and shared by
-    /// all layers, delta, and dq, dk and dv in fp32 where `grad_dtype` is another.
-    /// [`DilationGradient::ConstantWeights`]: or that of a branch's forward pass, if it is more,
-    /// and in any case the branch's output and lse in fp32.
+    /// gradients, where s other ranks see its keys. With mask slices or branches: tiles, chunks and
+    /// their gradients of one layer, and unless that keeps all rows in all heads, its rows of q and
+    /// dout, packed, and their lse, delta and dq in fp32; and shared by all layers, delta, and dq,
+    /// dk and dv in fp32 where `grad_dtype` is another. [`DilationGradient::ConstantWeights`]: or
+    /// that of a branch's forward pass, if it is more, and in any case a branch's output, max and
+    /// sum in fp32.
     pub backward_workspace: usize,
     /// Lse alone, part of the tensors.
     pub lse: usize,

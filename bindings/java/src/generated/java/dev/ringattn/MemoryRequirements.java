@@ -27,17 +27,18 @@ import dev.ringattn.internal.RingAttnConstants;
  *     run, what it needs and, unless worldSize is 1, one block's output in fp32.
  *     Schedule.ALL_GATHER: the same for one part, but its own chunk and those of the r ranks whose
  *     keys it sees, 1 + r. A chunk has its keys' keyBias with it; sinks take a number for each
- *     query head. With mask slices or branches: the same for one layer, as if worldSize were not 1,
- *     its rows of q, packed, and their output and lse in fp32; and shared by all layers, lse, and
- *     the output in fp32 where outDtype is another
+ *     query head. With mask slices or branches: tiles and chunks of one layer, and unless that
+ *     keeps all rows in all heads, its rows of q, packed, and their output, max and sum in fp32;
+ *     and shared by all layers, max and sum of each row, and the output in fp32 where outDtype is
+ *     another
  * @param backwardWorkspace tiles of each thread, delta of each row, dq in fp32 where gradDtype is
  *     another, two chunks in flight and four of gradients in fp32; if worldSize is 1, one and one.
  *     Schedule.ALL_GATHER: the same for one part, but 1 + r chunks, and 1 + r + s of gradients,
- *     where s other ranks see its keys. With mask slices or branches: the same for one layer, its
- *     rows of q and dout, packed, and their lse, delta and dq in fp32; and shared by all layers,
- *     delta, and dq, dk and dv in fp32 where gradDtype is another.
- *     DilationGradient.CONSTANT_WEIGHTS: or that of a branch's forward pass, if it is more, and in
- *     any case the branch's output and lse in fp32
+ *     where s other ranks see its keys. With mask slices or branches: tiles, chunks and their
+ *     gradients of one layer, and unless that keeps all rows in all heads, its rows of q and dout,
+ *     packed, and their lse, delta and dq in fp32; and shared by all layers, delta, and dq, dk and
+ *     dv in fp32 where gradDtype is another. DilationGradient.CONSTANT_WEIGHTS: or that of a
+ *     branch's forward pass, if it is more, and in any case a branch's output, max and sum in fp32
  * @param lse lse alone, part of the tensors
  * @param context sizeof the context, without what it points to
  * @param forwardChunks chunks that a K/V shard is cut into: numChunks or the library's choice, but
