@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/divide.h"
 #include "plan/shard.h"
 
 namespace ringattn {
@@ -12,8 +13,6 @@ namespace {
 constexpr std::int64_t forward_chunk_rows = 8192;
 constexpr std::int64_t backward_chunk_rows = 1024;
 constexpr std::int64_t most_chosen_chunks = 1024;
-
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::int64_t largest_divisor(std::int64_t of, std::int64_t most) {
   std::int64_t largest = 1;

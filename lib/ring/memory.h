@@ -30,8 +30,7 @@ struct ForwardMemory {
 
   static ForwardMemory take(Arena& arena, const Plan& plan, const Problem& problem, const Engine& engine) {
     const Problem& p = problem;
-    const bool is_callers = p.is_partial;
-    const std::int64_t rows = is_callers || plan.has_one_step() ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
+    const std::int64_t rows = p.is_partial || plan.has_one_step() ? 0 : p.batch * plan.query_rows() * p.num_heads_q;
     ForwardMemory memory;
     memory.chunks = take_chunk_slots(arena, plan);
     memory.running = arena.take<float>(p.out_dtype == DType::float32 ? 0 : rows * p.head_dim_v);

@@ -1,9 +1,8 @@
 // A plan, executed: part by part its moments, one after the other, on an engine and a transport.
 //
 // Invariant of the forward pass, in every part: before the moment (chunk c, time t) the running (output, max, sum) of every local row
-// covers what it began with, sinks or other layers, the chunks c' < c of all ranks, and chunk c of the ranks whose chunk has been computed
-// with already. Cost per rank
-// and call, where every rank needs every chunk: (P - 1) / P of the K/V bytes.
+// covers what it began with, sinks or other layers, the chunks c' < c of all ranks, and chunk c of the ranks whose chunk has been
+// computed with already. Cost per rank and call, where every rank needs every chunk: (P - 1) / P of the K/V bytes.
 #pragma once
 
 #include <cstddef>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/divide.h"
 #include "core/error.h"
 
 namespace ringattn::cuda {
@@ -15,8 +16,6 @@ std::optional<std::int64_t> distance_of(const Piece& piece) {
   return std::nullopt;
 }
 
-std::int64_t divide_down(std::int64_t a, std::int64_t b) { return a / b - (a % b < 0 ? 1 : 0); }
-
 }  // namespace
 
 std::string find_rectangle(const Band& band, const Piece& queries, const Piece& keys, std::optional<Rectangle>& found) {
@@ -28,7 +27,7 @@ std::string find_rectangle(const Band& band, const Piece& queries, const Piece& 
     return text("queries stand ", *of_queries, " tokens apart and keys ", *of_keys);
   const std::int64_t distance = std::max<std::int64_t>(std::max(*of_queries, *of_keys), 1);
   const std::int64_t offset = queries.position(0) - keys.position(0);
-  const std::int64_t lower = -divide_down(-(band.lower + offset), distance),
+  const std::int64_t lower = divide_up(band.lower + offset, distance),
                      upper = divide_down(band.upper + offset, distance);
   const std::int64_t first_row = std::max<std::int64_t>(0, -upper),
                      last_row = std::min(queries.length - 1, keys.length - 1 - lower);
