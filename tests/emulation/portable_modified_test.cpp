@@ -157,6 +157,27 @@ TEST(PortableModified, IsRightFarIntoALongSequence) {
   }
 }
 
+// What their values are does not matter then.
+TEST(PortableModified, RowsAllOfWhoseKeysABiasHidesEndAsZero) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  Random random(test::seed());
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
+    Problem p;
+    p.seqlen_q = 3;
+    p.seqlen_kv = 5;
+    p.head_dim = p.head_dim_v = 16;
+    p.documents = {{0, p.seqlen_q, 0, p.seqlen_kv}};
+    p.dtype = p.out_dtype = p.grad_dtype = dtype;
+    p.has_key_bias = true;
+    reference::Inputs inputs(p, random);
+    std::fill(inputs.key_bias.begin(), inputs.key_bias.end(), -infinity);
+    std::fill(inputs.v.begin(), inputs.v.end(), std::numeric_limits<double>::quiet_NaN());
+    const ForwardResult result = run_forward(inputs, 1, Layout::packed, random);
+    for (const double x : result.out) EXPECT_EQ(x, 0);
+    for (const double x : result.lse) EXPECT_EQ(x, -infinity);
+  }
+}
+
 // More slopes than a kernel's parameters have room for.
 TEST(PortableModified, TakesSlopesOfAnyNumberOfHeads) {
   Random random(test::seed());

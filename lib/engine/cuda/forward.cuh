@@ -198,8 +198,13 @@ struct Forward {
         }
         if (is_mine && p.lse != nullptr) p.lse[state] = log_of(max[m][half], total);
         float divisor = total == 0.0F ? 1.0F : total * P::weight_scale;
-        if constexpr (modified)
+        if constexpr (modified) {
           if (p.modifiers.kept != 0.0F) divisor /= p.modifiers.kept;
+          if (total == 0.0F) {  // keys that a bias hides may have values that are not finite
+#pragma unroll
+            for (int n = 0; n < dim_blocks; ++n) out[m][n][2 * half] = out[m][n][2 * half + 1] = 0.0F;
+          }
+        }
         if (p.out_type == static_cast<std::int32_t>(DType::float32))
           store<float>(p.out, unit, stored + row, m, half, p.head_dim_v, divisor, p.out_pairs);
         else if (p.out_type == static_cast<std::int32_t>(DType::bfloat16))
