@@ -3,6 +3,7 @@
 //   RINGATTN_TEST_SEED=n    draws from n instead of 1
 //   RINGATTN_TEST_BRIEF=1   a part of what is drawn: engines that the library does not choose here, or that are emulated
 //   RINGATTN_TEST_FULL=1    full sweeps (./dev test full)
+//   RINGATTN_TEST_CASE=n    that one case of a sweep, as its messages number them
 #pragma once
 
 #include <gtest/gtest.h>
@@ -31,6 +32,11 @@ inline std::uint64_t number_of(const char* name, std::uint64_t otherwise) {
 
 inline bool full() { return number_of("RINGATTN_TEST_FULL", 0) != 0; }
 inline bool brief() { return number_of("RINGATTN_TEST_BRIEF", 0) != 0; }
+
+// Whether case n of a sweep runs, as far as the environment has a say in it.
+inline bool chosen(int n) {
+  return number_of("RINGATTN_TEST_CASE", static_cast<std::uint64_t>(n)) == static_cast<std::uint64_t>(n);
+}
 
 // Repetitions of a random test: all of them in an ordinary build, a sample where it is slow.
 inline int sample(int all) {

@@ -351,7 +351,7 @@ Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
   out = expect(exact.out, magnitudes.out, p.out_dtype);
   for (double& x : exact.out) x = rounded(x, p.out_dtype);
 
-  constexpr std::int64_t enough_products = 1 << 22, least_orders = 8, most_orders = 16;
+  constexpr std::int64_t enough_products = 1 << 22, least_orders = 8, most_orders = 64;
   const std::int64_t products = p.batch * p.num_heads_q * p.seqlen_q * p.seqlen_kv * (p.head_dim + p.head_dim_v);
   const std::int64_t orders =
       std::clamp(enough_products / std::max<std::int64_t>(products, 1), least_orders, most_orders);

@@ -4,9 +4,10 @@
 // against fp64 on the same rounded inputs. The plain computation is reference::forward<float> with its results rounded to
 // their dtype. On a few numbers its error is a matter of luck, so it is the worst of several orders of summation, of gradients
 // behind the plain forward pass and behind one that is exact but for storage, where errors of scores do not cancel those of
-// lse; and it counts as no less than the fp32 rounding errors of each term of an element's sums, which are one of the term, two of what
-// dropout multiplies it by, and those of what its score is made of besides the product, and one of storing the element in its dtype, below
-// which no computation can promise to stay.
+// lse; and it counts as no less than the fp32 rounding errors of each term of an element's sums, below which no computation can promise
+// to stay: one of the term, two of what dropout multiplies it by, those of what its score is made of besides the product, the root of
+// the squares of those of the terms of the dot products that the score, and in gradients dP and delta, are; and one of storing the
+// element in its dtype.
 #pragma once
 
 #include <cstddef>

@@ -51,6 +51,14 @@ Real dot_from_end(const Real* a, const Real* b, std::int64_t n) {
   return sum;
 }
 
+// The root of the squares of a dot product's terms: what their rounding errors, each of its own sign, add up to.
+template <class Real>
+Real spread(const Real* a, const Real* b, std::int64_t n) {
+  Real sum = 0;
+  for (std::int64_t d = 0; d < n; ++d) sum += a[d] * b[d] * a[d] * b[d];
+  return std::sqrt(sum);
+}
+
 // The dot product of `a` with each of some rows, four at a time: a sum waits for itself at each of its terms, but not for others.
 template <class Real, class F>
 void dots(const Real* a, const std::vector<std::int64_t>& rows, F&& row_of, std::int64_t dim,
@@ -174,7 +182,8 @@ template <class Real>
 Logit<Real> make_logit(const Problem& p, const Modifiers<Real>& m, Real product, std::int64_t b, std::int64_t h,
                        std::int64_t i, std::int64_t j) {
   const Score<Real> s = score(p, product);
-  Logit<Real> logit{s.value, s.slope, p.softcap == 0 ? 0 : std::abs(s.value)};
+  constexpr Real of_cap = 3;  // its quotient, the tangent, and its product round
+  Logit<Real> logit{s.value, s.slope, p.softcap == 0 ? 0 : of_cap * std::abs(s.value)};
   const auto add = [&](Real x) {
     logit.value += x;
     if (std::isfinite(x)) logit.size += std::abs(x);
@@ -305,6 +314,8 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
       const Logit<Real> logit = make_logit(p, modifiers, scores[n], b, h, i, keys[n]);
       scores[n] = logit.value;
       sizes[n] = logit.size;
+      if (summation.magnitudes)
+        sizes[n] += std::abs(logit.slope) * spread(&q[at.q.at(b, i, h)], key(keys[n]), p.head_dim);
       max = std::isnan(scores[n]) ? scores[n] : std::max(max, scores[n]);  // which keeps a NaN that it has first
     }
     if (max == -infinity) return;
@@ -350,7 +361,8 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
     const Real* query = &q[at.q.at(b, i, h)];
     const Real* grad = &dout[at.out.at(b, i, h)];
     const Real* out = &forward.out[at.out.at(b, i, h)];
-    const Real delta = dot_from_end(grad, out, p.head_dim_v);
+    Real delta = dot_from_end(grad, out, p.head_dim_v);
+    if (summation.magnitudes) delta = std::abs(delta) + spread(grad, out, p.head_dim_v);
     Real* dq = &gradients.dq[at.q.at(b, i, h)];
     find_keys(p, b, h, i, summation.first, seen);
     const auto row_of_k = [&](std::int64_t j) { return &k[at.k.at(b, j, h_kv)]; };
@@ -370,7 +382,8 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
           if (seen.branches[n] != branch) continue;
           const Real weight = std::exp(logit_of(n).value - lse), kept_weight = kept(keys[n]) * weight;
           sum += weight;
-          size += std::abs(kept_weight * dweights[n]);
+          if (summation.magnitudes)
+            size += kept_weight * (std::abs(dweights[n]) + spread(grad, row_of_v(keys[n]), p.head_dim_v));
           for (std::size_t d = 0; d < own_out.size(); ++d) own_out[d] += kept_weight * row_of_v(keys[n])[d];
         }
         deltas[branch] =
@@ -380,12 +393,14 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
       const std::int64_t j = keys[n];
       const Logit<Real> logit = logit_of(n);
       const Real delta_of_branch = deltas[seen.branches[n]];
-      const Real size = summation.magnitudes ? roundings<Real>(p) + of_sink + logit.size : 1;
+      const Real score_spread =
+          summation.magnitudes ? std::abs(logit.slope) * spread(query, row_of_k(j), p.head_dim) : 0;
+      const Real size = summation.magnitudes ? roundings<Real>(p) + of_sink + logit.size + score_spread : 1;
       const Real weight = size * std::exp(logit.value - lse);
       const Real factor = kept(j), dp = factor * dweights[n];
-      const Real ds = weight *
-                      (summation.magnitudes ? std::abs(dp) + std::abs(delta_of_branch) : dp - delta_of_branch) *
-                      logit.slope;
+      const Real dp_size = summation.magnitudes ? std::abs(dp) + factor * spread(grad, row_of_v(j), p.head_dim_v) : 0;
+      const Real ds =
+          weight * (summation.magnitudes ? dp_size + std::abs(delta_of_branch) : dp - delta_of_branch) * logit.slope;
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
       for (std::int64_t d = 0; d < p.head_dim; ++d) {
