@@ -360,7 +360,8 @@ Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
   std::iota(order_v.begin(), order_v.end(), 0);
   for (std::int64_t n = 0; n < orders; ++n) {
     const auto q_n = reordered(q, order), k_n = reordered(k, order), v_n = reordered(v, order_v);
-    const Summation from{.first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv))};
+    const Summation from{.first = n == 0 ? 0 : draw(random, 0, std::max(p.seqlen_q, p.seqlen_kv)),
+                         .operands = n % 4 < 2 ? DType::float32 : p.dtype};
     Result<float> plain = forward(p, q_n, k_n, v_n, plain_modifiers, from);
     for (float& x : plain.out) x = static_cast<float>(rounded(static_cast<double>(x), p.out_dtype));
     allow(out, reordered(plain.out, inverse(order_v)), p.out_dtype);

@@ -2,9 +2,9 @@
 //
 // Tolerance rule: the largest error of a tensor may be at most twice that of a plain computation in the same dtype, both
 // against fp64 on the same rounded inputs. The plain computation is reference::forward<float> with its results rounded to
-// their dtype. On a few numbers its error is a matter of luck, so it is the worst of several orders of summation, of gradients
-// behind the plain forward pass and behind one that is exact but for storage, where errors of scores do not cancel those of
-// lse; and it counts as no less than the fp32 rounding errors of each term of an element's sums, below which no computation can promise
+// their dtype. On a few numbers its error is a matter of luck, so it is the worst of several orders of summation, of operands in fp32
+// and in the inputs' dtype, as products of such tensors have them, and of gradients behind the plain forward pass and behind one that is
+// exact but for storage, where errors of scores do not cancel those of lse; and it counts as no less than the fp32 rounding errors of each term of an element's sums, below which no computation can promise
 // to stay: one of the term, two of what dropout multiplies it by, those of what its score is made of besides the product, the root of
 // the squares of those of the terms of the dot products that the score, and in gradients dP and delta, are; and one of storing the
 // element in its dtype.
@@ -51,8 +51,6 @@ std::vector<Branch> draw_branches(Random& random, const Problem& problem);
 // In words that tell two problems apart; for messages.
 std::string describe(const Problem& problem);
 
-// A number as it is after being stored in `dtype`: to nearest, ties to even.
-double rounded(double x, DType dtype);
 void encode(double x, DType dtype, void* to);
 double decode(const void* from, DType dtype);
 

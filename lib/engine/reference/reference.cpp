@@ -252,6 +252,13 @@ Real term(Real x, const Summation& summation) {
   return summation.magnitudes ? std::abs(x) : x;
 }
 
+// An operand of the products of weights with values, and of their gradients with keys and queries.
+template <class Real>
+Real operand(Real x, const Summation& summation) {
+  return summation.operands == DType::float32 ? x
+                                              : static_cast<Real>(rounded(static_cast<double>(x), summation.operands));
+}
+
 template <class F>
 void for_each_row(const Problem& p, std::int64_t first, F&& f) {
   for (std::int64_t b = 0; b < p.batch; ++b)
@@ -331,7 +338,7 @@ Result<Real> forward(const Problem& p, const std::vector<Real>& q, const std::ve
     Real lse_size = std::abs(lse) + of_sink;
     for (std::size_t n = 0; n < keys.size(); ++n) {
       const Real* row = &v[at.v.at(b, keys[n], h_kv)];
-      const Real weight = kept(keys[n]) * scores[n];
+      const Real weight = operand(kept(keys[n]) * scores[n], summation);
       const Real size = summation.magnitudes ? roundings<Real>(p) + of_sink + sizes[n] : 1;
       lse_size += scores[n] / sum * sizes[n];
       for (std::int64_t d = 0; d < p.head_dim_v; ++d) out[d] += size * term(weight * row[d], summation);
@@ -399,15 +406,17 @@ Gradients<Real> backward(const Problem& p, const std::vector<Real>& q, const std
       const Real weight = size * std::exp(logit.value - lse);
       const Real factor = kept(j), dp = factor * dweights[n];
       const Real dp_size = summation.magnitudes ? std::abs(dp) + factor * spread(grad, row_of_v(j), p.head_dim_v) : 0;
-      const Real ds =
-          weight * (summation.magnitudes ? dp_size + std::abs(delta_of_branch) : dp - delta_of_branch) * logit.slope;
+      const Real ds = operand(
+          weight * (summation.magnitudes ? dp_size + std::abs(delta_of_branch) : dp - delta_of_branch) * logit.slope,
+          summation);
+      const Real kept_weight = operand(factor * weight, summation);
       Real* dk = &gradients.dk[at.k.at(b, j, h_kv)];
       Real* dv = &gradients.dv[at.v.at(b, j, h_kv)];
       for (std::int64_t d = 0; d < p.head_dim; ++d) {
         dq[d] += term(ds * row_of_k(j)[d], summation);
         dk[d] += term(ds * query[d], summation);
       }
-      for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += term(factor * weight * grad[d], summation);
+      for (std::int64_t d = 0; d < p.head_dim_v; ++d) dv[d] += term(kept_weight * grad[d], summation);
     }
     Real through = 0;
     for (std::int64_t d = 0; d < p.head_dim_v; ++d) through += term(grad[d] * out[d], summation);

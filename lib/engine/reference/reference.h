@@ -41,11 +41,15 @@ bool sees(const Problem& problem, std::int64_t b, std::int64_t i, std::int64_t j
 // How often it does in query head h: 0 or 1, or where attention is dilated as often as there are branches that keep both.
 int times_seen(const Problem& problem, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j);
 
-// How a result is summed. Neither changes what is computed but for rounding, and `magnitudes` in the way it says.
+// A number as it is after being stored in `dtype`: to nearest, ties to even.
+double rounded(double x, DType dtype);
+
+// How a result is summed. Nothing here changes what is computed but for rounding, and `magnitudes` in the way it says.
 struct Summation {
   std::int64_t first = 0;  // keys and query rows are taken from this index on, wrapping around
-  bool magnitudes =
-      false;  // all but lse sum the magnitudes of their terms, and of what is added to scores: what rounding errors are relative to
+  // All but lse sum the magnitudes of their terms, and of what is added to scores: what rounding errors are relative to.
+  bool magnitudes = false;
+  DType operands = DType::float32;  // what weights and their gradients are rounded to before they are multiplied
 };
 
 template <class Real>
