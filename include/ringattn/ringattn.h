@@ -381,7 +381,7 @@ RA_API ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *er
 typedef struct ra_attention_desc {
   size_t struct_size;
   int64_t batch;                       /**< entries, >= 1; default 1 */
-  int64_t seqlen_q;                    /**< queries of the whole sequence, >= 0; no default */
+  int64_t seqlen_q;                    /**< queries of the whole sequence, >= 0; no default: -1, which is refused */
   int64_t seqlen_kv;                   /**< keys of the whole sequence, >= 0; default -1: seqlen_q */
   int64_t num_heads_q;                 /**< >= 1, a multiple of num_heads_kv; default 1 */
   int64_t num_heads_kv;                /**< >= 1; default 0: num_heads_q. Query head h uses head h / (num_heads_q / num_heads_kv) */
@@ -724,7 +724,7 @@ RA_API ra_status ra_backward(ra_context *context, const ra_attention_desc *desc,
 typedef struct ra_merge_args {
   size_t struct_size;
   int64_t batch;      /**< >= 1; default 1 */
-  int64_t seqlen;     /**< rows, >= 0; no default */
+  int64_t seqlen;     /**< rows, >= 0; no default: -1, which is refused */
   int64_t num_heads;  /**< >= 1; default 1 */
   int64_t head_dim_v; /**< >= 1; no default */
   int32_t dtype;      /**< ra_dtype of the three tensors; default RA_DTYPE_FLOAT32 */

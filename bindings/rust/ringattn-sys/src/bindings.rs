@@ -589,7 +589,7 @@ pub struct ra_attention_desc {
     pub struct_size: usize,
     ///entries, >= 1; default 1
     pub batch: i64,
-    ///queries of the whole sequence, >= 0; no default
+    ///queries of the whole sequence, >= 0; no default: -1, which is refused
     pub seqlen_q: i64,
     ///keys of the whole sequence, >= 0; default -1: seqlen_q
     pub seqlen_kv: i64,
@@ -1558,7 +1558,7 @@ pub struct ra_merge_args {
     pub struct_size: usize,
     ///>= 1; default 1
     pub batch: i64,
-    ///rows, >= 0; no default
+    ///rows, >= 0; no default: -1, which is refused
     pub seqlen: i64,
     ///>= 1; default 1
     pub num_heads: i64,
