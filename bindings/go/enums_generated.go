@@ -30,7 +30,8 @@ const (
 	// another rank failed or left during the operation; Error.Rank names it
 	StatusPeerLost Status = C.RA_STATUS_PEER_LOST
 	// ranks disagree on the problem or on the order of calls; every rank gets this, and Error.Rank names the
-	// one that contradicts all others, if they agree
+	// one that contradicts all others, if they agree. The message has the first field that differs, with its
+	// value on two ranks; of a list, a digest
 	StatusMismatch Status = C.RA_STATUS_MISMATCH
 	// Error.CUDAError holds the cudaError_t
 	StatusCUDAError Status = C.RA_STATUS_CUDA_ERROR
@@ -96,7 +97,8 @@ var (
 	// another rank failed or left during the operation; Error.Rank names it
 	ErrPeerLost error = statusError(StatusPeerLost)
 	// ranks disagree on the problem or on the order of calls; every rank gets this, and Error.Rank names the
-	// one that contradicts all others, if they agree
+	// one that contradicts all others, if they agree. The message has the first field that differs, with its
+	// value on two ranks; of a list, a digest
 	ErrMismatch error = statusError(StatusMismatch)
 	// Error.CUDAError holds the cudaError_t
 	ErrCUDAError error = statusError(StatusCUDAError)

@@ -65,7 +65,8 @@ typedef enum ra_status {
   RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
   RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */
   RA_STATUS_MISMATCH = 8,         /**< ranks disagree on the problem or on the order of calls; every rank gets this, and
-                                       ra_error::rank names the one that contradicts all others, if they agree */
+                                       ra_error::rank names the one that contradicts all others, if they agree. The message
+                                       has the first field that differs, with its value on two ranks; of a list, a digest */
   RA_STATUS_CUDA_ERROR = 9,       /**< ra_error::cuda_error holds the cudaError_t */
   RA_STATUS_NCCL_ERROR = 10,      /**< ra_error::nccl_result holds the ncclResult_t */
   RA_STATUS_INTERNAL_ERROR = 11   /**< a defect of the library, or a self-test that found a wrong result */

@@ -21,7 +21,8 @@ pub const RA_STATUS_ABORTED: ra_status = 6;
 ///another rank failed or left during the operation; ra_error::rank names it
 pub const RA_STATUS_PEER_LOST: ra_status = 7;
 /**ranks disagree on the problem or on the order of calls; every rank gets this, and
-ra_error::rank names the one that contradicts all others, if they agree*/
+ra_error::rank names the one that contradicts all others, if they agree. The message
+has the first field that differs, with its value on two ranks; of a list, a digest*/
 pub const RA_STATUS_MISMATCH: ra_status = 8;
 ///ra_error::cuda_error holds the cudaError_t
 pub const RA_STATUS_CUDA_ERROR: ra_status = 9;

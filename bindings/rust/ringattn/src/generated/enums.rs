@@ -26,7 +26,8 @@ choice! {
     /// Another rank failed or left during the operation; [`Error::rank`] names it.
     PeerLost = sys::RA_STATUS_PEER_LOST, "PEER_LOST";
     /// Ranks disagree on the problem or on the order of calls; every rank gets this, and
-    /// [`Error::rank`] names the one that contradicts all others, if they agree.
+    /// [`Error::rank`] names the one that contradicts all others, if they agree. The message has
+    /// the first field that differs, with its value on two ranks; of a list, a digest.
     Mismatch = sys::RA_STATUS_MISMATCH, "MISMATCH";
     /// [`Error::cuda_error`] holds the cudaError_t.
     CudaError = sys::RA_STATUS_CUDA_ERROR, "CUDA_ERROR";

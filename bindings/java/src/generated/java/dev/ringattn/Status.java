@@ -22,7 +22,8 @@ public enum Status {
   PEER_LOST(7),
   /**
    * Ranks disagree on the problem or on the order of calls; every rank gets this, and
-   * RingAttentionException.rank names the one that contradicts all others, if they agree.
+   * RingAttentionException.rank names the one that contradicts all others, if they agree. The
+   * message has the first field that differs, with its value on two ranks; of a list, a digest.
    */
   MISMATCH(8),
   /** RingAttentionException.cudaError holds the cudaError_t. */
