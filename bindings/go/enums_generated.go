@@ -21,7 +21,8 @@ const (
 	StatusNotSupported Status = C.RA_STATUS_NOT_SUPPORTED
 	// host or device memory could not be allocated
 	StatusOutOfMemory Status = C.RA_STATUS_OUT_OF_MEMORY
-	// the context failed or was aborted earlier, or is in use by another thread
+	// the context failed or was aborted earlier, or is in use by another thread, or a stream is being
+	// captured before the call was once made without that (Context.Forward)
 	StatusInvalidState Status = C.RA_STATUS_INVALID_STATE
 	// a rank did not come within ContextConfig.Timeout; Error.Rank names it
 	StatusTimeout Status = C.RA_STATUS_TIMEOUT
@@ -88,7 +89,8 @@ var (
 	ErrNotSupported error = statusError(StatusNotSupported)
 	// host or device memory could not be allocated
 	ErrOutOfMemory error = statusError(StatusOutOfMemory)
-	// the context failed or was aborted earlier, or is in use by another thread
+	// the context failed or was aborted earlier, or is in use by another thread, or a stream is being
+	// captured before the call was once made without that (Context.Forward)
 	ErrInvalidState error = statusError(StatusInvalidState)
 	// a rank did not come within ContextConfig.Timeout; Error.Rank names it
 	ErrTimeout error = statusError(StatusTimeout)

@@ -60,7 +60,8 @@ typedef enum ra_status {
                                        uses up its id */
   RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
   RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
-  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread */
+  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread, or a stream
+                                       is being captured before the call was once made without that (ra_forward) */
   RA_STATUS_TIMEOUT = 5,          /**< a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it */
   RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
   RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */

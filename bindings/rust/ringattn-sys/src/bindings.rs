@@ -12,7 +12,8 @@ pub const RA_STATUS_INVALID_ARGUMENT: ra_status = 1;
 pub const RA_STATUS_NOT_SUPPORTED: ra_status = 2;
 ///host or device memory could not be allocated
 pub const RA_STATUS_OUT_OF_MEMORY: ra_status = 3;
-///the context failed or was aborted earlier, or is in use by another thread
+/**the context failed or was aborted earlier, or is in use by another thread, or a stream
+is being captured before the call was once made without that (ra_forward)*/
 pub const RA_STATUS_INVALID_STATE: ra_status = 4;
 ///a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it
 pub const RA_STATUS_TIMEOUT: ra_status = 5;

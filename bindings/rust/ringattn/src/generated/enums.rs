@@ -17,7 +17,8 @@ choice! {
     NotSupported = sys::RA_STATUS_NOT_SUPPORTED, "NOT_SUPPORTED";
     /// Host or device memory could not be allocated.
     OutOfMemory = sys::RA_STATUS_OUT_OF_MEMORY, "OUT_OF_MEMORY";
-    /// The context failed or was aborted earlier, or is in use by another thread.
+    /// The context failed or was aborted earlier, or is in use by another thread, or a stream is
+    /// being captured before the call was once made without that ([`Context::forward`]).
     InvalidState = sys::RA_STATUS_INVALID_STATE, "INVALID_STATE";
     /// A rank did not come within [`ContextConfig::timeout_ms`]; [`Error::rank`] names it.
     Timeout = sys::RA_STATUS_TIMEOUT, "TIMEOUT";
