@@ -21,7 +21,8 @@ const (
 	StatusNotSupported Status = C.RA_STATUS_NOT_SUPPORTED
 	// host or device memory could not be allocated
 	StatusOutOfMemory Status = C.RA_STATUS_OUT_OF_MEMORY
-	// the context failed or was aborted earlier, or is in use by another thread
+	// the context failed or was aborted earlier, or is in use by another thread, or a stream is being
+	// captured before the call was once made without that (Context.Forward)
 	StatusInvalidState Status = C.RA_STATUS_INVALID_STATE
 	// a rank did not come within ContextConfig.Timeout; Error.Rank names it
 	StatusTimeout Status = C.RA_STATUS_TIMEOUT
@@ -30,7 +31,8 @@ const (
 	// another rank failed or left during the operation; Error.Rank names it
 	StatusPeerLost Status = C.RA_STATUS_PEER_LOST
 	// ranks disagree on the problem or on the order of calls; every rank gets this, and Error.Rank names the
-	// one that contradicts all others, if they agree
+	// one that contradicts all others, if they agree. The message has the first field that differs, with its
+	// value on two ranks; of a list, a digest
 	StatusMismatch Status = C.RA_STATUS_MISMATCH
 	// Error.CUDAError holds the cudaError_t
 	StatusCUDAError Status = C.RA_STATUS_CUDA_ERROR
@@ -87,7 +89,8 @@ var (
 	ErrNotSupported error = statusError(StatusNotSupported)
 	// host or device memory could not be allocated
 	ErrOutOfMemory error = statusError(StatusOutOfMemory)
-	// the context failed or was aborted earlier, or is in use by another thread
+	// the context failed or was aborted earlier, or is in use by another thread, or a stream is being
+	// captured before the call was once made without that (Context.Forward)
 	ErrInvalidState error = statusError(StatusInvalidState)
 	// a rank did not come within ContextConfig.Timeout; Error.Rank names it
 	ErrTimeout error = statusError(StatusTimeout)
@@ -96,7 +99,8 @@ var (
 	// another rank failed or left during the operation; Error.Rank names it
 	ErrPeerLost error = statusError(StatusPeerLost)
 	// ranks disagree on the problem or on the order of calls; every rank gets this, and Error.Rank names the
-	// one that contradicts all others, if they agree
+	// one that contradicts all others, if they agree. The message has the first field that differs, with its
+	// value on two ranks; of a list, a digest
 	ErrMismatch error = statusError(StatusMismatch)
 	// Error.CUDAError holds the cudaError_t
 	ErrCUDAError error = statusError(StatusCUDAError)

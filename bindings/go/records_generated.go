@@ -201,7 +201,7 @@ func (x *Capabilities) fromC(raw *C.ra_capabilities) {
 type AttentionDesc struct {
 	// entries, >= 1; default 1
 	Batch int64
-	// queries of the whole sequence, >= 0; no default
+	// queries of the whole sequence, >= 0; no default: -1, which is refused
 	SeqlenQ int64
 	// keys of the whole sequence, >= 0; default -1: SeqlenQ
 	SeqlenKV int64
@@ -641,7 +641,7 @@ func (x *BackwardArgs) toC(k *keeper, raw *C.ra_backward_args, desc *AttentionDe
 type MergeArgs struct {
 	// >= 1; default 1
 	Batch int64
-	// rows, >= 0; no default
+	// rows, >= 0; no default: -1, which is refused
 	Seqlen int64
 	// >= 1; default 1
 	NumHeads int64

@@ -69,8 +69,9 @@ END
 END
 }
 
-# The example prints the table that the one in C prints (EXAMPLE_IN_C), but for the times.
+# The example's own test; and it prints the table that the one in C prints (EXAMPLE_IN_C), but for the times.
 example() {
+  $cargo test --quiet --release --manifest-path $example/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-$example/target}"
   $cargo build --quiet --release --manifest-path $example/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-$example/target}"
   cat ../../README.md ../../CONTRIBUTING.md >"$output"
   table() {

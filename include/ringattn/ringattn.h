@@ -60,12 +60,14 @@ typedef enum ra_status {
                                        uses up its id */
   RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
   RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
-  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread */
+  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread, or a stream
+                                       is being captured before the call was once made without that (ra_forward) */
   RA_STATUS_TIMEOUT = 5,          /**< a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it */
   RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
   RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */
   RA_STATUS_MISMATCH = 8,         /**< ranks disagree on the problem or on the order of calls; every rank gets this, and
-                                       ra_error::rank names the one that contradicts all others, if they agree */
+                                       ra_error::rank names the one that contradicts all others, if they agree. The message
+                                       has the first field that differs, with its value on two ranks; of a list, a digest */
   RA_STATUS_CUDA_ERROR = 9,       /**< ra_error::cuda_error holds the cudaError_t */
   RA_STATUS_NCCL_ERROR = 10,      /**< ra_error::nccl_result holds the ncclResult_t */
   RA_STATUS_INTERNAL_ERROR = 11   /**< a defect of the library, or a self-test that found a wrong result */
@@ -381,7 +383,7 @@ RA_API ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *er
 typedef struct ra_attention_desc {
   size_t struct_size;
   int64_t batch;                       /**< entries, >= 1; default 1 */
-  int64_t seqlen_q;                    /**< queries of the whole sequence, >= 0; no default */
+  int64_t seqlen_q;                    /**< queries of the whole sequence, >= 0; no default: -1, which is refused */
   int64_t seqlen_kv;                   /**< keys of the whole sequence, >= 0; default -1: seqlen_q */
   int64_t num_heads_q;                 /**< >= 1, a multiple of num_heads_kv; default 1 */
   int64_t num_heads_kv;                /**< >= 1; default 0: num_heads_q. Query head h uses head h / (num_heads_q / num_heads_kv) */
@@ -724,7 +726,7 @@ RA_API ra_status ra_backward(ra_context *context, const ra_attention_desc *desc,
 typedef struct ra_merge_args {
   size_t struct_size;
   int64_t batch;      /**< >= 1; default 1 */
-  int64_t seqlen;     /**< rows, >= 0; no default */
+  int64_t seqlen;     /**< rows, >= 0; no default: -1, which is refused */
   int64_t num_heads;  /**< >= 1; default 1 */
   int64_t head_dim_v; /**< >= 1; no default */
   int32_t dtype;      /**< ra_dtype of the three tensors; default RA_DTYPE_FLOAT32 */

@@ -80,6 +80,7 @@ struct StructTraits<ra_attention_desc> {
   static constexpr const char *name = "ra_attention_desc";
   static void fill(ra_attention_desc &d) {
     d.batch = 1;
+    d.seqlen_q = -1;  // refused: 0 is legal, and none that was forgotten
     d.seqlen_kv = -1;
     d.num_heads_q = 1;
     d.dtype = RA_DTYPE_FLOAT32;
@@ -119,6 +120,7 @@ struct StructTraits<ra_merge_args> {
   static constexpr const char *name = "ra_merge_args";
   static void fill(ra_merge_args &m) {
     m.batch = 1;
+    m.seqlen = -1;  // as seqlen_q
     m.num_heads = 1;
     m.dtype = RA_DTYPE_FLOAT32;
   }

@@ -165,7 +165,7 @@ void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>&
   // What is held and what comes next have a slot each, and so have the gradients of both, beside those at home.
   constexpr int home = 0, arriving = 3;
   const auto chunk_slot = [](int time) { return time % 2; };
-  const auto share = [](int time) { return time == 0 ? home : 1 + time % 2; };
+  const auto gradient_slot = [](int time) { return time == 0 ? home : 1 + time % 2; };
   chunk_slots_ = world_size_ > 1 ? 2 : packs() ? 1 : 0;
   gradient_slots_ = pass_ == Pass::forward || adds_directly() ? 0 : world_size_ > 1 ? 4 : 1;
 
@@ -189,19 +189,19 @@ void Plan::add_tour(std::int64_t chunk, int direction, const std::vector<Reach>&
     if (time <= reach(held)) {
       moment.holds = held;
       moment.slot = chunk_slot(time);
-      moment.share = share(time);
+      moment.gradient_slot = gradient_slot(time);
       moment.computes = (time > 0 || direction > 0) && reach_of(held).here;
       moment.packs = time == 0 && packs() && (moment.computes || reach(held) > 0);
       totals_.steps += moment.computes ? 1 : 0;
       if (time < reach(held)) transfer(Transfer::keys_and_values, true, ahead, held, chunk_slot(time));
       if (gradients && time > 0) {
-        transfer(Transfer::gradients, false, behind, held, moment.computes ? arriving : share(time));
-        if (moment.computes) additions_.push_back({arriving, share(time), held});
+        transfer(Transfer::gradients, false, behind, held, moment.computes ? arriving : gradient_slot(time));
+        if (moment.computes) additions_.push_back({arriving, gradient_slot(time), held});
       }
     }
     if (time < reach(next)) transfer(Transfer::keys_and_values, false, behind, next, chunk_slot(time + 1));
     if (gradients && time > 0 && reach(before) > 0 && time - 1 <= reach(before))
-      transfer(Transfer::gradients, true, time <= reach(before) ? ahead : before, before, share(time - 1));
+      transfer(Transfer::gradients, true, time <= reach(before) ? ahead : before, before, gradient_slot(time - 1));
     if (gradients && reach(rank_) > 0 && time - 1 == reach(rank_))
       transfer(Transfer::gradients, false, at_distance(direction * reach(rank_)), rank_, home);
   }
@@ -241,7 +241,7 @@ void Plan::add_gathering(std::int64_t chunk) {
     if (!sees(rank_, d)) continue;
     moment.holds = at_distance(-d);
     moment.computes = true;
-    moment.slot = moment.share = ++slot;
+    moment.slot = moment.gradient_slot = ++slot;
   }
   if (pass_ == Pass::forward) return;
   gradient_slots_ = std::max(gradient_slots_, 1 + foreign);

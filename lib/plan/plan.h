@@ -63,10 +63,10 @@ struct Addition {
 // One moment of one rank.
 struct Moment {
   std::int64_t chunk = 0;
-  int holds = nobody;  // owner of the chunk to compute with ...
-  int slot = 0;        // ... and its chunk slot
-  int share = 0;       // gradient slot for what is computed
-  bool packs = false;  // the own chunk, into that slot, before anything else
+  int holds = nobody;     // owner of the chunk to compute with ...
+  int slot = 0;           // ... and its chunk slot
+  int gradient_slot = 0;  // for what is computed
+  bool packs = false;     // the own chunk, into that slot, before anything else
   bool begins_chunk = false;
   bool computes = false;        // some row of this rank sees a key of what is held
   bool finishes_chunk = false;  // at its end the own gradients are complete

@@ -19,7 +19,7 @@ void add_kept_block(std::int64_t position, std::int64_t count, std::int64_t row,
   const std::int64_t first = region.first_from(position),
                      end = std::min(region.count, region.first_from(position + count));
   if (first >= end) return;
-  kept.add({.document = unit,
+  kept.add({.unit = unit,
             .run = {.start = first, .block = end - first, .stride = end - first, .length = end - first},
             .first = 0,
             .length = end - first,
@@ -47,7 +47,7 @@ void add_kept(const Piece& piece, const Progression& region, std::int64_t unit, 
     const std::int64_t offset = modulo(base - run.start, spacing);
     const auto before = [&](std::int64_t member) { return divide_up(member - offset, spacing); };  // kept ones
     const std::int64_t begin = before(first), count = before(end) - begin;
-    kept.add({.document = unit,
+    kept.add({.unit = unit,
               .run = {.start = divide_down(run.start + offset - base, spacing),
                       .block = run.block / spacing,
                       .stride = run.stride / spacing,
@@ -74,7 +74,7 @@ void add_kept(const Piece& piece, const Progression& region, std::int64_t unit, 
     while (block < last && modulo(position() - base, spacing) != 0) ++block;
     if (block == last || block * run.block + place >= end) continue;
     const std::int64_t count = (end - 1 - (block * run.block + place)) / (period * run.block) + 1;
-    kept.add({.document = unit,
+    kept.add({.unit = unit,
               .run = {.start = (position() - base) / spacing,
                       .block = 1,
                       .stride = run.stride * period / spacing,

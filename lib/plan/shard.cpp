@@ -43,9 +43,9 @@ std::int64_t Shards::rows_before(int rank, std::int64_t position) const {
     const std::int64_t stripe = problem_.stripe, period = world_size_ * stripe;
     return position / period * stripe + std::clamp<std::int64_t>(position % period - rank * stripe, 0, stripe);
   }
-  const Cut cut(position, num_parts());
+  const Cut cut(position, parts_of_cut());
   const std::int64_t rows = cut.length(rank);
-  return sharding_ == Sharding::zigzag ? rows + cut.length(num_parts() - 1 - rank) : rows;
+  return sharding_ == Sharding::zigzag ? rows + cut.length(parts_of_cut() - 1 - rank) : rows;
 }
 
 std::int64_t Shards::document_of(int rank, std::int64_t row) const {
@@ -60,7 +60,7 @@ Share Shards::share(int rank, std::int64_t document) const {
   if (sharding_ == Sharding::striped) {  // a stretch of the rank's stripes of the whole sequence
     const std::int64_t stripe = problem_.stripe, row_end = rows_before(rank, end);
     share.add(
-        {.document = document,
+        {.unit = document,
          .run = {.start = rank * stripe - begin, .block = stripe, .stride = world_size_ * stripe, .length = row_end},
          .first = row,
          .length = row_end - row,
@@ -70,7 +70,7 @@ Share Shards::share(int rank, std::int64_t document) const {
   const Cut cut = cut_of(document);
   const auto add_part = [&](std::int64_t part) {
     const std::int64_t length = cut.length(part), block = std::max<std::int64_t>(length, 1);
-    share.add({.document = document,
+    share.add({.unit = document,
                .run = {.start = cut.begin(part), .block = block, .stride = block, .length = length},
                .first = 0,
                .length = length,
@@ -78,7 +78,7 @@ Share Shards::share(int rank, std::int64_t document) const {
     row += length;
   };
   add_part(rank);
-  if (sharding_ == Sharding::zigzag) add_part(num_parts() - 1 - rank);
+  if (sharding_ == Sharding::zigzag) add_part(parts_of_cut() - 1 - rank);
   return share;
 }
 
@@ -124,8 +124,8 @@ void Shards::add_owners(std::int64_t document, const Progression& tokens, RankSe
   const Cut cut = cut_of(document);
   const auto add_parts = [&](std::int64_t first, std::int64_t last) {
     if (last > last_rank) {  // zigzag: parts P .. 2 P - 1 belong to ranks P - 1 .. 0
-      const std::int64_t mirrored = num_parts() - 1 - last;
-      last = first > last_rank ? num_parts() - 1 - first : last_rank;
+      const std::int64_t mirrored = parts_of_cut() - 1 - last;
+      last = first > last_rank ? parts_of_cut() - 1 - first : last_rank;
       first = first > last_rank ? mirrored : std::min(first, mirrored);
     }
     owners.add(first, last - first + 1);
@@ -178,7 +178,7 @@ std::vector<Piece> cut_rows(std::span<const Piece> pieces, std::int64_t begin, s
 std::int64_t row_position(const Problem& problem, Side side, const std::vector<Piece>& pieces, std::int64_t row) {
   const auto piece =
       std::partition_point(pieces.begin(), pieces.end(), [&](const Piece& p) { return p.row + p.length <= row; });
-  return problem.documents[static_cast<std::size_t>(piece->document)].begin(side) + piece->position(row - piece->row);
+  return problem.documents[static_cast<std::size_t>(piece->unit)].begin(side) + piece->position(row - piece->row);
 }
 
 }  // namespace ringattn

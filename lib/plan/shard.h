@@ -49,7 +49,7 @@ struct Run {
 
 // Members first .. first + length - 1 of a run of positions inside a document, stored side by side from `row` on.
 struct Piece {
-  std::int64_t document = 0;  // index in Problem::documents, or of another unit (domain.h)
+  std::int64_t unit = 0;  // of a domain (domain.h): of whole documents, the index in Problem::documents
   Run run;
   std::int64_t first = 0;
   std::int64_t length = 0;
@@ -180,7 +180,7 @@ class Shards {
   // What none of its pieces is longer than: a part, or in a striped shard all rows.
   std::int64_t longest_piece(int rank) const {
     if (sharding_ == Sharding::striped) return rows(rank);
-    return (problem_.seqlen(side_) + num_parts() - 1) / num_parts();
+    return (problem_.seqlen(side_) + parts_of_cut() - 1) / parts_of_cut();
   }
   // Numbers of the documents, one after the other, that rows begin .. end - 1 of a shard belong to.
   using Documents = std::ranges::iota_view<std::int64_t, std::int64_t>;
@@ -219,9 +219,9 @@ class Shards {
   std::int64_t rows_before(int rank, std::int64_t position) const;
   Cut cut_of(std::int64_t document) const {
     const std::int64_t begin = begin_of(document);
-    return {begin_of(document + 1) - begin, num_parts(), begin % num_parts()};
+    return {begin_of(document + 1) - begin, parts_of_cut(), begin % parts_of_cut()};
   }
-  std::int64_t num_parts() const { return std::int64_t{world_size_} * (sharding_ == Sharding::zigzag ? 2 : 1); }
+  std::int64_t parts_of_cut() const { return std::int64_t{world_size_} * (sharding_ == Sharding::zigzag ? 2 : 1); }
 
   const Problem& problem_;
   Side side_;

@@ -8,7 +8,7 @@
 namespace ringattn {
 namespace {
 
-enum class Kind { number, real, digest };
+enum class Kind { number, documents, real, digest };
 
 struct Field {
   const char* name;
@@ -69,7 +69,7 @@ auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, 
       Field{"window_right", p.window_right},
       Field{"softmax_scale", real(p.softmax_scale), Kind::real},
       Field{"softcap", real(p.softcap), Kind::real},
-      Field{"num_documents", static_cast<std::int64_t>(p.documents.size())},
+      Field{"num_documents", std::ssize(p.documents), Kind::documents},
       Field{"document_offsets_q", offsets_q.value(), Kind::digest},
       Field{"document_offsets_kv", offsets_kv.value(), Kind::digest},
       Field{"kv_lengths", kv_lengths.value(), Kind::digest},
@@ -95,6 +95,8 @@ auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, 
 
 std::string show(Kind kind, std::int64_t value) {
   switch (kind) {
+    case Kind::documents:
+      return value <= 1 ? "0 or 1" : text(value);  // the same to a problem
     case Kind::real:
       return text(std::bit_cast<float>(static_cast<std::int32_t>(value)));
     case Kind::digest: {

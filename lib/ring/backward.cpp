@@ -20,7 +20,7 @@ class Backward {
   Pair begin_share(const Moment& m) const {
     const std::int64_t rows = plan_.chunk_rows(m.holds, m.chunk);
     const bool direct = plan_.adds_directly();
-    const Pair pair = direct ? Pair{call_.dk, call_.dv} : journey_.gradients(m.share, m.holds, m.chunk);
+    const Pair pair = direct ? Pair{call_.dk, call_.dv} : journey_.gradients(m.gradient_slot, m.holds, m.chunk);
     if (direct && call_.accumulate) return pair;
     on_.engine.clear(p_, pair.k, {rows, p_.num_heads_kv, p_.head_dim});
     on_.engine.clear(p_, pair.v, {rows, p_.num_heads_kv, p_.head_dim_v});

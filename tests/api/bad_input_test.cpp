@@ -538,6 +538,14 @@ void problems(Table& t) {
   const auto desc = &Call::desc;
   out_of_range(t, kTakeProblem + kCopy, desc, &D::batch, "batch", {std::int64_t{0}, std::int64_t{-1}, kMin}, {"1"});
   out_of_range(t, kTakeDesc, desc, &D::seqlen_q, "seqlen_q", {std::int64_t{-1}, std::int64_t{-2}, kMin}, {"0"});
+  t.push_back({"seqlen_q is forgotten",
+               kTakeDesc,
+               [](Call& c) {
+                 D fresh;
+                 ra_init_attention_desc(&fresh, sizeof fresh);
+                 c.desc.seqlen_q = fresh.seqlen_q;
+               },
+               {"seqlen_q is -1", "0"}});
   out_of_range(t, kTakeDesc, desc, &D::seqlen_kv, "seqlen_kv", {std::int64_t{-2}, kMin}, {"0|-1"});
   out_of_range(t, kTakeProblem, desc, &D::num_heads_q, "num_heads_q", {std::int64_t{0}, std::int64_t{-1}, kMin}, {"1"});
   out_of_range(t, kTakeProblem, desc, &D::num_heads_q, "num_heads_q", {std::int64_t{3}, std::int64_t{5}},
@@ -1145,6 +1153,14 @@ void arguments(Table& t) {
   const Functions merge{&kMergeAttention};
   out_of_range(t, merge, &Call::merge, &M::batch, "batch", {std::int64_t{0}, std::int64_t{-1}, kMin}, {"1"});
   out_of_range(t, merge, &Call::merge, &M::seqlen, "seqlen", {std::int64_t{-1}, kMin}, {"0"});
+  t.push_back({"merged rows are forgotten",
+               merge,
+               [](Call& c) {
+                 M fresh;
+                 ra_init_merge_args(&fresh, sizeof fresh);
+                 c.merge.seqlen = fresh.seqlen;
+               },
+               {"seqlen is -1", "0"}});
   out_of_range(t, merge, &Call::merge, &M::num_heads, "num_heads", {std::int64_t{0}, std::int64_t{-1}, kMin}, {"1"});
   out_of_range(t, merge, &Call::merge, &M::head_dim_v, "head_dim_v", {std::int64_t{0}, std::int64_t{-1}, kMin}, {"1"});
   out_of_range(t, merge, &Call::merge, &M::dtype, "dtype", {-1, 0, 4, 99}, {});

@@ -156,9 +156,14 @@ std::vector<Disagreement> disagreements() {
       d.document_offsets_q = offsets;
     };
   };
-  table.push_back(
-      {"num_documents", documents_are(documents[0], 2), documents_are(other_count, 3), {"num_documents", "2", "3"}});
-  table.push_back({"documents or none", [](D&) {}, documents_are(documents[0], 2), {"num_documents", "0", "2"}});
+  table.push_back({"num_documents",
+                   documents_are(documents[0], 2),
+                   documents_are(other_count, 3),
+                   {"num_documents is ", "2", "3"}});
+  table.push_back({"documents or none",
+                   [](D&) {},
+                   documents_are(documents[0], 2),
+                   {"num_documents is ", " 0 or 1 on rank", " 2 on rank"}});
   table.push_back(
       {"document_offsets_q", documents_are(documents[0], 2), documents_are(documents[1], 2), {"document_offsets"}});
   table.push_back({"document_offsets_kv",

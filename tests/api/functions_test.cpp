@@ -174,6 +174,7 @@ TEST(Defaults, AreTheDocumentedOnes) {
   ra_attention_desc desc;
   ra_init_attention_desc(&desc, sizeof desc);
   EXPECT_EQ(desc.batch, 1);
+  EXPECT_EQ(desc.seqlen_q, -1);
   EXPECT_EQ(desc.seqlen_kv, -1);
   EXPECT_EQ(desc.num_heads_q, 1);
   EXPECT_EQ(desc.num_heads_kv, 0);
@@ -219,6 +220,7 @@ TEST(Defaults, AreTheDocumentedOnes) {
   ra_merge_args merge;
   ra_init_merge_args(&merge, sizeof merge);
   EXPECT_EQ(merge.batch, 1);
+  EXPECT_EQ(merge.seqlen, -1);
   EXPECT_EQ(merge.num_heads, 1);
   EXPECT_EQ(merge.dtype, RA_DTYPE_FLOAT32);
 }

@@ -7,6 +7,8 @@
 #   readme_program.sh TGZ            against the archive that CPack makes, unpacked, by pkg-config
 #   readme_program.sh DEB            against the Debian package that CPack makes, unpacked, by pkg-config
 #
+# build_tree also runs it with a call that one rank refuses: the other is let go.
+#
 # In the environment: BUILD (folder of the CMake build), CMAKE and CC. Exit status 77: pkg-config is not installed.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -72,3 +74,14 @@ readelf -d "$work/program" | grep -F "[$soname]" || {
 "$work/program" >"$work/printed"
 cat "$work/printed"
 diff "$work/expected" "$work/printed"
+
+[ "$1" = build_tree ] || exit 0
+sed 's/forward.q.data = q\[rank\]/forward.q.data = rank == 0 ? NULL : q[rank]/' "$work/program.c" >"$work/refused.c"
+# shellcheck disable=SC2086
+"$CC" $flags -I"$root/include" "$work/refused.c" -o "$work/refused" -L"$BUILD/lib" -lringattn
+status=0
+timeout 60 "$work/refused" 2>"$work/said" || status=$?
+cat "$work/said"
+[ "$status" = 1 ]
+grep 'rank 0: INVALID_ARGUMENT: q.data is NULL' "$work/said"
+grep 'rank 1: ABORTED: .* rank 0' "$work/said"

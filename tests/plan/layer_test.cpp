@@ -44,7 +44,7 @@ TEST(Layer, KeptPositionsAreThoseOfTheIntersection) {
         expected.insert({distance / region.spacing, piece.row + i});
     }
     for (const SpacedPiece& part : kept) {
-      EXPECT_EQ(part.document, 7);
+      EXPECT_EQ(part.unit, 7);
       for (std::int64_t i = 0; i < part.length; ++i) {
         const bool is_new = got.insert({part.position(i), part.row + i * part.step}).second;
         ASSERT_TRUE(is_new) << "sample " << n;

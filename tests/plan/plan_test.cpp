@@ -55,7 +55,7 @@ std::vector<int> count_pairs(const Problem& p, const std::vector<Plan>& plans) {
             for (const Piece& keys : item.keys)
               for (std::int64_t i = 0; i < queries.length; ++i) {
                 const Interval seen = item.visible(queries, i, keys, p.kv_length(b));
-                const Document& document = p.documents[static_cast<std::size_t>(queries.document)];
+                const Document& document = p.documents[static_cast<std::size_t>(queries.unit)];
                 for (std::int64_t j = seen.lo; j < seen.hi; ++j)
                   ++count[static_cast<std::size_t>((b * p.seqlen_q + document.q_begin + queries.position(i)) *
                                                        p.seqlen_kv +
@@ -269,7 +269,8 @@ TEST(Plan, MessagesMeetAndGradientsComeHome) {
           if (transfer.sends) used.insert({transfer.kind, transfer.slot});
         if (m.computes && plans[r].packs()) used.insert({Transfer::keys_and_values, m.slot});
         if (m.computes && pass == Pass::backward && !plans[r].adds_directly()) {
-          EXPECT_TRUE(used.insert({Transfer::gradients, m.share}).second) << "a share is not sent while it is made";
+          EXPECT_TRUE(used.insert({Transfer::gradients, m.gradient_slot}).second)
+              << "a share is not sent while it is made";
         }
         for (const Transfer& transfer : plans[r].transfers(m)) {
           if (transfer.sends) continue;
@@ -287,7 +288,7 @@ TEST(Plan, MessagesMeetAndGradientsComeHome) {
         }
         if (!ranks[r].gradients.empty()) {
           if (m.computes || m.begins_chunk)
-            ranks[r].gradients.at(static_cast<std::size_t>(m.share)) = {
+            ranks[r].gradients.at(static_cast<std::size_t>(m.gradient_slot)) = {
                 m.holds, m.computes ? std::multiset<int>{rank} : std::multiset<int>{}};
           for (const Addition& a : plans[r].additions(m)) {
             const Slot& from = ranks[r].gradients.at(static_cast<std::size_t>(a.from));

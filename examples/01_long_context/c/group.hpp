@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -39,23 +40,25 @@ class Group {
   int32_t world_size() const { return static_cast<int32_t>(contexts_.size()); }
   ra_context* context(int32_t rank) const { return contexts_[static_cast<size_t>(rank)].get(); }
 
-  // A collective call returns when all ranks have made it, so each rank needs a thread of its own to make it from.
+  // A collective call returns when all ranks have made it, so each rank needs a thread of its own to make it from. If one throws, the
+  // others must not wait for its call until their time-out: they are let go. What was thrown first is thrown again, since what the
+  // others say comes of it.
   void on_every_rank(const std::function<void(int32_t, ra_context*)>& work) const {
-    std::vector<std::exception_ptr> failures(contexts_.size());
+    std::exception_ptr failure;
+    std::once_flag failed;
     std::vector<std::jthread> threads;
     for (size_t r = 0; r < contexts_.size(); ++r) {
       threads.emplace_back([&, r] {
         try {
           work(static_cast<int32_t>(r), contexts_[r].get());
         } catch (...) {
-          failures[r] = std::current_exception();
+          std::call_once(failed, [&] { failure = std::current_exception(); });
+          ra_abort_context(contexts_[r].get(), nullptr);
         }
       });
     }
     for (std::jthread& thread : threads) thread.join();
-    for (const std::exception_ptr& failure : failures) {
-      if (failure) std::rethrow_exception(failure);
-    }
+    if (failure) std::rethrow_exception(failure);
   }
 
  private:

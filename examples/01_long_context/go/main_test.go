@@ -2,12 +2,34 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
+
+	"ringattn.dev/go/ringattn"
 )
+
+// A rank whose call is refused does not leave the others waiting for it.
+func TestOthersAreLetGo(t *testing.T) {
+	group, err := newRanks(make([]byte, 5001), 5000, 3, ringattn.ShardingZigzag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer group.close()
+	group.each[1].k = nil
+	begin := time.Now()
+	_, err = group.forward(5000)
+	if !errors.Is(err, ringattn.ErrInvalidArgument) || !errors.Is(err, ringattn.ErrAborted) {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > time.Minute {
+		t.Errorf("it took %v", took)
+	}
+}
 
 // The program in C, which RINGATTN_EXAMPLE_C names, prints the same table, but for times.
 func TestSameTableAsInC(t *testing.T) {

@@ -119,7 +119,8 @@ func (g *ranks) memory(reach int64) (most uint64, err error) {
 	return most, nil
 }
 
-// A collective call returns when all ranks have made it, so each rank needs a goroutine of its own to make it from.
+// A collective call returns when all ranks have made it, so each rank needs a goroutine of its own to make it from. If one fails, the
+// others need not wait for it until their time-out: they are let go.
 func (g *ranks) onEveryRank(work func(r int32, rank *rank) error) error {
 	failures := make([]error, len(g.each))
 	var all sync.WaitGroup
@@ -127,7 +128,9 @@ func (g *ranks) onEveryRank(work func(r int32, rank *rank) error) error {
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			failures[r] = work(int32(r), &g.each[r])
+			if failures[r] = work(int32(r), &g.each[r]); failures[r] != nil {
+				_ = g.each[r].context.Abort() // says only that there is no context
+			}
 		}()
 	}
 	all.Wait()

@@ -19,6 +19,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicReference;
 
 /**
  * The ranks that share the text, as threads of this process: all calls of the library are in this
@@ -152,24 +153,36 @@ final class Ranks implements AutoCloseable {
   }
 
   // A collective call returns when all ranks have made it, so each makes it in a thread of its own.
+  // If one fails, the others need not wait for it until their time-out: they are let go.
   private void onEveryRank(Work work) {
     List<Future<?>> calls = new ArrayList<>();
+    AtomicReference<Throwable> first = new AtomicReference<>(); // what the others say comes of it
     for (int r = 0; r < ranks.length; ++r) {
       int rank = r;
-      calls.add(threads.submit(() -> work.run(rank, ranks[rank])));
+      calls.add(
+          threads.submit(
+              () -> {
+                try {
+                  work.run(rank, ranks[rank]);
+                } catch (RuntimeException | Error e) {
+                  first.compareAndSet(null, e);
+                  if (ranks[rank] != null && ranks[rank].context != null) {
+                    ranks[rank].context.abort();
+                  }
+                }
+              }));
     }
-    Throwable first = null; // thrown when no rank is at work any more
     for (Future<?> call : calls) {
       try {
         call.get();
       } catch (ExecutionException | InterruptedException e) {
-        first = first == null ? e.getCause() : first;
+        first.compareAndSet(null, e);
       }
     }
-    if (first instanceof RuntimeException failure) {
+    if (first.get() instanceof RuntimeException failure) { // now that no rank is at work any more
       throw failure;
-    } else if (first != null) {
-      throw new IllegalStateException(first);
+    } else if (first.get() != null) {
+      throw new IllegalStateException(first.get());
     }
   }
 

@@ -18,6 +18,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicReference;
 
 /**
  * Four ranks that know a book, and say how any text might go on behind it: all calls of the library
@@ -216,22 +217,34 @@ final class RankGroup implements AutoCloseable {
   }
 
   // A collective call returns when all ranks have made it, so each makes it in a thread of its own.
+  // If one fails, the others need not wait for it until their time-out: they are let go.
   private void onEveryRank(Work work) {
     List<Future<?>> calls = new ArrayList<>();
+    AtomicReference<Throwable> first = new AtomicReference<>(); // what the others say comes of it
     for (int r = 0; r < RANKS; ++r) {
       int rank = r;
-      calls.add(threads.submit(() -> work.run(rank)));
+      calls.add(
+          threads.submit(
+              () -> {
+                try {
+                  work.run(rank);
+                } catch (RuntimeException | Error e) {
+                  first.compareAndSet(null, e);
+                  if (ranks[rank] != null) {
+                    ranks[rank].context.abort();
+                  }
+                }
+              }));
     }
-    IllegalStateException failure = null;
     for (Future<?> call : calls) {
       try {
         call.get();
       } catch (ExecutionException | InterruptedException e) {
-        failure = failure == null ? new IllegalStateException(e) : failure;
+        first.compareAndSet(null, e);
       }
     }
-    if (failure != null) {
-      throw failure;
+    if (first.get() != null) {
+      throw new IllegalStateException(first.get());
     }
   }
 

@@ -12,7 +12,8 @@ pub const RA_STATUS_INVALID_ARGUMENT: ra_status = 1;
 pub const RA_STATUS_NOT_SUPPORTED: ra_status = 2;
 ///host or device memory could not be allocated
 pub const RA_STATUS_OUT_OF_MEMORY: ra_status = 3;
-///the context failed or was aborted earlier, or is in use by another thread
+/**the context failed or was aborted earlier, or is in use by another thread, or a stream
+is being captured before the call was once made without that (ra_forward)*/
 pub const RA_STATUS_INVALID_STATE: ra_status = 4;
 ///a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it
 pub const RA_STATUS_TIMEOUT: ra_status = 5;
@@ -21,7 +22,8 @@ pub const RA_STATUS_ABORTED: ra_status = 6;
 ///another rank failed or left during the operation; ra_error::rank names it
 pub const RA_STATUS_PEER_LOST: ra_status = 7;
 /**ranks disagree on the problem or on the order of calls; every rank gets this, and
-ra_error::rank names the one that contradicts all others, if they agree*/
+ra_error::rank names the one that contradicts all others, if they agree. The message
+has the first field that differs, with its value on two ranks; of a list, a digest*/
 pub const RA_STATUS_MISMATCH: ra_status = 8;
 ///ra_error::cuda_error holds the cudaError_t
 pub const RA_STATUS_CUDA_ERROR: ra_status = 9;
@@ -589,7 +591,7 @@ pub struct ra_attention_desc {
     pub struct_size: usize,
     ///entries, >= 1; default 1
     pub batch: i64,
-    ///queries of the whole sequence, >= 0; no default
+    ///queries of the whole sequence, >= 0; no default: -1, which is refused
     pub seqlen_q: i64,
     ///keys of the whole sequence, >= 0; default -1: seqlen_q
     pub seqlen_kv: i64,
@@ -1558,7 +1560,7 @@ pub struct ra_merge_args {
     pub struct_size: usize,
     ///>= 1; default 1
     pub batch: i64,
-    ///rows, >= 0; no default
+    ///rows, >= 0; no default: -1, which is refused
     pub seqlen: i64,
     ///>= 1; default 1
     pub num_heads: i64,

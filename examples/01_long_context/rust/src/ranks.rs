@@ -86,7 +86,11 @@ impl Ranks {
                 v,
                 out,
             } = rank;
-            context.forward(&desc, ForwardArgs::new(&*q, &*k, &*v, out))
+            let done = context.forward(&desc, ForwardArgs::new(&*q, &*k, &*v, out));
+            if done.is_err() {
+                let _ = context.abort_handle().abort(); // else the others wait until their time-out
+            }
+            done
         })?;
         // Every rank's rows to where they belong.
         let mut whole = vec![0.0; SCORED * ALPHABET];
@@ -169,9 +173,37 @@ fn on_threads<T: Send, R: Send>(
         let work = &work;
         let spawn = |of| scope.spawn(move || work(of));
         let threads: Vec<_> = of.into_iter().map(spawn).collect();
-        threads
+        let mut results: Vec<_> = threads
             .into_iter()
             .map(|thread| thread.join().expect("work does not panic"))
-            .collect()
+            .collect();
+        // Where one rank failed and aborted the others, it is its failure that says why.
+        let is_cause = |e: &Error| e.status() != Status::Aborted;
+        if let Some(cause) = results
+            .iter()
+            .position(|result| result.as_ref().is_err_and(is_cause))
+        {
+            results.swap(0, cause);
+        }
+        results.into_iter().collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A rank whose call is refused does not leave the others waiting for it, and says why.
+    #[test]
+    fn others_are_let_go() {
+        let text = [0; 5001];
+        let mut ranks = Ranks::new(&Head::new(), &text, 5000, 3, Sharding::Zigzag).unwrap();
+        ranks.ranks[2].k.clear();
+        let begin = Instant::now();
+        let error = ranks.forward(5000).unwrap_err();
+        assert_eq!(error.status(), Status::InvalidArgument, "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(60));
+    }
 }

@@ -17,7 +17,8 @@ choice! {
     NotSupported = sys::RA_STATUS_NOT_SUPPORTED, "NOT_SUPPORTED";
     /// Host or device memory could not be allocated.
     OutOfMemory = sys::RA_STATUS_OUT_OF_MEMORY, "OUT_OF_MEMORY";
-    /// The context failed or was aborted earlier, or is in use by another thread.
+    /// The context failed or was aborted earlier, or is in use by another thread, or a stream is
+    /// being captured before the call was once made without that ([`Context::forward`]).
     InvalidState = sys::RA_STATUS_INVALID_STATE, "INVALID_STATE";
     /// A rank did not come within [`ContextConfig::timeout_ms`]; [`Error::rank`] names it.
     Timeout = sys::RA_STATUS_TIMEOUT, "TIMEOUT";
@@ -26,7 +27,8 @@ choice! {
     /// Another rank failed or left during the operation; [`Error::rank`] names it.
     PeerLost = sys::RA_STATUS_PEER_LOST, "PEER_LOST";
     /// Ranks disagree on the problem or on the order of calls; every rank gets this, and
-    /// [`Error::rank`] names the one that contradicts all others, if they agree.
+    /// [`Error::rank`] names the one that contradicts all others, if they agree. The message has
+    /// the first field that differs, with its value on two ranks; of a list, a digest.
     Mismatch = sys::RA_STATUS_MISMATCH, "MISMATCH";
     /// [`Error::cuda_error`] holds the cudaError_t.
     CudaError = sys::RA_STATUS_CUDA_ERROR, "CUDA_ERROR";

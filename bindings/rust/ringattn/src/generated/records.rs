@@ -329,7 +329,7 @@ impl Capabilities {
 pub struct AttentionDesc {
     /// Entries, >= 1; default 1.
     pub batch: i64,
-    /// Queries of the whole sequence, >= 0; no default.
+    /// Queries of the whole sequence, >= 0; no default: -1, which is refused.
     pub seqlen_q: i64,
     /// Keys of the whole sequence, >= 0; default -1: `seqlen_q`.
     pub seqlen_kv: i64,

@@ -188,7 +188,7 @@ public final class AttentionDesc {
     return batch;
   }
 
-  /** Queries of the whole sequence, &gt;= 0; no default. */
+  /** Queries of the whole sequence, &gt;= 0; no default: -1, which is refused. */
   public AttentionDesc seqlenQ(long seqlenQ) {
     this.seqlenQ = seqlenQ;
     made = null;

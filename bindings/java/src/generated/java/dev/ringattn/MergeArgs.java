@@ -68,7 +68,7 @@ public final class MergeArgs {
     return batch;
   }
 
-  /** Rows, &gt;= 0; no default. */
+  /** Rows, &gt;= 0; no default: -1, which is refused. */
   public MergeArgs seqlen(long seqlen) {
     this.seqlen = seqlen;
     made = null;

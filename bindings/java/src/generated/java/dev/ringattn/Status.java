@@ -10,7 +10,10 @@ public enum Status {
   NOT_SUPPORTED(2),
   /** Host or device memory could not be allocated. */
   OUT_OF_MEMORY(3),
-  /** The context failed or was aborted earlier, or is in use by another thread. */
+  /**
+   * The context failed or was aborted earlier, or is in use by another thread, or a stream is being
+   * captured before the call was once made without that (Context.forward).
+   */
   INVALID_STATE(4),
   /** A rank did not come within ContextConfig.timeoutMs; RingAttentionException.rank names it. */
   TIMEOUT(5),
@@ -22,7 +25,8 @@ public enum Status {
   PEER_LOST(7),
   /**
    * Ranks disagree on the problem or on the order of calls; every rank gets this, and
-   * RingAttentionException.rank names the one that contradicts all others, if they agree.
+   * RingAttentionException.rank names the one that contradicts all others, if they agree. The
+   * message has the first field that differs, with its value on two ranks; of a list, a digest.
    */
   MISMATCH(8),
   /** RingAttentionException.cudaError holds the cudaError_t. */
