@@ -170,6 +170,35 @@ func (x *Transport) UnmarshalText(text []byte) error {
 	return parseEnum(x, text, TransportLocal, TransportZeroMQ, TransportNCCL)
 }
 
+// Encryption: Whether what ranks of TransportZeroMQ send each other over TCP can be read on the way.
+type Encryption int32
+
+const (
+	// encrypted and authenticated
+	EncryptionOn Encryption = C.RA_ENCRYPTION_ON
+	// authenticated only: whoever listens reads it, but nobody can change it unnoticed
+	EncryptionOff Encryption = C.RA_ENCRYPTION_OFF
+)
+
+// String is the constant's name in C without its prefix.
+func (x Encryption) String() string {
+	switch x {
+	case EncryptionOn:
+		return "ON"
+	case EncryptionOff:
+		return "OFF"
+	}
+	return fmt.Sprintf("Encryption(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x Encryption) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *Encryption) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, EncryptionOn, EncryptionOff)
+}
+
 // DType: Element type of a tensor.
 type DType int32
 

@@ -39,7 +39,9 @@ type ContextConfig struct {
 	Timeout time.Duration
 	// what NewUniqueID made, the same on every rank; may be "" where WorldSize is 1
 	UniqueID string
-	// address that this rank listens on; "": loopback. Must be "" with TransportLocal and TransportNCCL
+	// with TransportZeroMQ an address of this machine, a number or a name, where this rank takes what others
+	// send it, all by TCP and at a port that is free. "": the one from which rank 0 is reached, and no TCP
+	// between ranks of one user on one machine. Must be "" with TransportLocal and TransportNCCL
 	BindAddress string
 	// forces an engine by its name in Capabilities.Engines, or on CUDA "portable", or "cudnn" where cuDNN
 	// 9.18 or newer is found: all that it can compute exactly; "": the fastest, on CUDA for each block
@@ -53,6 +55,8 @@ type ContextConfig struct {
 	// turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the default: all. What a
 	// kernel computes does not depend on it. Must be 0 on the CPU backend
 	NumSMs int32
+	// Encryption, the same on every rank; must be 0 but with TransportZeroMQ
+	Encryption Encryption
 }
 
 // NewContextConfig has the library's defaults.
@@ -76,6 +80,7 @@ func (x *ContextConfig) fromC(raw *C.ra_context_config) {
 	x.BindAddress = C.GoString(raw.bind_address)
 	x.Engine = C.GoString(raw.engine)
 	x.NumSMs = int32(raw.num_sms)
+	x.Encryption = Encryption(raw.encryption)
 }
 
 func (x *ContextConfig) toC(k *keeper, raw *C.ra_context_config) {
@@ -92,6 +97,7 @@ func (x *ContextConfig) toC(k *keeper, raw *C.ra_context_config) {
 	raw.engine = k.text("engine", x.Engine)
 	setAddress(x.NCCLComm, unsafe.Pointer(&raw.nccl_comm))
 	raw.num_sms = C.int32_t(x.NumSMs)
+	raw.encryption = C.int32_t(x.Encryption)
 }
 
 // ContextInfo: What a context is, with everything that its config left to the library.

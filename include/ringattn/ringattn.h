@@ -101,6 +101,12 @@ typedef enum ra_transport {
   RA_TRANSPORT_NCCL = 2    /**< ranks have a GPU each, in one process or many, CUDA backend */
 } ra_transport;
 
+/** Whether what ranks of RA_TRANSPORT_ZEROMQ send each other over TCP can be read on the way. */
+typedef enum ra_encryption {
+  RA_ENCRYPTION_ON = 0, /**< encrypted and authenticated */
+  RA_ENCRYPTION_OFF = 1 /**< authenticated only: whoever listens reads it, but nobody can change it unnoticed */
+} ra_encryption;
+
 /** Element type of a tensor. */
 typedef enum ra_dtype {
   RA_DTYPE_SAME = 0, /**< for output types only: the inputs' type */
@@ -228,8 +234,10 @@ typedef struct ra_context_config {
                                  more num_chunks make the blocks shorter. With RA_TRANSPORT_NCCL also the longest that a
                                  transfer may take from when this rank's GPU is ready for it */
   const char *unique_id;    /**< ra_unique_id::text, the same on every rank; may be NULL where world_size is 1 */
-  const char *bind_address; /**< address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL and
-                                 RA_TRANSPORT_NCCL */
+  const char *bind_address; /**< with RA_TRANSPORT_ZEROMQ an address of this machine, a number or a name, where this rank takes
+                                 what others send it, all by TCP and at a port that is free. NULL: the one from which rank 0 is
+                                 reached, and no TCP between ranks of one user on one machine. Must be NULL with RA_TRANSPORT_LOCAL
+                                 and RA_TRANSPORT_NCCL */
   const char *engine;       /**< forces an engine by its name in ra_capabilities::engines, or on CUDA "portable", or "cudnn" where
                                  cuDNN 9.18 or newer is found: all that it can compute exactly; NULL: the fastest, on CUDA for
                                  each block */
@@ -241,7 +249,7 @@ typedef struct ra_context_config {
                                  multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
                                  then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
                                  default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend */
-  int32_t reserved;         /**< 0 */
+  int32_t encryption;       /**< ra_encryption, the same on every rank; must be 0 but with RA_TRANSPORT_ZEROMQ */
 } ra_context_config;
 
 /** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */

@@ -12,8 +12,6 @@
 #include "api/structs.h"
 #include "api/validate.h"
 #include "core/log.h"
-#include "transport/local.h"
-#include "transport/nccl.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -56,7 +54,6 @@ struct Candidate {
 
 Candidate make_context(const ra_context_config &c) {
   const Rank rank = to_rank(c);
-  require(c.reserved == 0, "reserved is ", c.reserved, "; must be 0");
   std::unique_ptr<Backend> backend = make_backend(c, rank);
   const std::int64_t timeout_ms = to_timeout(c);
   Backend::Join join = backend->open(c, rank, timeout_ms);
@@ -101,10 +98,7 @@ ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *b
   return guard(error, [&] {
     require(id != nullptr, "id is NULL; must point to a ra_unique_id");
     require_here(transport);
-    const bool is_local = transport == RA_TRANSPORT_LOCAL;
-    require(bind_address == nullptr, "bind_address is \"", bind_address == nullptr ? "" : bind_address,
-            "\"; must be NULL with ", is_local ? "RA_TRANSPORT_LOCAL" : "RA_TRANSPORT_NCCL");
-    const std::string text = is_local ? make_local_id() : make_nccl_id();
+    const std::string text = make_id(transport, bind_address);
     std::memset(id, 0, sizeof *id);
     std::memcpy(id->text, text.data(), std::min(text.size(), sizeof id->text - 1));
   });

@@ -54,6 +54,7 @@ struct ra_context {
       throw;
     }
     ++calls;
+    transport->end_call();
   }
 
   // Runs f(), the whole body of a collective function, for one thread at a time. Where something fails even before the call is

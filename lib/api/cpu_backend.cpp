@@ -25,9 +25,14 @@ class CpuBackend final : public Backend {
     if (rank.num_threads < c.num_threads)
       log(RA_LOG_LEVEL_WARNING, "num_threads is ", c.num_threads, "; ", rank.num_threads,
           " is all that oneTBB allows this process");
-    return [engine = engine_.get(), id = to_local_id(c), rank, timeout_ms] {
-      return join_local(id, rank.world_size, rank.rank, timeout_ms, [engine] { engine->cancel(); });
-    };
+    const auto cancel = [engine = engine_.get()] { engine->cancel(); };
+    if (rank.transport == RA_TRANSPORT_ZEROMQ) {
+      const ZeromqGroup group = to_zeromq_group(c);
+      if (!group.id.empty()) return [group, timeout_ms, cancel] { return join_zeromq(group, timeout_ms, cancel); };
+    }
+    const std::string id =
+        rank.transport == RA_TRANSPORT_LOCAL ? to_local_id(c) : make_local_id();  // of a group of one
+    return [id, rank, timeout_ms, cancel] { return join_local(id, rank.world_size, rank.rank, timeout_ms, cancel); };
   }
 
   void check(const Ranges &, ra_stream stream) override {

@@ -42,6 +42,9 @@ class CudaBackend final : public Backend {
     if (!availability.missing.empty())
       fail(RA_STATUS_NOT_SUPPORTED, "backend is ", c.backend, " (RA_BACKEND_CUDA); ", availability.missing);
     require_here(c.transport);
+    if (c.transport == RA_TRANSPORT_ZEROMQ)
+      fail(RA_STATUS_NOT_SUPPORTED, "transport is ", c.transport,
+           " (RA_TRANSPORT_ZEROMQ); needs RA_BACKEND_CPU = ", +RA_BACKEND_CPU);
     require_range("device", c.device, 0, availability.num_devices - 1);
     const cuda::BesideCapture beside;
     int multiprocessors = 0;
@@ -108,6 +111,7 @@ class CudaBackend final : public Backend {
   static NcclGroup to_nccl_group(const ra_context_config &c) {
     require(c.bind_address == nullptr, "bind_address is \"", c.bind_address == nullptr ? "" : c.bind_address,
             "\"; must be NULL with RA_TRANSPORT_NCCL");
+    require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with RA_TRANSPORT_NCCL");
     NcclGroup group{{}, static_cast<ncclComm *>(c.nccl_comm), c.world_size, c.rank};
     if (group.borrowed != nullptr) {
       require(c.unique_id == nullptr, "unique_id is set; must be NULL with an nccl_comm");

@@ -9,6 +9,32 @@
 #include "transport/nccl.h"
 
 namespace ringattn::api {
+namespace {
+
+const char *name_of(std::int32_t transport) {
+  return transport == RA_TRANSPORT_LOCAL    ? "RA_TRANSPORT_LOCAL"
+         : transport == RA_TRANSPORT_ZEROMQ ? "RA_TRANSPORT_ZEROMQ"
+                                            : "RA_TRANSPORT_NCCL";
+}
+
+void require_none(const char *field, const char *value, std::int32_t transport) {
+  require(value == nullptr, field, " is \"", value == nullptr ? "" : value, "\"; must be NULL with ",
+          name_of(transport));
+}
+
+// A group of one needs no id.
+bool is_alone(const ra_context_config &c) {
+  require(c.nccl_comm == nullptr, "nccl_comm is ", c.nccl_comm, "; must be NULL with ", name_of(c.transport));
+  require(c.unique_id != nullptr || c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size,
+          "; must come from ra_create_unique_id");
+  return c.unique_id == nullptr;
+}
+
+std::string id_of(const ra_context_config &c) {
+  return {c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text))};
+}
+
+}  // namespace
 
 void require_place(const ra_context_config &c) {
   require_range("world_size", c.world_size, 1, most_ranks);
@@ -17,24 +43,24 @@ void require_place(const ra_context_config &c) {
 
 void require_here(std::int32_t transport) {
   require_range("transport", transport, RA_TRANSPORT_LOCAL, RA_TRANSPORT_NCCL);
-  if (transport == RA_TRANSPORT_ZEROMQ)
-    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport,
-         " (RA_TRANSPORT_ZEROMQ), which this version does not have yet");
-  if (transport != RA_TRANSPORT_NCCL) return;
-  const std::string missing = missing_nccl();
-  if (!missing.empty()) fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, " (RA_TRANSPORT_NCCL); ", missing);
+  if (transport == RA_TRANSPORT_LOCAL) return;
+  const std::string missing = transport == RA_TRANSPORT_NCCL ? missing_nccl() : missing_zeromq();
+  if (!missing.empty())
+    fail(RA_STATUS_NOT_SUPPORTED, "transport is ", transport, " (", name_of(transport), "); ", missing);
+}
+
+std::string make_id(std::int32_t transport, const char *bind_address) {
+  require_here(transport);
+  if (transport == RA_TRANSPORT_ZEROMQ) return make_zeromq_id(bind_address);
+  require_none("bind_address", bind_address, transport);
+  return transport == RA_TRANSPORT_LOCAL ? make_local_id() : make_nccl_id();
 }
 
 std::string to_local_id(const ra_context_config &c) {
-  require(c.nccl_comm == nullptr, "nccl_comm is ", c.nccl_comm, "; must be NULL with RA_TRANSPORT_LOCAL");
-  require(c.bind_address == nullptr, "bind_address is \"", c.bind_address == nullptr ? "" : c.bind_address,
-          "\"; must be NULL with RA_TRANSPORT_LOCAL");
-  if (c.unique_id == nullptr) {
-    require(c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size,
-            "; must come from ra_create_unique_id");
-    return make_local_id();
-  }
-  const std::string id(c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text)));
+  require_none("bind_address", c.bind_address, c.transport);
+  require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with ", name_of(c.transport));
+  if (is_alone(c)) return make_local_id();
+  const std::string id = id_of(c);
   require(is_local_id(id), "unique_id is \"", id.substr(0, 64),
           "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_LOCAL");
   require(is_own_local_id(id), "unique_id is \"", id.substr(0, 64),
@@ -42,8 +68,14 @@ std::string to_local_id(const ra_context_config &c) {
   return id;
 }
 
+ZeromqGroup to_zeromq_group(const ra_context_config &c) {
+  require_range("encryption", c.encryption, RA_ENCRYPTION_ON, RA_ENCRYPTION_OFF);
+  const std::string id = is_alone(c) ? std::string() : id_of(c);
+  return {id, c.bind_address == nullptr ? "" : c.bind_address, c.encryption == RA_ENCRYPTION_ON, c.world_size, c.rank};
+}
+
 void refuse(const ra_context_config &c) noexcept {
-  if (c.world_size == 1 || c.transport != RA_TRANSPORT_LOCAL) return;
+  if (c.world_size == 1 || c.transport == RA_TRANSPORT_NCCL) return;
   ra_error why;
   clear(&why);
   const ra_status status = report_exception(&why, c.rank);
@@ -52,7 +84,11 @@ void refuse(const ra_context_config &c) noexcept {
     ra_context_config group = c;  // whatever else is wrong with it
     group.nccl_comm = nullptr;
     group.bind_address = nullptr;
-    refuse_local(to_local_id(group), c.world_size, c.rank, status, why.message);
+    group.encryption = RA_ENCRYPTION_ON;
+    if (c.transport == RA_TRANSPORT_LOCAL)
+      refuse_local(to_local_id(group), c.world_size, c.rank, status, why.message);
+    else if (c.transport == RA_TRANSPORT_ZEROMQ)
+      refuse_zeromq(to_zeromq_group(group), status, why.message);
   } catch (...) {
     // They find out by their time-outs.
   }

@@ -10,6 +10,7 @@
 #include "engine/cuda/availability.h"
 #include "engine/engine.h"
 #include "transport/nccl.h"
+#include "transport/zeromq.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
@@ -35,6 +36,7 @@ ra_status ra_get_capabilities(ra_capabilities *capabilities, ra_error *error) {
     c.version = ra_get_version();
     const cuda::Availability cuda = cuda::availability();
     c.has_cuda = cuda.missing.empty();
+    c.has_zeromq = missing_zeromq().empty();
     c.has_nccl = c.has_cuda != 0 && missing_nccl().empty();
     c.num_devices = cuda.num_devices;
     c.hardware_threads = tbb::info::default_concurrency();

@@ -58,6 +58,12 @@ template <class... Parts>
   throw Error(status, text(parts...));
 }
 
+// The same, where rank `culprit` is to blame.
+template <class... Parts>
+[[noreturn]] void fail_at(ra_status status, int culprit, const Parts&... parts) {
+  throw Error(status, text(parts...), culprit);
+}
+
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) fail(RA_STATUS_INVALID_ARGUMENT, parts...);

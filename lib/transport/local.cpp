@@ -75,24 +75,6 @@ struct Group {
       if (member.state == Member::present && member.on_failure) member.on_failure();
     changed.notify_all();
   }
-
-  // With the lock held: the failure as rank `me` sees it. What only concerns the culprit is a lost peer to the others.
-  Failure failure_for(int me) const {
-    Failure seen = failure;
-    switch (failure.status) {
-      case RA_STATUS_SUCCESS:
-      case RA_STATUS_TIMEOUT:
-      case RA_STATUS_ABORTED:
-      case RA_STATUS_MISMATCH:
-      case RA_STATUS_PEER_LOST:
-        return seen;
-      default:
-        if (failure.rank == me) return seen;
-        seen.status = RA_STATUS_PEER_LOST;
-        std::snprintf(seen.message, sizeof seen.message, "rank %d failed: %.320s", failure.rank, failure.message);
-        return seen;
-    }
-  }
 };
 
 // The table of groups that are forming or alive.
@@ -259,7 +241,7 @@ class LocalTransport final : public Transport {
 
   Failure failure() const noexcept override {
     const std::lock_guard lock(group_->mutex);
-    return group_->failure_for(rank_);
+    return group_->failure.seen_by(rank_);
   }
 
   // Blocks until every rank has come.
@@ -286,7 +268,7 @@ class LocalTransport final : public Transport {
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms_);
     for (bool late = false;;) {
       const int blocker = blocking_rank();
-      if (group_->failure.status != RA_STATUS_SUCCESS) throw group_->failure_for(rank_).to_error();
+      if (group_->failure.status != RA_STATUS_SUCCESS) throw group_->failure.seen_by(rank_).to_error();
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {

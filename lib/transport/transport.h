@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -19,7 +20,7 @@
 
 namespace ringattn {
 
-// Why a group broke. As seen by a rank other than the culprit, who has its own exception.
+// Why a group broke.
 struct Failure {
   ra_status status = RA_STATUS_SUCCESS;
   int rank = -1;  // the culprit; -1 where ranks disagree and none is alone, or where nobody knows
@@ -35,6 +36,24 @@ struct Failure {
   Failure(const Error& error, int own) noexcept : Failure(error.status, culprit_of(error, own), error.what()) {
     cuda_error = error.cuda_error;
     nccl_result = error.nccl_result;
+  }
+  // As `own` is to report it: what only concerns the culprit is a lost peer to the others.
+  Failure seen_by(int own) const noexcept {
+    switch (status) {
+      case RA_STATUS_SUCCESS:
+      case RA_STATUS_TIMEOUT:
+      case RA_STATUS_ABORTED:
+      case RA_STATUS_MISMATCH:
+      case RA_STATUS_PEER_LOST:
+        return *this;
+      default: {
+        Failure seen = *this;
+        if (rank == own) return seen;
+        seen.status = RA_STATUS_PEER_LOST;
+        std::snprintf(seen.message, sizeof seen.message, "rank %d failed: %.320s", rank, message);
+        return seen;
+      }
+    }
   }
   Error to_error() const {
     Error error(status, message, rank);
@@ -72,6 +91,9 @@ class Transport {
   // Takes back every transfer begun on this rank; returns when nobody touches their memory any more, which waits for copies
   // that have begun and for nothing else. For what ends without a wait, as by an exception; the destructor does the same.
   virtual void abandon() noexcept = 0;
+
+  // A collective call is over on this rank: nothing is waited for until the next.
+  virtual void end_call() noexcept {}
 
   // Breaks the group. Only the first failure counts; all ranks then name its culprit. Never throws; from any thread.
   virtual void fail(const Failure& failure) noexcept = 0;

@@ -37,6 +37,7 @@ CHANGES = {
     "a field more at the end": (r"\} ra_attention_desc;", "  int64_t more;\n} ra_attention_desc;", False),
     "a constant more": (r"RA_SCHEDULE_PASS_Q = 5", "RA_SCHEDULE_PASS_Q = 5, RA_SCHEDULE_MORE = 6", False),
     "a function more": (r"RA_API int32_t ra_get_version", "RA_API int32_t ra_get_more(void);\nRA_API int32_t ra_get_version", False),
+    "a reserved field gets a meaning": (r"int32_t reserved;", "int32_t meaning;", False),
     "a parameter's name": (r"int64_t num_problems, int64_t seed", "int64_t num_problems, int64_t start", False),
 }
 
@@ -66,11 +67,15 @@ def compare_fields(cc: str, released: str, current: str, folder: pathlib.Path) -
     (folder / "old.h").write_text(old)
     (folder / "new.h").write_text(current)
     structs = header.read(folder / "released.h").structs
+    current_fields = {s.name: s.fields for s in header.read(folder / "current.h").structs}
     lines = ["#include <stddef.h>", '#include "old.h"', '#include "new.h"']
     for struct in structs:
-        for field in struct.fields:
-            new, then = (f"(({name} *)0)->{field.name}" for name in (struct.name, f"released_{struct.name}"))
-            places = (f"offsetof({name}, {field.name})" for name in (struct.name, f"released_{struct.name}"))
+        for place, field in enumerate(struct.fields):
+            names = [(struct.name, field.name), (f"released_{struct.name}", field.name)]
+            if field.name == "reserved" and place < len(current_fields.get(struct.name, [])):
+                names[0] = (struct.name, current_fields[struct.name][place].name)  # it may have got a meaning
+            new, then = (f"(({name} *)0)->{of}" for name, of in names)
+            places = (f"offsetof({name}, {of})" for name, of in names)
             same = [" == ".join(places), f"sizeof({new}) == sizeof({then})"]
             if field.type not in {s.name for s in structs}:  # one of these has another name there, and is compared by itself
                 same.append(f"_Generic(&{new}, __typeof__(&{then}): 1, default: 0)")

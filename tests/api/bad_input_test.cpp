@@ -435,7 +435,7 @@ void contexts(Table& t) {
   out_of_range(t, either, &Call::config, &C::num_threads, "num_threads", {-1, 1025, INT32_MAX}, {"1024"});
   out_of_range(t, create, &Call::config, &C::device, "device", {1, -1}, {"0"});
   out_of_range(t, create, &Call::config, &C::num_sms, "num_sms", {1, -1}, {"0"});
-  out_of_range(t, create, &Call::config, &C::reserved, "reserved", {1, -1}, {"0"});
+  out_of_range(t, create, &Call::config, &C::encryption, "encryption", {1, -1}, {"0"});
   out_of_range(t, create, &Call::config, &C::timeout_ms, "timeout_ms",
                {std::int64_t{-1}, std::int64_t{1} << 31, kMax, kMin}, {"2147483647|2^31"});
   t.push_back({"rank is 2 of 2",

@@ -356,8 +356,11 @@ void expect_join_mismatch(const std::vector<std::int32_t>& ranks, const std::vec
 }
 
 TEST(Join, TwiceWithOneRankIsAMismatch) {
-  expect_join_mismatch({0, 0}, {2, 2}, {"rank", "0"});
-  expect_join_mismatch({1, 1}, {2, 2}, {"rank", "1"});
+  // Elsewhere a first rank 0 goes on when a second finds its address taken, and others know nothing of each other without one.
+  if (transport() == RA_TRANSPORT_LOCAL) {
+    expect_join_mismatch({0, 0}, {2, 2}, {"rank", "0"});
+    expect_join_mismatch({1, 1}, {2, 2}, {"rank", "1"});
+  }
   expect_join_mismatch({0, 1, 1}, {3, 3, 3}, {"rank", "1"});
   expect_new_group_works(3);
 }
@@ -389,6 +392,7 @@ TEST(Join, WithARefusedConfigIsALostPeerToTheOthers) {
 
 // It has come and gone: with a better config it must come to another group.
 TEST(Join, AfterARefusedConfigNeedsANewId) {
+  if (transport() != RA_TRANSPORT_LOCAL) return;  // whoever was refused before rank 0 listened has told nobody
   const ra_unique_id id = make_unique_id();
   ra_context_config config = make_config(2, 0, &id);
   config.num_threads = -1;
@@ -509,12 +513,22 @@ TEST(Abort, EndsALongCallOnEveryRankNamingTheRankThatGaveUp) {
   expect_new_group_works(3);
 }
 
+// Word of a failure takes a moment between processes.
+void expect_news(const ra_context* context) {
+  const auto deadline = std::chrono::steady_clock::now() + kPrompt;
+  while (async_error(context).status == RA_STATUS_SUCCESS) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+}
+
 TEST(Abort, BetweenCallsMakesEveryRankUnusable) {
   Ranks ranks(3);
   ASSERT_TRUE(ranks.complete());
   EXPECT_EQ(ra_abort_context(ranks[1], nullptr), RA_STATUS_SUCCESS);
   EXPECT_EQ(ra_abort_context(ranks[1], nullptr), RA_STATUS_SUCCESS) << "once more";
   for (const std::int32_t rank : {0, 1, 2}) {
+    expect_news(ranks[rank]);
     expect_unusable(ranks[rank], 3, rank);
     expect(async_error(ranks[rank]), RA_STATUS_ABORTED);
   }

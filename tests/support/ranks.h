@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -55,10 +56,16 @@ using Context = std::unique_ptr<ra_context, ContextDeleter>;
 using RankBody = std::function<void(std::int32_t rank, ra_context* context)>;
 using ConfigTweak = std::function<void(ra_context_config& config)>;
 
-inline ra_unique_id make_unique_id(std::int32_t transport = RA_TRANSPORT_LOCAL) {
+// The transport under test: that which RINGATTN_TEST_TRANSPORT names, "zeromq", or else the local one. CMake runs some tests with both.
+inline std::int32_t transport() {
+  const char* const name = std::getenv("RINGATTN_TEST_TRANSPORT");
+  return name != nullptr && std::string(name) == "zeromq" ? RA_TRANSPORT_ZEROMQ : RA_TRANSPORT_LOCAL;
+}
+
+inline ra_unique_id make_unique_id(std::int32_t of = transport()) {
   ra_unique_id id{};
   Error error;
-  EXPECT_EQ(ra_create_unique_id(&id, transport, nullptr, &error), RA_STATUS_SUCCESS) << error;
+  EXPECT_EQ(ra_create_unique_id(&id, of, nullptr, &error), RA_STATUS_SUCCESS) << error;
   return id;
 }
 
@@ -71,6 +78,7 @@ inline ra_context_config make_config(std::int32_t world_size, std::int32_t rank,
   config.world_size = world_size;
   config.rank = rank;
   config.engine = engine();
+  config.transport = transport();
   config.num_threads = 1;
   config.timeout_ms = 60'000;
   config.unique_id = unique_id == nullptr ? nullptr : unique_id->text;

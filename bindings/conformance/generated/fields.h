@@ -28,6 +28,10 @@ constexpr Constant transport_constants[] = {
     {"ZEROMQ", RA_TRANSPORT_ZEROMQ},
     {"NCCL", RA_TRANSPORT_NCCL},
 };
+constexpr Constant encryption_constants[] = {
+    {"ON", RA_ENCRYPTION_ON},
+    {"OFF", RA_ENCRYPTION_OFF},
+};
 constexpr Constant dtype_constants[] = {
     {"SAME", RA_DTYPE_SAME},
     {"FLOAT32", RA_DTYPE_FLOAT32},
@@ -100,6 +104,7 @@ inline void set(ra_context_config &record, const std::string &field, const Json 
   if (is("bind_address")) return void(record.bind_address = kept.text(value));
   if (is("engine")) return void(record.engine = kept.text(value));
   if (is("num_sms")) return void(record.num_sms = number<int32_t>(value));
+  if (is("encryption")) return void(record.encryption = constant(encryption_constants, value));
   unknown("ra_context_config", field);
 }
 

@@ -98,6 +98,12 @@ pub const RA_TRANSPORT_ZEROMQ: ra_transport = 1;
 pub const RA_TRANSPORT_NCCL: ra_transport = 2;
 ///What carries chunks of K and V between ranks.
 pub type ra_transport = ::core::ffi::c_uint;
+///encrypted and authenticated
+pub const RA_ENCRYPTION_ON: ra_encryption = 0;
+///authenticated only: whoever listens reads it, but nobody can change it unnoticed
+pub const RA_ENCRYPTION_OFF: ra_encryption = 1;
+///Whether what ranks of RA_TRANSPORT_ZEROMQ send each other over TCP can be read on the way.
+pub type ra_encryption = ::core::ffi::c_uint;
 ///for output types only: the inputs' type
 pub const RA_DTYPE_SAME: ra_dtype = 0;
 pub const RA_DTYPE_FLOAT32: ra_dtype = 1;
@@ -262,8 +268,10 @@ transfer may take from when this rank's GPU is ready for it*/
     pub timeout_ms: i64,
     ///ra_unique_id::text, the same on every rank; may be NULL where world_size is 1
     pub unique_id: *const ::core::ffi::c_char,
-    /**address that this rank listens on; NULL: loopback. Must be NULL with RA_TRANSPORT_LOCAL and
-RA_TRANSPORT_NCCL*/
+    /**with RA_TRANSPORT_ZEROMQ an address of this machine, a number or a name, where this rank takes
+what others send it, all by TCP and at a port that is free. NULL: the one from which rank 0 is
+reached, and no TCP between ranks of one user on one machine. Must be NULL with RA_TRANSPORT_LOCAL
+and RA_TRANSPORT_NCCL*/
     pub bind_address: *const ::core::ffi::c_char,
     /**forces an engine by its name in ra_capabilities::engines, or on CUDA "portable", or "cudnn" where
 cuDNN 9.18 or newer is found: all that it can compute exactly; NULL: the fastest, on CUDA for
@@ -279,8 +287,8 @@ multiprocessors have, which leaves that of the others to communication; 1 .. the
 then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
 default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend*/
     pub num_sms: i32,
-    ///0
-    pub reserved: i32,
+    ///ra_encryption, the same on every rank; must be 0 but with RA_TRANSPORT_ZEROMQ
+    pub encryption: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -328,8 +336,8 @@ const _: () = {
         "Offset of field: ra_context_config::num_sms",
     ][::core::mem::offset_of!(ra_context_config, num_sms) - 72usize];
     [
-        "Offset of field: ra_context_config::reserved",
-    ][::core::mem::offset_of!(ra_context_config, reserved) - 76usize];
+        "Offset of field: ra_context_config::encryption",
+    ][::core::mem::offset_of!(ra_context_config, encryption) - 76usize];
 };
 impl Default for ra_context_config {
     fn default() -> Self {

@@ -951,6 +951,44 @@ SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaContextConfig_1
 }
 
 
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaContextConfig_1encryption_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_context_config *arg1 = (struct ra_context_config *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_context_config *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_context_config at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->encryption = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaContextConfig_1encryption_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_context_config *arg1 = (struct ra_context_config *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_context_config *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_context_config at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->encryption);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitContextConfig(JNIEnv *jenv, jclass jcls, jlong jarg1) {
   ra_context_config *arg1 = (ra_context_config *) 0 ;
   size_t arg2 ;

@@ -59,6 +59,15 @@ choice! {
 }
 
 choice! {
+    /// Whether what ranks of [`Transport::Zeromq`] send each other over TCP can be read on the way.
+    Encryption, "encryption";
+    /// Encrypted and authenticated.
+    On = sys::RA_ENCRYPTION_ON, "ON";
+    /// Authenticated only: whoever listens reads it, but nobody can change it unnoticed.
+    Off = sys::RA_ENCRYPTION_OFF, "OFF";
+}
+
+choice! {
     /// Element type of a tensor.
     DType, "dtype";
     /// For output types only: the inputs' type.

@@ -37,7 +37,9 @@ pub struct ContextConfig {
     pub timeout_ms: i64,
     /// [`UniqueId`], the same on every rank; may be `None` where `world_size` is 1.
     pub unique_id: Option<UniqueId>,
-    /// Address that this rank listens on; `None`: loopback. Must be `None` with
+    /// With [`Transport::Zeromq`] an address of this machine, a number or a name, where this rank
+    /// takes what others send it, all by TCP and at a port that is free. `None`: the one from which
+    /// rank 0 is reached, and no TCP between ranks of one user on one machine. Must be `None` with
     /// [`Transport::Local`] and [`Transport::Nccl`].
     pub bind_address: Option<String>,
     /// Forces an engine by its name in [`Capabilities::engines`], or on CUDA "portable", or "cudnn"
@@ -51,6 +53,8 @@ pub struct ContextConfig {
     /// used. 0, the default: all. What a kernel computes does not depend on it. Must be 0 on the
     /// CPU backend.
     pub num_sms: i32,
+    /// [`Encryption`], the same on every rank; must be 0 but with [`Transport::Zeromq`].
+    pub encryption: Encryption,
 }
 
 impl ContextConfig {
@@ -70,6 +74,7 @@ impl ContextConfig {
             engine: None,
             nccl_comm: Pointer(raw.nccl_comm),
             num_sms: raw.num_sms,
+            encryption: Encryption::from_raw(raw.encryption),
         }
     }
 
@@ -154,6 +159,12 @@ impl ContextConfig {
         self
     }
 
+    /// Sets [`encryption`](#structfield.encryption).
+    pub fn encryption(mut self, encryption: Encryption) -> Self {
+        self.encryption = encryption;
+        self
+    }
+
     /// Calls `call` with the record as C has it, which lives as long as the call.
     pub(crate) fn with_raw<R>(
         &self,
@@ -176,7 +187,7 @@ impl ContextConfig {
             engine: characters(&engine),
             nccl_comm: self.nccl_comm.0,
             num_sms: self.num_sms,
-            reserved: 0,
+            encryption: self.encryption as i32,
         };
         call(&raw)
     }

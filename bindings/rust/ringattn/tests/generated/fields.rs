@@ -19,6 +19,7 @@ pub fn set_context_config(record: &mut ContextConfig, field: &str, value: &Value
         "bind_address" => record.bind_address = text(value),
         "engine" => record.engine = text(value),
         "num_sms" => record.num_sms = number(value),
+        "encryption" => record.encryption = choice(value),
         _ => panic!("ra_context_config has no field {field}"),
     }
 }

@@ -27,6 +27,7 @@ public final class ContextConfig {
   private String engine;
   private long ncclComm;
   private int numSms;
+  private Encryption encryption;
 
   /** As C reads it: made of the fields above when first asked for, and null after a change. */
   private volatile Struct<RaContextConfig> made;
@@ -43,6 +44,7 @@ public final class ContextConfig {
     timeoutMs = c.getTimeoutMs();
     ncclComm = c.getNcclComm();
     numSms = c.getNumSms();
+    encryption = Encryption.of(c.getEncryption());
   }
 
   /** With what the other one has now. */
@@ -59,6 +61,7 @@ public final class ContextConfig {
     engine = other.engine;
     ncclComm = other.ncclComm;
     numSms = other.numSms;
+    encryption = other.encryption;
     made = other.made;
   }
 
@@ -174,8 +177,10 @@ public final class ContextConfig {
   }
 
   /**
-   * Address that this rank listens on; null: loopback. Must be null with Transport.LOCAL and
-   * Transport.NCCL.
+   * With Transport.ZEROMQ an address of this machine, a number or a name, where this rank takes
+   * what others send it, all by TCP and at a port that is free. null: the one from which rank 0 is
+   * reached, and no TCP between ranks of one user on one machine. Must be null with Transport.LOCAL
+   * and Transport.NCCL.
    */
   public ContextConfig bindAddress(String bindAddress) {
     this.bindAddress = bindAddress;
@@ -239,6 +244,18 @@ public final class ContextConfig {
     return numSms;
   }
 
+  /** Encryption, the same on every rank; must be 0 but with Transport.ZEROMQ. */
+  public ContextConfig encryption(Encryption encryption) {
+    this.encryption = Objects.requireNonNull(encryption);
+    made = null;
+    return this;
+  }
+
+  /** What {@link #encryption(Encryption)} set, or the default. */
+  public Encryption encryption() {
+    return encryption;
+  }
+
   private static Struct<RaContextConfig> struct() {
     return new Struct<>(
         RingAttnConstants.CONTEXT_CONFIG_SIZE, RaContextConfig::new, RingAttn::raInitContextConfig);
@@ -264,6 +281,7 @@ public final class ContextConfig {
     c.setEngine(struct.text("engine", engine));
     c.setNcclComm(ncclComm);
     c.setNumSms(numSms);
+    c.setEncryption(encryption.value());
     return struct;
   }
 }

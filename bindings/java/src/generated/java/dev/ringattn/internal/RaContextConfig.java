@@ -115,4 +115,12 @@ public class RaContextConfig {
     return RingAttnJNI.RaContextConfig_numSms_get(swigCPtr);
   }
 
+  public void setEncryption(int value) {
+    RingAttnJNI.RaContextConfig_encryption_set(swigCPtr, value);
+  }
+
+  public int getEncryption() {
+    return RingAttnJNI.RaContextConfig_encryption_get(swigCPtr);
+  }
+
 }

@@ -55,6 +55,8 @@ public class RingAttnJNI {
   public final static native long RaContextConfig_ncclComm_get(long jarg1);
   public final static native void RaContextConfig_numSms_set(long jarg1, int jarg2);
   public final static native int RaContextConfig_numSms_get(long jarg1);
+  public final static native void RaContextConfig_encryption_set(long jarg1, int jarg2);
+  public final static native int RaContextConfig_encryption_get(long jarg1);
   public final static native void raInitContextConfig(long jarg1);
   public final static native void raCreateUniqueId(long jarg1, int jarg2, long jarg3);
   public final static native long raCreateContext(long jarg1);

@@ -1,0 +1,86 @@
+#include "transport/zeromq/private_directory.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+
+#include "core/error.h"
+#include "core/log.h"
+
+namespace ringattn::zeromq {
+namespace {
+
+constexpr std::size_t longest_root = 60;  // of the 107 characters that the name of a socket may have
+
+std::string root() {
+  const char* const chosen = std::getenv("TMPDIR");
+  return chosen != nullptr && *chosen == '/' && std::strlen(chosen) <= longest_root ? chosen : "/tmp";
+}
+
+std::string prefix() { return text("ringattn-", getuid(), "-"); }
+
+// An open file that is locked, or -1 if there is none or somebody else has it. The lock goes with the process.
+int lock_file(const std::string& path, int flags = 0) {
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+  if (file < 0) return -1;
+  if (flock(file, LOCK_EX | LOCK_NB) == 0) return file;
+  close(file);
+  return -1;
+}
+
+void remove_leftovers(const std::string& where) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(where, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string path = entry->path().string();
+    struct stat status {};
+    if (!entry->path().filename().string().starts_with(prefix()) || lstat(path.c_str(), &status) != 0 ||
+        !S_ISDIR(status.st_mode) || status.st_uid != getuid())
+      continue;
+    const int lock = lock_file(path + "/lock");
+    if (lock < 0) continue;
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+    close(lock);
+  }
+}
+
+}  // namespace
+
+PrivateDirectory::PrivateDirectory() {
+  const std::string where = root();
+  remove_leftovers(where);
+  std::string name = where + "/" + prefix() + "XXXXXX";
+  if (mkdtemp(name.data()) == nullptr)  // for this user alone
+    fail(RA_STATUS_INTERNAL_ERROR, "cannot make a directory ", name, ": ", std::strerror(errno));
+  path_ = name;
+  // The lock has its name once it is locked, so that nobody takes this for a leftover meanwhile.
+  const std::string lock = path_ + "/lock", unnamed = lock + "-to-be";
+  lock_ = lock_file(unnamed, O_CREAT);
+  if (lock_ < 0 || std::rename(unnamed.c_str(), lock.c_str()) != 0)
+    log(RA_LOG_LEVEL_DEBUG, "cannot lock ", path_, ": ", std::strerror(errno), "; if this process dies, it stays");
+}
+
+PrivateDirectory::~PrivateDirectory() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+  if (lock_ >= 0) close(lock_);
+}
+
+std::string PrivateDirectory::machine() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  struct stat status {};
+  if (boot.empty() || stat(root().c_str(), &status) != 0) return {};
+  return text(boot.substr(0, 18), ":", status.st_dev, ":", status.st_ino, ":", getuid());
+}
+
+}  // namespace ringattn::zeromq
