@@ -97,7 +97,7 @@ typedef enum ra_backend { RA_BACKEND_CPU = 0, RA_BACKEND_CUDA = 1 } ra_backend;
 /** What carries chunks of K and V between ranks. */
 typedef enum ra_transport {
   RA_TRANSPORT_LOCAL = 0,  /**< ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it */
-  RA_TRANSPORT_ZEROMQ = 1, /**< ranks are processes on one machine or many, CPU backend */
+  RA_TRANSPORT_ZEROMQ = 1, /**< ranks are processes, or threads, on one machine or many; CPU backend. Needs libzmq and libsodium */
   RA_TRANSPORT_NCCL = 2    /**< ranks have a GPU each, in one process or many, CUDA backend */
 } ra_transport;
 
@@ -258,12 +258,14 @@ RA_API void ra_init_context_config(ra_context_config *config, size_t struct_size
 /**
  * Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
  *
- * `transport` is a ra_transport; `bind_address` the address that rank 0 will listen on ("host" or "host:port"), NULL for
- * loopback, and NULL with RA_TRANSPORT_LOCAL and RA_TRANSPORT_NCCL. An id of the local transport is valid in the process that
- * made it, for one group at a time. One of NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until
- * the group has formed. Otherwise an id holds no resource, and needs no release.
+ * `transport` is a ra_transport. With RA_TRANSPORT_ZEROMQ `bind_address` is where rank 0 will listen: "host" or "host:port", a name or a
+ * number, of the machine that this is called on, which others can connect to; NULL for loopback; without a port, or with 0, one that is
+ * free now, and it is rank 0's to find it free still. Whoever has the text can join the group: it is to be kept like a password. With the other
+ * transports `bind_address` is NULL. An id of the local transport is valid in the process that made it, for one group at a time. One of
+ * NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has formed. Otherwise an id holds no
+ * resource, and needs no release.
  *
- * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), NCCL_ERROR.
+ * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), OUT_OF_MEMORY, NCCL_ERROR.
  */
 RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const char *bind_address, ra_error *error);
 
@@ -271,20 +273,23 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  * Joins this rank to its group.
  *
  * Collective and blocking: returns when all `world_size` ranks have joined (ranks of the local transport each call it from
- * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once.
+ * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once. With
+ * RA_TRANSPORT_ZEROMQ rank 0 may come after the others.
  *
  * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
  * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY, CUDA_ERROR,
  * NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
  * (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- * is not clear which rank of which group was refused, as over NCCL always), and all ranks begin again with a new id.
+ * is not clear which rank of which group was refused, as over NCCL always, or where rank 0 of RA_TRANSPORT_ZEROMQ did not listen yet), and
+ * all ranks begin again with a new id.
  */
 RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
 
 /**
- * Leaves the group and frees everything. Accepts NULL. Local: does not wait for other ranks, which get PEER_LOST if they
- * were still waiting for this one. No call may be in progress on the context. On CUDA it waits until what calls have enqueued is
+ * Leaves the group and frees everything. Accepts NULL. Does not wait for other ranks, which get PEER_LOST if they
+ * were still waiting for this one; but with RA_TRANSPORT_ZEROMQ rank 0, by whom the others know of each other, waits until they are done
+ * with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it waits until what calls have enqueued is
  * over; graphs that calls were captured in hold the context's memory, and may not be launched any more.
  */
 RA_API void ra_destroy_context(ra_context *context);
@@ -300,7 +305,8 @@ RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
 /**
  * SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
  * known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
- * that was refused or found a wrong result), and all ranks know at once, also between calls. That a rank destroyed its context,
+ * that was refused or found a wrong result), and all ranks know at once, also between calls; with RA_TRANSPORT_ZEROMQ also by a rank
+ * whose process ends without destroying its context, or falls silent for a second. That a rank destroyed its context,
  * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. Over NCCL each rank finds
  * out for itself, within its time-out: PEER_LOST, with rank -1 where more than one was waited for, or NCCL_ERROR. From any
  * thread; never blocks.

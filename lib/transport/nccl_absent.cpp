@@ -4,7 +4,7 @@
 
 namespace ringattn {
 
-std::string missing_nccl() { return "this build has RA_TRANSPORT_LOCAL = 0 only"; }
+std::string missing_nccl() { return "this build was made without CUDA (RINGATTN_CUDA=OFF)"; }
 
 std::string make_nccl_id() { fail(RA_STATUS_NOT_SUPPORTED, missing_nccl()); }
 

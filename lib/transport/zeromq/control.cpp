@@ -174,7 +174,8 @@ bool Control::has_left(int rank) const {
 }
 
 void Control::set_waits_for(int blocker) {
-  tell([&] { membership_.set_waits_for(blocker); });
+  const std::lock_guard lock(mutex_);  // nobody needs to be told: the next beat says it
+  membership_.set_waits_for(blocker);
 }
 
 Failure Control::time_out(int blocker) {

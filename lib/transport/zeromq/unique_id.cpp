@@ -32,7 +32,6 @@ std::optional<std::string> numeric(int version, const std::string& host) {
   if (inet_pton(version, host.c_str(), address.data()) != 1) return {};
   return inet_ntop(version, address.data(), written.data(), written.size());
 }
-bool is_ipv4(const std::string& host) { return numeric(AF_INET, host).has_value(); }
 bool is_ipv6(const std::string& host) { return numeric(AF_INET6, host).has_value(); }
 
 // A port in decimal digits, and nothing else.
@@ -174,8 +173,8 @@ void choose_address(const Asked& asked, UniqueId& id) {
     if (found->ai_family != AF_INET && found->ai_family != AF_INET6) continue;
     Candidate candidate(*found);
     const std::string host = candidate.host();
-    if (candidate.is_wildcard() && !is_ipv4(asked.host) && !is_ipv6(asked.host)) {  // names and "0" stand for it too
-      why = text("that is ", host, ", all addresses of this machine, which must be asked for in these digits");
+    if (candidate.is_wildcard()) {
+      why = text("that is ", host, ", all addresses of this machine; must be one that the other ranks can connect to");
       continue;
     }
     if (candidate.is_link_local()) {
@@ -272,6 +271,14 @@ UniqueId parse_unique_id(const std::string& text) {
     id.secret[i / 2] = id.secret[i / 2] << 4 | static_cast<std::byte>(digit);
   }
   return id;
+}
+
+std::string own_address(const char* bind_address) {
+  const Asked asked = take_apart(bind_address);
+  if (asked.port != 0) asked.refuse("must be a host alone: the port is one that is free");
+  UniqueId found;
+  choose_address(asked, found);
+  return found.host;
 }
 
 UniqueId make_unique_id(const char* bind_address) {

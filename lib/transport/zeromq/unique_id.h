@@ -23,7 +23,10 @@ bool is_zeromq_id(const std::string& text);         // by its beginning
 UniqueId parse_unique_id(const std::string& text);  // throws INVALID_ARGUMENT: what is wrong with unique_id
 
 // "host", "host:port", "[v6]:port" or null (loopback), names resolved; a port that is not given, or 0, is one that is free now. A wildcard
-// (0.0.0.0, ::) is taken only if it is asked for. Throws INVALID_ARGUMENT (bind_address), NOT_SUPPORTED.
+// (0.0.0.0, ::) is refused: the others must know where to connect. Throws INVALID_ARGUMENT (bind_address), NOT_SUPPORTED.
 UniqueId make_unique_id(const char* bind_address);
+
+// The same for a rank that others send to: its address without a port.
+std::string own_address(const char* bind_address);
 
 }  // namespace ringattn::zeromq
