@@ -17,6 +17,9 @@ std::string version_name(int version) {
 struct LoadedZeromq {
   DynamicLibrary library = find_library("RINGATTN_ZEROMQ_LIBRARY", "libzmq.so.5");
   Zeromq functions = load();
+  // A context for good, without sockets and so without threads: with the first context libzmq opens libraries of its own (OpenPGM), and
+  // with the last it closes them, neither of which goes well on two threads at once.
+  void* kept = functions.zmq_ctx_new();
 
   Zeromq load() const {
     int major = 0, minor = 0, patch = 0;
