@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -165,6 +166,27 @@ struct Candidate {
   }
 };
 
+// A port below those that the system gives out by itself: one of those could be anybody's by the time that rank 0 listens.
+std::uint16_t draw_port() {
+  int first_given_out = 32768;
+  std::ifstream("/proc/sys/net/ipv4/ip_local_port_range") >> first_given_out;
+  constexpr int most = 16384, first_of_all = 1024;
+  const int range = std::clamp(first_given_out - first_of_all, 0, most);
+  std::uint32_t number = 0;
+  sodium_library().randombytes_buf(&number, sizeof number);
+  return range == 0 ? 0
+                    : static_cast<std::uint16_t>(first_given_out - 1 -
+                                                 static_cast<int>(number % static_cast<std::uint32_t>(range)));
+}
+
+// Whether one can listen on the port, or, where it is 0, on which. 0, or an error number.
+int probe(Candidate& candidate, std::uint16_t port) {
+  constexpr int attempts = 20;
+  for (int n = 0; port == 0 && n < attempts; ++n)
+    if (candidate.probe(draw_port()) == 0) return 0;
+  return candidate.probe(port);
+}
+
 // The first address of the host that this machine can listen on.
 void choose_address(const Asked& asked, UniqueId& id) {
   const auto list = resolve(asked);
@@ -181,7 +203,7 @@ void choose_address(const Asked& asked, UniqueId& id) {
       why = text(host, " is another address on every link; must be one that all ranks know by the same digits");
       continue;
     }
-    const int error = candidate.probe(asked.port);
+    const int error = probe(candidate, asked.port);
     if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS)
       fail(RA_STATUS_OUT_OF_MEMORY, "a socket for ", host, ": ", std::generic_category().message(error));
     if (error == 0) {
