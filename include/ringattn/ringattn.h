@@ -283,6 +283,8 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
  * is not clear which rank of which group was refused, as over NCCL always, or where rank 0 of RA_TRANSPORT_ZEROMQ did not listen yet), and
  * all ranks begin again with a new id.
+ * A context belongs to the process that made it: in one that is forked from it every call with the context gives INVALID_STATE,
+ * and ra_destroy_context frees nothing, while the first process goes on as if nothing had happened.
  */
 RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *error);
 

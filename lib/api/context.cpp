@@ -142,7 +142,10 @@ ra_status ra_get_context_info(const ra_context *context, ra_context_info *info, 
   });
 }
 
-void ra_destroy_context(ra_context *context) { delete context; }
+// In a process that was forked, what the context has belongs to the other one: it is left where it is.
+void ra_destroy_context(ra_context *context) {
+  if (context != nullptr && context->is_of_this_process()) delete context;
+}
 
 ra_status ra_abort_context(ra_context *context, ra_error *error) {
   return guard(error, [&] {

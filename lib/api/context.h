@@ -1,6 +1,8 @@
 // A rank's membership in its group, and what it computes with.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -28,6 +30,15 @@ ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank,
 struct ra_context {
   ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::api::Backend> b)
       : rank(r), timeout_ms(timeout), backend(std::move(b)), engine(backend->engine()) {}
+
+  // A process that the host forks has this memory, but none of the threads, and shares sockets with the process that made the
+  // context: there it can only be refused.
+  void require_own_process() const {
+    if (!is_of_this_process())
+      ringattn::fail(RA_STATUS_INVALID_STATE, "context was made by process ", process, ", and this is process ",
+                     getpid(), ", which was forked from it; must be used in the process that made it");
+  }
+  bool is_of_this_process() const noexcept { return getpid() == process; }
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
   struct KeptPlan {
@@ -134,6 +145,7 @@ struct ra_context {
     });
   }
 
+  const pid_t process = getpid();
   ringattn::api::Rank rank;
   std::int64_t timeout_ms;
   std::unique_ptr<ringattn::api::Backend> backend;

@@ -14,10 +14,11 @@
 
 namespace ringattn::api {
 
-// The context that a caller gave, const or not.
+// The context that a caller gave, const or not. Refuses that of another process.
 template <class Context>
 Context &checked(Context *context) {
   require(context != nullptr, "context is NULL; must come from ra_create_context");
+  context->require_own_process();
   return *context;
 }
 

@@ -379,7 +379,9 @@ extern "C" {
  NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
  (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- is not clear which rank of which group was refused, as over NCCL always), and all ranks begin again with a new id.*/
+ is not clear which rank of which group was refused, as over NCCL always), and all ranks begin again with a new id.
+ A context belongs to the process that made it: in one that is forked from it every call with the context gives INVALID_STATE,
+ and ra_destroy_context frees nothing, while the first process goes on as if nothing had happened.*/
     pub fn ra_create_context(
         config: *const ra_context_config,
         error: *mut ra_error,

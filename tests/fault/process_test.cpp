@@ -1,0 +1,515 @@
+// Ranks in processes of their own that are killed, stopped or end, in every phase of their life: the others are told who it was, in
+// time, live on, form a new group that computes as it should, and leave nothing behind.
+//
+//   RINGATTN_TEST_CELLS=n   so many cells of the matrix instead of the usual number; RINGATTN_TEST_FULL=1: all
+#include <dirent.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <iomanip>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fault/rank_process.h"
+#include "ringattn/ringattn.h"
+#include "support/random.h"
+#include "support/ranks.h"
+
+namespace ringattn::test {
+namespace {
+
+using namespace std::chrono_literals;
+using Milliseconds = std::chrono::milliseconds;
+using Random = std::mt19937_64;
+
+constexpr int patience_factor = slowness > 1 ? 3 : 1;
+constexpr Milliseconds patience = 20s * patience_factor;  // for what takes no time where nothing hangs
+
+bool has_zeromq() {
+  ra_capabilities capabilities;
+  ra_init_capabilities(&capabilities, sizeof capabilities);
+  return ra_get_capabilities(&capabilities, nullptr) == RA_STATUS_SUCCESS && capabilities.has_zeromq == 1;
+}
+
+template <class... Parts>
+std::string concatenate(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+// An id at an address of loopback that no other group has, so that no two can take each other's port.
+std::string new_id() {
+  static std::atomic<unsigned> made{0};
+  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
+  const std::string address = concatenate("127.", 1 + n / 62500 % 250, ".", 1 + n / 250 % 250, ".", 1 + n % 250);
+  ra_unique_id id{};
+  Error error;
+  if (ra_create_unique_id(&id, RA_TRANSPORT_ZEROMQ, address.c_str(), &error) != RA_STATUS_SUCCESS)
+    throw std::runtime_error(error.text());
+  return id.text;
+}
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    if (mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp");
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+  std::string contents() const {
+    std::string names;
+    for (const auto& entry : std::filesystem::directory_iterator(path_))
+      names += " " + entry.path().filename().string();
+    return names;
+  }
+
+ private:
+  std::string path_ = "/tmp/ra-processes-XXXXXX";
+};
+
+// ---------------------------------------------------------------- the matrix
+
+enum Phase { joining, idle, in_forward, in_backward, destroying };
+enum How { by_kill, by_stop, by_segv, by_exit };
+constexpr std::array phase_names{"join", "idle", "forward", "backward", "destroy"};
+constexpr std::array how_names{"KILL", "STOP", "SEGV", "exit"};
+
+struct Cell {
+  int number;
+  int world_size, victim;
+  Phase phase;
+  How how;
+  bool is_tcp, is_zombie;
+
+  std::string name() const {
+    return concatenate("cell ", number, ": rank ", victim, " of ", world_size, ", ", phase_names[phase], ", ",
+                       how_names[how], is_tcp ? ", TCP" : ", ipc", is_zombie ? ", a zombie" : "");
+  }
+};
+
+std::vector<Cell> all_cells() {
+  std::vector<Cell> cells;
+  for (const int world_size : {2, 3, 4, 8})
+    for (int victim = 0; victim < world_size; ++victim)
+      for (const Phase phase : {joining, idle, in_forward, in_backward, destroying})
+        for (const How how : {by_kill, by_stop, by_segv, by_exit})
+          for (const bool is_tcp : {false, true})
+            for (const bool is_zombie : {false, true})
+              if (how != by_stop || !is_zombie)  // what is stopped is not over
+                cells.push_back({static_cast<int>(cells.size()), world_size, victim, phase, how, is_tcp, is_zombie});
+  return cells;
+}
+
+// One cell. What went wrong is in `complaints`, and ends it.
+class Trial {
+ public:
+  Trial(const Cell& cell, std::uint64_t seed)
+      : cell_(cell), random_(seed * 100'003 + static_cast<unsigned>(cell.number)) {}
+
+  void run() {
+    try {
+      for (int rank = 0; rank < cell_.world_size; ++rank)
+        ranks_.push_back(std::make_unique<RankProcess>(directory_.path()));
+      cell_.phase == joining ? kill_while_joining() : kill_later();
+      begin_anew();
+    } catch (const std::exception& e) {
+      complaints.push_back(e.what());
+    }
+  }
+
+  std::vector<std::string> complaints;
+  Nanoseconds longest_untold = 0, longest_destroy = 0;
+  int timeouts = 0;  // survivors of a join that found out by that
+
+ private:
+  static constexpr std::int64_t join_timeout_ms = 2000;  // of a group that will never be whole
+
+  RankProcess& rank(int r) { return *ranks_[static_cast<std::size_t>(r)]; }
+  RankProcess& victim() { return rank(cell_.victim); }
+  std::vector<int> survivors() const {
+    std::vector<int> all;
+    for (int r = 0; r < cell_.world_size; ++r)
+      if (r != cell_.victim) all.push_back(r);
+    return all;
+  }
+  int draw(int end) { return static_cast<int>(random_() % static_cast<unsigned>(end)); }
+  void pause(int most_ms) { std::this_thread::sleep_for(std::chrono::microseconds(draw(1000 * most_ms + 1))); }
+
+  template <class... Parts>
+  [[noreturn]] static void complain(const Parts&... parts) {
+    throw std::runtime_error(concatenate(parts...));
+  }
+  // The next report of that rank, which is one of `what`, "a|b".
+  Report expect(int r, const std::string& what) {
+    const std::optional<Report> report = rank(r).next(patience);
+    if (!report) complain("rank ", r, " does not say ", what, " within ", patience.count(), " ms, or has ended");
+    if (("|" + what + "|").find("|" + report->what + "|") == std::string::npos)
+      complain("rank ", r, " says ", report->what, ", not ", what, ": ", ra_get_status_name(report->status), " (rank ",
+               report->rank, ") ", report->message);
+    return *report;
+  }
+  void tell_join(int r, int as, int world_size, std::int64_t timeout_ms, const std::string& id) {
+    rank(r).tell(
+        concatenate("join ", as, " ", world_size, " ", timeout_ms, " ", cell_.is_tcp ? "127.0.0.1" : "-", " ", id));
+  }
+
+  // Returns when it has happened; the time at which it began to.
+  Nanoseconds strike() {
+    const Nanoseconds time = now();
+    switch (cell_.how) {
+      case by_kill:
+        victim().send(SIGKILL);
+        break;
+      case by_stop:
+        victim().send(SIGSTOP);
+        break;
+      case by_segv:
+        victim().send(SIGSEGV);
+        break;
+      case by_exit:
+        victim().tell("exit");
+    }
+    if (!victim().wait_until_over(patience)) complain("the victim lives on");
+    if (!cell_.is_zombie && cell_.how != by_stop) victim().reap(patience);
+    return time;
+  }
+  void require_in_time(int r, const char* what, Nanoseconds took, Nanoseconds& longest) {
+    const Milliseconds bar = (cell_.how == by_stop ? 2500ms : 1000ms) * patience_factor;
+    longest = std::max(longest, took);
+    if (took > Nanoseconds{bar.count()} * 1'000'000)
+      complain("rank ", r, " ", what, " after ", took / 1'000'000, " ms; must be ", bar.count(), " at most");
+  }
+  void require_lost(int r, const Report& report, Nanoseconds since) {
+    if (report.status != RA_STATUS_PEER_LOST || report.rank != cell_.victim)
+      complain("rank ", r, " got ", ra_get_status_name(report.status), " naming rank ", report.rank, ": ",
+               report.message);
+    require_in_time(r, "was told", report.time - since, longest_untold);
+  }
+
+  // One rank has not come yet, and does when the other is gone.
+  void kill_while_joining() {
+    const std::vector<int> others = survivors();
+    const int latecomer = others[static_cast<std::size_t>(draw(static_cast<int>(others.size())))];
+    const std::string id = new_id();
+    for (int r = 0; r < cell_.world_size; ++r)
+      if (r != latecomer) tell_join(r, r, cell_.world_size, join_timeout_ms, id);
+    pause(draw(2) == 0 ? 10 : 300);
+    const Nanoseconds time = strike();
+    tell_join(latecomer, latecomer, cell_.world_size, join_timeout_ms, id);
+    for (const int r : others) {
+      const Report report = expect(r, "refused");
+      const Nanoseconds since = std::max(time, report.value);
+      if (report.status != RA_STATUS_TIMEOUT) {
+        require_lost(r, report, since);
+        continue;
+      }
+      ++timeouts;
+      const std::int64_t most_ms = join_timeout_ms + 1500 * patience_factor;
+      if (report.rank != cell_.victim || report.time - since > most_ms * 1'000'000)
+        complain("rank ", r, " after ", (report.time - since) / 1'000'000, " ms: TIMEOUT naming rank ", report.rank,
+                 ": ", report.message);
+    }
+    if (cell_.how == by_stop) {  // else what it has in the temporary directory would rightly stay there
+      victim().send(SIGKILL);
+      victim().reap(patience);
+    }
+  }
+
+  void kill_later() {
+    const std::string id = new_id();
+    const std::vector<int> others = survivors();
+    for (int r = 0; r < cell_.world_size; ++r) tell_join(r, r, cell_.world_size, 60'000, id);
+    for (int r = 0; r < cell_.world_size; ++r) expect(r, "joined");
+    const std::string problem = std::array{"compute", "gather", "traffic"}[static_cast<std::size_t>(draw(3))];
+    if (cell_.phase == destroying) {
+      kill_while_destroying(others, problem);
+      return;
+    }
+    const std::string command =
+        cell_.phase == idle ? "idle" : concatenate(cell_.phase == in_forward ? "forward " : "backward ", problem);
+    for (const auto& process : ranks_) process->tell(command);
+    for (int r = 0; r < cell_.world_size; ++r) expect(r, "ready");
+    pause(40);
+    const Nanoseconds time = strike();
+    for (const int r : others) require_lost(r, expect(r, "lost"), time);
+    destroy(others, time);
+  }
+
+  // Either all are done, or it is killed in its last calls while others may be done and wait for it.
+  void kill_while_destroying(const std::vector<int>& others, const std::string& problem) {
+    const bool are_done = draw(2) == 0, before = draw(2) == 0;
+    const std::string work = concatenate("work ", problem, " ", 1 + draw(2));
+    for (const auto& process : ranks_) process->tell(work);
+    if (are_done)
+      for (int r = 0; r < cell_.world_size; ++r) expect(r, "ready");
+    Nanoseconds time = 0;
+    if (before) time = strike();
+    for (const int r : others) rank(r).tell("destroy");
+    if (!before) {
+      pause(are_done ? 2 : 40);
+      time = strike();
+    }
+    for (const int r : others) {
+      if (!are_done)
+        if (const Report report = expect(r, "ready|lost"); report.what == "lost") require_lost(r, report, time);
+      const Report report = expect(r, "destroyed");
+      require_in_time(r, "had destroyed its context", report.time - std::max(time, report.value), longest_destroy);
+    }
+  }
+
+  void destroy(const std::vector<int>& group, Nanoseconds time) {
+    for (const int r : group) rank(r).tell("destroy");
+    for (const int r : group) {
+      const Report report = expect(r, "destroyed");
+      require_in_time(r, "had destroyed its context", report.time - std::max(time, report.value), longest_destroy);
+    }
+  }
+
+  void begin_anew() {
+    const std::vector<int> group = survivors();
+    const std::string id = new_id();
+    const int world_size = static_cast<int>(group.size()), first = draw(world_size);
+    for (int i = 0; i < world_size; ++i)
+      tell_join(group[static_cast<std::size_t>((first + i) % world_size)], i, world_size, 60'000, id);
+    for (const int r : group) expect(r, "joined");
+    // A group of one has no use for directories, and does not look for what others have left.
+    if (const std::string left = directory_.contents(); !left.empty() && (world_size > 1 || cell_.phase != joining))
+      complain("in the temporary directory:", left);
+    const std::string check = concatenate("check ", cell_.number);
+    for (const int r : group) rank(r).tell(check);
+    for (const int r : group)
+      if (const Report report = expect(r, "right|wrong"); report.what == "wrong")
+        complain("rank ", r, " of the new group: ", report.message, " is wrong");
+    destroy(group, now());
+    for (const int r : group) rank(r).tell("end");
+    for (const int r : group) {
+      if (const Report report = expect(r, "ended"); report.status != 0)
+        complain("rank ", r, " has ", report.message, " its first context");
+      if (const int status = rank(r).reap(patience); status != 0) complain("rank ", r, " ended with ", status);
+    }
+  }
+
+  const Cell cell_;
+  Random random_;
+  const TemporaryDirectory directory_;
+  std::vector<std::unique_ptr<RankProcess>> ranks_;
+};
+
+TEST(Processes, MayDieAtAnyMoment) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  const std::uint64_t seed = test::seed();
+  std::vector<Cell> cells = all_cells();
+  const std::size_t all = cells.size();
+  Random random(seed);
+  std::shuffle(cells.begin(), cells.end(), random);
+  if (!full() && std::getenv("RINGATTN_TEST_CASE") == nullptr)
+    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(100)))));
+
+  struct Row {
+    int cells = 0;
+    Nanoseconds untold = 0, destroy = 0;
+  };
+  std::array<std::array<Row, how_names.size()>, phase_names.size()> table;
+  int timeouts = 0;
+  std::mutex mutex;
+  std::atomic<std::size_t> next{0};
+  const auto work = [&] {
+    for (std::size_t n; (n = next++) < cells.size();) {
+      const Cell& cell = cells[n];
+      if (!chosen(cell.number)) continue;
+      Trial trial(cell, seed);
+      trial.run();
+      const std::lock_guard lock(mutex);
+      for (const std::string& complaint : trial.complaints)
+        ADD_FAILURE() << cell.name() << " (RINGATTN_TEST_CASE=" << cell.number << "): " << complaint;
+      Row& row = table[cell.phase][cell.how];
+      ++row.cells;
+      row.untold = std::max(row.untold, trial.longest_untold);
+      row.destroy = std::max(row.destroy, trial.longest_destroy);
+      timeouts += trial.timeouts;
+    }
+  };
+  std::vector<std::thread> workers;
+  const int at_once = slowness > 1 ? 1 : 3;  // most of the time is spent waiting
+  for (int n = 0; n < at_once; ++n) workers.emplace_back(work);
+  for (std::thread& worker : workers) worker.join();
+
+  std::cout
+      << cells.size() << " of " << all
+      << " cells; of each kind: how many, ms until the last survivor was told, ms of the longest ra_destroy_context\n"
+      << std::setw(9) << "";
+  for (const char* const how : how_names) std::cout << std::setw(18) << how;
+  std::cout << '\n';
+  for (const Phase phase : {joining, idle, in_forward, in_backward, destroying}) {
+    std::cout << std::setw(9) << phase_names[phase];
+    for (const Row& row : table[phase])
+      std::cout << std::setw(6) << row.cells << std::setw(6) << row.untold / 1'000'000 << std::setw(6)
+                << row.destroy / 1'000'000;
+    std::cout << '\n';
+  }
+  std::cout << timeouts << " survivors of a join were told by its time-out, which is not in the table\n";
+}
+
+// ---------------------------------------------------------------- a group of processes
+
+class Group {
+ public:
+  explicit Group(int world_size) {
+    for (int r = 0; r < world_size; ++r) ranks_.push_back(std::make_unique<RankProcess>(directory_.path()));
+  }
+  RankProcess& operator[](int r) { return *ranks_[static_cast<std::size_t>(r)]; }
+  int world_size() const { return static_cast<int>(ranks_.size()); }
+
+  void tell(const std::string& command) {
+    for (const auto& rank : ranks_) rank->tell(command);
+  }
+  // The next report of each, all of this kind; empty, and a failure, if one has another.
+  std::vector<Report> expect(const std::string& what) {
+    std::vector<Report> reports;
+    for (int r = 0; r < world_size(); ++r) {
+      const std::optional<Report> report = (*this)[r].next(patience);
+      if (!report || report->what != what) {
+        ADD_FAILURE() << "rank " << r << " must say " << what << " and says "
+                      << (report ? report->what + ": " + report->message : "nothing");
+        return {};
+      }
+      reports.push_back(*report);
+    }
+    return reports;
+  }
+  std::vector<Report> join() {
+    const std::string id = new_id();
+    for (int r = 0; r < world_size(); ++r) (*this)[r].tell(concatenate("join ", r, " ", world_size(), " 60000 - ", id));
+    return expect("joined");
+  }
+  void check(std::uint64_t seed) {
+    tell(concatenate("check ", seed));
+    expect("right");
+  }
+  void end() {
+    tell("destroy");
+    expect("destroyed");
+    tell("end");
+    for (const Report& report : expect("ended")) EXPECT_EQ(report.status, 0) << report.message;
+    for (const auto& rank : ranks_) EXPECT_EQ(rank->reap(patience), 0);
+    EXPECT_EQ(directory_.contents(), "");
+  }
+
+ private:
+  const TemporaryDirectory directory_;
+  std::vector<std::unique_ptr<RankProcess>> ranks_;
+};
+
+// What a host does with fork() is its own affair, as long as the child leaves the context to the parent.
+TEST(Processes, ForkedChildrenLeaveTheContextAlone) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Group group(3);
+  group.join();
+  group.check(1);
+  for (int n = 0; n < 3; ++n) {
+    group.tell("fork");
+    group.expect("right");
+    group.check(static_cast<std::uint64_t>(2 + n));
+  }
+  group.end();
+}
+
+TEST(Processes, ForkedChildrenLeaveContextsOfThreadsAlone) {
+  Group group(1);
+  group.tell("fork local");
+  group.expect("right");
+}
+
+// The child has the dead rank's sockets open, so that no connection ends.
+TEST(Processes, AForkedChildDoesNotHideADeath) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  for (int victim = 0; victim < 3; ++victim) {
+    Group group(3);
+    group.join();
+    group.tell("fork sleeper");
+    group.expect("forked");
+    for (int r = 0; r < 3; ++r) group[r].tell(r == (victim + 1) % 3 ? "forward compute" : "idle");
+    for (int r = 0; r < 3; ++r) {
+      if (r == (victim + 1) % 3) continue;  // which waits for the others in its first call
+      ASSERT_TRUE(group[r].next(patience).has_value());
+    }
+    const Nanoseconds time = now();
+    group[victim].send(SIGKILL);
+    for (int r = 0; r < 3; ++r) {
+      if (r == victim) continue;
+      const std::optional<Report> report = group[r].next(patience);
+      ASSERT_TRUE(report.has_value());
+      EXPECT_EQ(report->what, "lost") << report->message;
+      EXPECT_EQ(report->status, RA_STATUS_PEER_LOST) << report->message;
+      EXPECT_EQ(report->rank, victim) << report->message;
+      EXPECT_LE((report->time - time) / 1'000'000, 2500 * patience_factor) << "ms, rank " << r;
+    }
+  }
+}
+
+TEST(Processes, JoinAtOnce) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Group group(8);
+  for (int n = 0; n < 5; ++n) {
+    const std::vector<Report> reports = group.join();
+    ASSERT_EQ(reports.size(), 8u);
+    Nanoseconds begin = 0, end = 0;
+    for (const Report& report : reports) {
+      begin = std::max<Nanoseconds>(begin, report.value);
+      end = std::max(end, report.time);
+    }
+    std::cout << "8 ranks have joined " << (end - begin) / 1000 << " us after the last of them began to\n";
+    EXPECT_LE((end - begin) / 1'000'000, 1000 * patience_factor);
+    group.tell("destroy");
+    group.expect("destroyed");
+  }
+  group.end();
+}
+
+TEST(Processes, TakeNextToNothingWhileTheyAreIdle) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  if (slowness > 1) GTEST_SKIP() << "of no interest in a sanitized build";
+  Group group(4);
+  group.join();
+  group.check(1);
+  constexpr std::int64_t ms = 5000;
+  group.tell(concatenate("rest ", ms));
+  for (const Report& report : group.expect("rested")) {
+    const double share = static_cast<double>(report.value) / 1000 / ms;
+    std::cout << "an idle rank takes " << 100 * share << " % of a core\n";
+    EXPECT_LE(share, 0.005);
+  }
+  group.end();
+}
+
+}  // namespace
+}  // namespace ringattn::test
+
+int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "--rank") == 0) return ringattn::test::run_rank();
+  std::signal(SIGPIPE, SIG_IGN);  // of a rank that has ended
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
