@@ -29,6 +29,6 @@ took=$((($(date +%s%N) - begin) / 1000000))
 cat "$folder/errors"
 echo "all was over after $took ms"
 for ((rank = 0; rank < 3; ++rank)); do
-  [[ $rank -eq $victim ]] || grep "^rank $rank of 3: PEER_LOST: .*rank $victim" "$folder/errors" >"$folder/found"
+  [[ $rank -eq $victim ]] || grep "^rank $rank of 3: .*PEER_LOST: .*rank $victim" "$folder/errors" >"$folder/found"
 done
 [[ $took -le 1000 ]]
