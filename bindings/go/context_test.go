@@ -191,8 +191,11 @@ func TestAsks(t *testing.T) {
 	if !strings.Contains(engine, info.Engine) || !strings.Contains(capabilities.Engines, info.Engine) || info.Engine == "" {
 		t.Errorf("the engine is %q, %q, one of %q", engine, info.Engine, capabilities.Engines)
 	}
-	if capabilities.MaxHeadDim != 256 || capabilities.HardwareThreads < 1 || capabilities.HasZeroMQ {
+	if capabilities.MaxHeadDim != 256 || capabilities.HardwareThreads < 1 {
 		t.Errorf("capabilities are %+v", capabilities)
+	}
+	if _, err := ringattn.NewUniqueID(ringattn.TransportZeroMQ, ""); (err == nil) != capabilities.HasZeroMQ {
+		t.Errorf("HasZeroMQ is %t, and an id %v", capabilities.HasZeroMQ, err)
 	}
 }
 

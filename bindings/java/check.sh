@@ -1,5 +1,5 @@
 #!/bin/sh
-# check.sh example | service | page: compiles an example in Java and holds it to what it promises.
+# check.sh example | example_05 | service | page: compiles an example in Java and holds it to what it promises.
 #
 # In the environment: JAVA, its compiler beside it; CLASSES, the binding's; LIBRARIES, the folder of libringattn_jni.so; FOLDER, to write to;
 # for example also EXAMPLE_IN_C, the program to compare with, and for page CHROMIUM.
@@ -8,6 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 examples=$here/../../examples
 one=$examples/01_long_context/java
 three=$examples/03_jvm_service/java
+five=$examples/05_multi_process
 folder=$FOLDER/$1
 rm -rf "$folder"
 mkdir -p "$folder/classes"
@@ -27,6 +28,14 @@ example() {
   grep -c time "$folder/c" | grep -qx 3
   diff "$folder/c" "$folder/java"
   python3 -c 'import json, sys; assert len(json.load(open(sys.argv[1]))["rows"]) == 3' "$folder/output/context.json"
+}
+
+# Three processes, and the same where one of them is killed.
+example_05() {
+  compile "$five"/java/*.java
+  set -- "$JAVA" "-Ddev.ringattn.libraries=$LIBRARIES" -cp "$CLASSES:$folder/classes" MultiProcess
+  "$five/run.sh" --ranks 3 "$@"
+  "$here/../../tests/package/kill_a_rank.sh" 1 "$@"
 }
 
 compile_service() {

@@ -4,18 +4,22 @@ set -eu
 cd "$(dirname "$0")"
 cargo=${CARGO:-cargo}
 example=../../examples/01_long_context/rust
+five=../../examples/05_multi_process
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0
 
 test() { $cargo test --quiet --workspace --features ringattn/half; }
 
 clippy() {
   $cargo clippy --quiet --workspace --all-targets --features ringattn/half -- --deny warnings
-  $cargo clippy --quiet --manifest-path $example/Cargo.toml -- --deny warnings
+  for manifest in $example/Cargo.toml $five/rust/Cargo.toml; do
+    $cargo clippy --quiet --manifest-path $manifest -- --deny warnings
+  done
 }
 
 format() {
   $cargo fmt --all --check
   $cargo fmt --check --manifest-path $example/Cargo.toml
+  $cargo fmt --check --manifest-path $five/rust/Cargo.toml
 }
 
 # Without the library, as where documentation is published.
@@ -83,6 +87,14 @@ example() {
   grep -c time "$output.c" | grep -qx 3
   diff "$output.c" "$output.rust"
   python3 -c 'import json, sys; assert len(json.load(open(sys.argv[1]))["rows"]) == 3' "$output.json/context.json"
+}
+
+# Three processes, and the same where one of them is killed.
+example_05() {
+  $cargo build --quiet --release --manifest-path $five/rust/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-$five/rust/target}"
+  program=${CARGO_TARGET_DIR:-$five/rust/target}/release/example_05_multi_process
+  $five/run.sh --ranks 3 "$program"
+  ../../tests/package/kill_a_rank.sh 1 "$program"
 }
 
 # The program of ./dev bench bindings.

@@ -177,8 +177,9 @@ fn on_threads<T: Send, R: Send>(
             .into_iter()
             .map(|thread| thread.join().expect("work does not panic"))
             .collect();
-        // Where one rank failed and aborted the others, it is its failure that says why.
-        let is_cause = |e: &Error| e.status() != Status::Aborted;
+        // Where one rank failed and aborted the others, it is its failure that says why. Those that
+        // were not yet in their call find a context of no more use.
+        let is_cause = |e: &Error| !matches!(e.status(), Status::Aborted | Status::InvalidState);
         if let Some(cause) = results
             .iter()
             .position(|result| result.as_ref().is_err_and(is_cause))
