@@ -143,7 +143,7 @@ type Transport int32
 const (
 	// ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it
 	TransportLocal Transport = C.RA_TRANSPORT_LOCAL
-	// ranks are processes on one machine or many, CPU backend
+	// ranks are processes, or threads, on one machine or many; CPU backend. Needs libzmq and libsodium
 	TransportZeroMQ Transport = C.RA_TRANSPORT_ZEROMQ
 	// ranks have a GPU each, in one process or many, CUDA backend
 	TransportNCCL Transport = C.RA_TRANSPORT_NCCL

@@ -249,7 +249,7 @@ typedef struct ra_context_config {
                                  multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
                                  then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
                                  default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend */
-  int32_t encryption;       /**< ra_encryption, the same on every rank; must be 0 but with RA_TRANSPORT_ZEROMQ */
+  int32_t encryption;       /**< ra_encryption, the same on every rank; must be RA_ENCRYPTION_ON but with RA_TRANSPORT_ZEROMQ */
 } ra_context_config;
 
 /** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */
@@ -281,8 +281,8 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  * NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
  * (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- * is not clear which rank of which group was refused, as over NCCL always, or where rank 0 of RA_TRANSPORT_ZEROMQ did not listen yet), and
- * all ranks begin again with a new id.
+ * is not clear which rank of which group was refused, as over NCCL always, or where rank 0 of RA_TRANSPORT_ZEROMQ did not listen
+ * yet), and all ranks begin again with a new id.
  * A context belongs to the process that made it: in one that is forked from it every call with the context gives INVALID_STATE,
  * and ra_destroy_context frees nothing, while the first process goes on as if nothing had happened.
  */
@@ -290,9 +290,10 @@ RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *
 
 /**
  * Leaves the group and frees everything. Accepts NULL. Does not wait for other ranks, which get PEER_LOST if they
- * were still waiting for this one; but with RA_TRANSPORT_ZEROMQ rank 0, by whom the others know of each other, waits until they are done
- * with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it waits until what calls have enqueued is
- * over; graphs that calls were captured in hold the context's memory, and may not be launched any more.
+ * were still waiting for this one; but with RA_TRANSPORT_ZEROMQ rank 0, by whom the others know of each other, waits until they are
+ * done with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it
+ * waits until what calls have enqueued is over; graphs that calls were captured in hold the context's memory, and may not be
+ * launched any more.
  */
 RA_API void ra_destroy_context(ra_context *context);
 

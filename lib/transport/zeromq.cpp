@@ -86,7 +86,8 @@ class ZeromqTransport final : public Transport {
       : rank_(group.rank),
         timeout_ms_(timeout_ms),
         context_(checked(group).world_size + 16),
-        inlets_(context_, group.bind_address.empty() ? address_towards(id.host) : own_address(group.bind_address.c_str()),
+        inlets_(context_,
+                group.bind_address.empty() ? address_towards(id.host) : own_address(group.bind_address.c_str()),
                 group.bind_address.empty()),
         control_(context_, id, make_hello(group, inlets_), draw_session(), timeout_ms, std::move(on_failure)) {
     const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);

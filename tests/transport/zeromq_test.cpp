@@ -211,12 +211,9 @@ TEST(Id, HasTheAddressThatWasAskedFor) {
   };
   std::vector<Case> cases = {{nullptr, "127.0.0.1", 0},       {"127.0.0.1", "127.0.0.1", 0},
                              {"127.0.0.1:0", "127.0.0.1", 0}, {with_port.c_str(), "127.0.0.1", free_port},
-                             {"127.1", "127.0.0.1", 0},
-                             {"127.0.0.1:00", "127.0.0.1", 0}};
+                             {"127.1", "127.0.0.1", 0},       {"127.0.0.1:00", "127.0.0.1", 0}};
   if (can_listen("::1"))
-    cases.insert(
-        cases.end(),
-        {{"::1", "::1", 0}, {"[::1]", "::1", 0}, {"[::1]:0", "::1", 0}, {"[0:0::1]", "::1", 0}});
+    cases.insert(cases.end(), {{"::1", "::1", 0}, {"[::1]", "::1", 0}, {"[::1]:0", "::1", 0}, {"[0:0::1]", "::1", 0}});
   for (const auto& [asked, host, port] : cases) {
     const UniqueId id = make_unique_id(asked);
     EXPECT_EQ(id.host, host);

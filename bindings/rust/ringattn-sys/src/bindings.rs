@@ -92,7 +92,7 @@ pub const RA_BACKEND_CUDA: ra_backend = 1;
 pub type ra_backend = ::core::ffi::c_uint;
 ///ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it
 pub const RA_TRANSPORT_LOCAL: ra_transport = 0;
-///ranks are processes on one machine or many, CPU backend
+///ranks are processes, or threads, on one machine or many; CPU backend. Needs libzmq and libsodium
 pub const RA_TRANSPORT_ZEROMQ: ra_transport = 1;
 ///ranks have a GPU each, in one process or many, CUDA backend
 pub const RA_TRANSPORT_NCCL: ra_transport = 2;
@@ -355,12 +355,14 @@ extern "C" {
 extern "C" {
     /**Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
 
- `transport` is a ra_transport; `bind_address` the address that rank 0 will listen on ("host" or "host:port"), NULL for
- loopback, and NULL with RA_TRANSPORT_LOCAL and RA_TRANSPORT_NCCL. An id of the local transport is valid in the process that
- made it, for one group at a time. One of NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until
- the group has formed. Otherwise an id holds no resource, and needs no release.
+ `transport` is a ra_transport. With RA_TRANSPORT_ZEROMQ `bind_address` is where rank 0 will listen: "host" or "host:port", a name or a
+ number, of the machine that this is called on, which others can connect to; NULL for loopback; without a port, or with 0, one that is
+ free now, and it is rank 0's to find it free still. Whoever has the text can join the group: it is to be kept like a password. With the other
+ transports `bind_address` is NULL. An id of the local transport is valid in the process that made it, for one group at a time. One of
+ NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has formed. Otherwise an id holds no
+ resource, and needs no release.
 
- Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), NCCL_ERROR.*/
+ Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), OUT_OF_MEMORY, NCCL_ERROR.*/
     pub fn ra_create_unique_id(
         id: *mut ra_unique_id,
         transport: i32,
@@ -372,14 +374,16 @@ extern "C" {
     /**Joins this rank to its group.
 
  Collective and blocking: returns when all `world_size` ranks have joined (ranks of the local transport each call it from
- a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once.
+ a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once. With
+ RA_TRANSPORT_ZEROMQ rank 0 may come after the others.
 
  Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
  INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY, CUDA_ERROR,
  NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
  (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- is not clear which rank of which group was refused, as over NCCL always), and all ranks begin again with a new id.
+ is not clear which rank of which group was refused, as over NCCL always, or where rank 0 of RA_TRANSPORT_ZEROMQ did not listen
+ yet), and all ranks begin again with a new id.
  A context belongs to the process that made it: in one that is forked from it every call with the context gives INVALID_STATE,
  and ra_destroy_context frees nothing, while the first process goes on as if nothing had happened.*/
     pub fn ra_create_context(
@@ -388,9 +392,11 @@ extern "C" {
     ) -> *mut ra_context;
 }
 extern "C" {
-    /**Leaves the group and frees everything. Accepts NULL. Local: does not wait for other ranks, which get PEER_LOST if they
- were still waiting for this one. No call may be in progress on the context. On CUDA it waits until what calls have enqueued is
- over; graphs that calls were captured in hold the context's memory, and may not be launched any more.*/
+    /**Leaves the group and frees everything. Accepts NULL. Does not wait for other ranks, which get PEER_LOST if they
+ were still waiting for this one; but with RA_TRANSPORT_ZEROMQ rank 0, by whom the others know of each other, waits until they are
+ done with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it
+ waits until what calls have enqueued is over; graphs that calls were captured in hold the context's memory, and may not be
+ launched any more.*/
     pub fn ra_destroy_context(context: *mut ra_context);
 }
 extern "C" {
@@ -403,7 +409,8 @@ extern "C" {
 extern "C" {
     /**SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
  known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
- that was refused or found a wrong result), and all ranks know at once, also between calls. That a rank destroyed its context,
+ that was refused or found a wrong result), and all ranks know at once, also between calls; with RA_TRANSPORT_ZEROMQ also by a rank
+ whose process ends without destroying its context, or falls silent for a second. That a rank destroyed its context,
  or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. Over NCCL each rank finds
  out for itself, within its time-out: PEER_LOST, with rank -1 where more than one was waited for, or NCCL_ERROR. From any
  thread; never blocks.

@@ -143,9 +143,11 @@ large as its largest call needed, until it is destroyed"#
 [`Error::rank`](crate::Error::rank) that every rank names. Looks at what is known and asks
 nobody: the group is broken by [`AbortHandle::abort`](crate::AbortHandle::abort), or by a
 collective call that failed on any rank (not by one that was refused or found a wrong
-result), and all ranks know at once, also between calls. That a rank destroyed its context,
-or does not come, is known only when another has waited for it in a call; until then this
-says `Ok`. Over NCCL each rank finds out for itself, within its time-out:
+result), and all ranks know at once, also between calls; with
+[`Transport::Zeromq`](crate::Transport::Zeromq) also by a rank whose process ends without
+destroying its context, or falls silent for a second. That a rank destroyed its context, or
+does not come, is known only when another has waited for it in a call; until then this says
+`Ok`. Over NCCL each rank finds out for itself, within its time-out:
 [`Status::PeerLost`](crate::Status::PeerLost), without a rank where more than one was waited
 for, or [`Status::NcclError`](crate::Status::NcclError). From any thread; never blocks.
 Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of

@@ -52,7 +52,8 @@ choice! {
     Transport, "transport";
     /// Ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it.
     Local = sys::RA_TRANSPORT_LOCAL, "LOCAL";
-    /// Ranks are processes on one machine or many, CPU backend.
+    /// Ranks are processes, or threads, on one machine or many; CPU backend. Needs libzmq and
+    /// libsodium.
     Zeromq = sys::RA_TRANSPORT_ZEROMQ, "ZEROMQ";
     /// Ranks have a GPU each, in one process or many, CUDA backend.
     Nccl = sys::RA_TRANSPORT_NCCL, "NCCL";

@@ -7,7 +7,10 @@ public enum Transport {
    * Ranks are threads of one process; with CUDA on one GPU or several, whose copy engines do it.
    */
   LOCAL(0),
-  /** Ranks are processes on one machine or many, CPU backend. */
+  /**
+   * Ranks are processes, or threads, on one machine or many; CPU backend. Needs libzmq and
+   * libsodium.
+   */
   ZEROMQ(1),
   /** Ranks have a GPU each, in one process or many, CUDA backend. */
   NCCL(2),
