@@ -55,7 +55,7 @@ type ContextConfig struct {
 	// turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the default: all. What a
 	// kernel computes does not depend on it. Must be 0 on the CPU backend
 	NumSMs int32
-	// Encryption, the same on every rank; must be 0 but with TransportZeroMQ
+	// Encryption, the same on every rank; must be EncryptionOn but with TransportZeroMQ
 	Encryption Encryption
 }
 

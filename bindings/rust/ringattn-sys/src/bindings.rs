@@ -287,7 +287,7 @@ multiprocessors have, which leaves that of the others to communication; 1 .. the
 then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
 default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend*/
     pub num_sms: i32,
-    ///ra_encryption, the same on every rank; must be 0 but with RA_TRANSPORT_ZEROMQ
+    ///ra_encryption, the same on every rank; must be RA_ENCRYPTION_ON but with RA_TRANSPORT_ZEROMQ
     pub encryption: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]

@@ -53,7 +53,8 @@ pub struct ContextConfig {
     /// used. 0, the default: all. What a kernel computes does not depend on it. Must be 0 on the
     /// CPU backend.
     pub num_sms: i32,
-    /// [`Encryption`], the same on every rank; must be 0 but with [`Transport::Zeromq`].
+    /// [`Encryption`], the same on every rank; must be [`Encryption::On`] but with
+    /// [`Transport::Zeromq`].
     pub encryption: Encryption,
 }
 

@@ -244,7 +244,7 @@ public final class ContextConfig {
     return numSms;
   }
 
-  /** Encryption, the same on every rank; must be 0 but with Transport.ZEROMQ. */
+  /** Encryption, the same on every rank; must be Encryption.ON but with Transport.ZEROMQ. */
   public ContextConfig encryption(Encryption encryption) {
     this.encryption = Objects.requireNonNull(encryption);
     made = null;
