@@ -326,7 +326,7 @@ TEST(Processes, MayDieAtAnyMoment) {
   Random random(seed);
   std::shuffle(cells.begin(), cells.end(), random);
   if (!full() && std::getenv("RINGATTN_TEST_CASE") == nullptr)
-    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(100)))));
+    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(200)))));
 
   struct Row {
     int cells = 0;
@@ -353,8 +353,7 @@ TEST(Processes, MayDieAtAnyMoment) {
     }
   };
   std::vector<std::thread> workers;
-  const int at_once =
-      slowness > 1 ? 1 : static_cast<int>(number_of("AT_ONCE", 6));  // most of the time is spent waiting
+  const int at_once = slowness > 1 ? 1 : 6;  // most of the time is spent waiting
   for (int n = 0; n < at_once; ++n) workers.emplace_back(work);
   for (std::thread& worker : workers) worker.join();
 
