@@ -326,7 +326,7 @@ TEST(Processes, MayDieAtAnyMoment) {
   Random random(seed);
   std::shuffle(cells.begin(), cells.end(), random);
   if (!full() && std::getenv("RINGATTN_TEST_CASE") == nullptr)
-    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(200)))));
+    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(300)))));
 
   struct Row {
     int cells = 0;
