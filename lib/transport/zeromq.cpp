@@ -98,18 +98,18 @@ class ZeromqTransport final : public Transport {
       inlets_.close_door();
     } catch (const Error& e) {
       control_.fail({e, rank_});
+      drop_if_broken();
       throw;
     } catch (const std::exception&) {
       control_.fail({RA_STATUS_OUT_OF_MEMORY, rank_, "out of memory while joining"});
+      drop_if_broken();
       throw;
     }
   }
 
   ZeromqTransport(const ZeromqTransport&) = delete;
   ZeromqTransport& operator=(const ZeromqTransport&) = delete;
-  ~ZeromqTransport() override {
-    if (links_ != nullptr && failure().status != RA_STATUS_SUCCESS) links_->drop();
-  }
+  ~ZeromqTransport() override { drop_if_broken(); }
 
   std::vector<std::byte> all_gather(std::span<const std::byte> record) override {
     std::vector<std::byte> all = control_.gather(record);
@@ -192,6 +192,10 @@ class ZeromqTransport final : public Transport {
       const auto until = std::min(deadline, has_left ? left + grace : deadline);
       poll(items, std::max<std::int64_t>(std::chrono::ceil<std::chrono::milliseconds>(until - now).count(), 0));
     }
+  }
+  // What is still on its way to others is of no use to them in a broken group, and one that has been stopped would not take it.
+  void drop_if_broken() {
+    if (links_ != nullptr && failure().status != RA_STATUS_SUCCESS) links_->drop();
   }
   void forget() {
     links_->forget();

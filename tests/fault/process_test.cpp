@@ -2,8 +2,6 @@
 // time, live on, form a new group that computes as it should, and leave nothing behind.
 //
 //   RINGATTN_TEST_CELLS=n   so many cells of the matrix instead of the usual number; RINGATTN_TEST_FULL=1: all
-#include <dirent.h>
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <memory>
@@ -78,10 +77,11 @@ class TemporaryDirectory {
     std::filesystem::remove_all(path_, ignored);
   }
   const std::string& path() const { return path_; }
+  // But for what has no lock yet: whose process was killed just then, which the join of a later minute finds.
   std::string contents() const {
     std::string names;
     for (const auto& entry : std::filesystem::directory_iterator(path_))
-      names += " " + entry.path().filename().string();
+      if (std::filesystem::exists(entry.path() / "lock")) names += " " + entry.path().filename().string();
     return names;
   }
 
@@ -196,7 +196,8 @@ class Trial {
     return time;
   }
   void require_in_time(int r, const char* what, Nanoseconds took, Nanoseconds& longest) {
-    const Milliseconds bar = (cell_.how == by_stop ? 2500ms : 1000ms) * patience_factor;
+    const bool is_quick = &longest == &longest_untold && cell_.how != by_stop;
+    const Milliseconds bar = (is_quick ? 1000ms : 2500ms) * patience_factor;
     longest = std::max(longest, took);
     if (took > Nanoseconds{bar.count()} * 1'000'000)
       complain("rank ", r, " ", what, " after ", took / 1'000'000, " ms; must be ", bar.count(), " at most");
@@ -325,7 +326,7 @@ TEST(Processes, MayDieAtAnyMoment) {
   Random random(seed);
   std::shuffle(cells.begin(), cells.end(), random);
   if (!full() && std::getenv("RINGATTN_TEST_CASE") == nullptr)
-    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(100)))));
+    cells.resize(std::min<std::size_t>(all, number_of("RINGATTN_TEST_CELLS", static_cast<unsigned>(sample(300)))));
 
   struct Row {
     int cells = 0;
@@ -352,7 +353,7 @@ TEST(Processes, MayDieAtAnyMoment) {
     }
   };
   std::vector<std::thread> workers;
-  const int at_once = slowness > 1 ? 1 : 3;  // most of the time is spent waiting
+  const int at_once = slowness > 1 ? 1 : 6;  // most of the time is spent waiting
   for (int n = 0; n < at_once; ++n) workers.emplace_back(work);
   for (std::thread& worker : workers) worker.join();
 
@@ -467,6 +468,42 @@ TEST(Processes, AForkedChildDoesNotHideADeath) {
       EXPECT_LE((report->time - time) / 1'000'000, 2500 * patience_factor) << "ms, rank " << r;
     }
   }
+}
+
+// A process may end before it has locked its directory; as long as it may be about to, nobody removes it.
+TEST(Processes, RemoveWhatOthersLeft) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  const TemporaryDirectory directory;
+  const std::string prefix = concatenate(directory.path(), "/ringattn-", getuid(), "-");
+  struct Left {
+    const char* name;
+    bool has_lock, is_old, stays;
+  };
+  const Left all[] = {{"killed", true, false, false},
+                      {"killed-long-ago", true, true, false},
+                      {"begun", false, false, true},
+                      {"begun-long-ago", false, true, false}};
+  for (const Left& left : all) {
+    const std::string path = prefix + left.name;
+    std::filesystem::create_directory(path);
+    std::ofstream(path + (left.has_lock ? "/lock" : "/lock-to-be"));
+    if (left.is_old)
+      std::filesystem::last_write_time(path, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  }
+  std::filesystem::create_directory(directory.path() + "/another");
+  std::vector<std::unique_ptr<RankProcess>> ranks;
+  const std::string id = new_id();
+  for (int r = 0; r < 2; ++r) {
+    ranks.push_back(std::make_unique<RankProcess>(directory.path()));
+    ranks.back()->tell(concatenate("join ", r, " 2 60000 - ", id));
+  }
+  for (const auto& rank : ranks) {
+    const std::optional<Report> report = rank->next(patience);
+    ASSERT_TRUE(report.has_value());
+    EXPECT_EQ(report->what, "joined") << report->message;
+  }
+  for (const Left& left : all) EXPECT_EQ(std::filesystem::exists(prefix + left.name), left.stays) << left.name;
+  EXPECT_TRUE(std::filesystem::exists(directory.path() + "/another"));
 }
 
 TEST(Processes, JoinAtOnce) {

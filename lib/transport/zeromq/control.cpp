@@ -393,7 +393,9 @@ void Control::read_events() {
   const std::lock_guard lock(mutex_);
   for (const int descriptor : gone) {
     if (!is_hub()) {
-      if (is_connected_) membership_.on_disconnect(0);
+      if (!is_connected_) continue;
+      membership_.on_disconnect(0);
+      socket_.set(ZMQ_LINGER, 0);  // nobody is there to take what is still to be sent
       continue;
     }
     const auto found = std::ranges::find(connections_, descriptor, &Connection::descriptor);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <system_error>
@@ -19,6 +20,7 @@
 namespace ringattn::zeromq {
 namespace {
 
+constexpr std::time_t making_s = 10;      // that a directory has no lock, at most, unless its process ended meanwhile
 constexpr std::size_t longest_root = 60;  // of the 107 characters that the name of a socket may have
 
 std::string root() {
@@ -46,10 +48,11 @@ void remove_leftovers(const std::string& where) {
         !S_ISDIR(status.st_mode) || status.st_uid != getuid())
       continue;
     const int lock = lock_file(path + "/lock");
-    if (lock < 0) continue;
+    const bool is_unfinished = lock < 0 && access((path + "/lock").c_str(), F_OK) != 0 && errno == ENOENT;
+    if (lock < 0 && !(is_unfinished && std::time(nullptr) - status.st_mtime > making_s)) continue;
     std::error_code ignored;
     std::filesystem::remove_all(path, ignored);
-    close(lock);
+    if (lock >= 0) close(lock);
   }
 }
 
