@@ -126,7 +126,6 @@ Control::~Control() {
   }
   wake_.signal();
   pthread_join(thread_, nullptr);
-  if (!is_hub() && membership_.failure().rank == 0) socket_.set(ZMQ_LINGER, 0);  // nobody is there to hear last words
   socket_.stop_monitor();
 }
 
