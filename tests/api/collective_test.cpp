@@ -410,6 +410,15 @@ TEST(Join, GroupsAreIndependent) {
 
 // ---------------------------------------------------------------- ranks that do not come, leave or give up
 
+// Word of a failure takes a moment between processes.
+void expect_news(const ra_context* context) {
+  const auto deadline = std::chrono::steady_clock::now() + kPrompt;
+  while (async_error(context).status == RA_STATUS_SUCCESS) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+}
+
 TEST(Absence, FromACallTimesOutNamingTheRank) {
   for (const std::int32_t missing : {0, 1, 2}) {
     for (const bool is_backward : {false, true}) {
@@ -422,7 +431,7 @@ TEST(Absence, FromACallTimesOutNamingTheRank) {
         EXPECT_LT(outcome.duration, milliseconds(kTimeoutMs) + kPrompt);
       });
       ranks.run([&](std::int32_t rank, ra_context* context) {
-        EXPECT_NE(async_error(context).status, RA_STATUS_SUCCESS);
+        expect_news(context);
         EXPECT_NE(forward(context, make_desc(24), 3, rank).status, RA_STATUS_SUCCESS) << "rank " << rank;
       });
     }
@@ -511,15 +520,6 @@ TEST(Abort, EndsALongCallOnEveryRankNamingTheRankThatGaveUp) {
     }
   }
   expect_new_group_works(3);
-}
-
-// Word of a failure takes a moment between processes.
-void expect_news(const ra_context* context) {
-  const auto deadline = std::chrono::steady_clock::now() + kPrompt;
-  while (async_error(context).status == RA_STATUS_SUCCESS) {
-    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
-    std::this_thread::sleep_for(milliseconds(1));
-  }
 }
 
 TEST(Abort, BetweenCallsMakesEveryRankUnusable) {

@@ -174,9 +174,8 @@ std::uint16_t draw_port() {
   const int range = std::clamp(first_given_out - first_of_all, 0, most);
   std::uint32_t number = 0;
   sodium_library().randombytes_buf(&number, sizeof number);
-  return range == 0 ? 0
-                    : static_cast<std::uint16_t>(first_given_out - 1 -
-                                                 static_cast<int>(number % static_cast<std::uint32_t>(range)));
+  if (range == 0) return 0;
+  return static_cast<std::uint16_t>(first_given_out - 1 - static_cast<int>(number % static_cast<std::uint32_t>(range)));
 }
 
 // Whether one can listen on the port, or, where it is 0, on which. 0, or an error number.
