@@ -547,6 +547,11 @@ TEST(Processes, TakeNextToNothingWhileTheyAreIdle) {
 int main(int argc, char** argv) {
   if (argc > 1 && std::strcmp(argv[1], "--rank") == 0) return ringattn::test::run_rank();
   std::signal(SIGPIPE, SIG_IGN);  // of a rank that has ended
+  // SIGSEGV is to end a rank also before its main function, and not to be reported by a sanitizer.
+  for (const char* const name : {"TSAN_OPTIONS", "ASAN_OPTIONS"}) {
+    const char* const options = std::getenv(name);
+    setenv(name, (std::string(options == nullptr ? "" : options) + ":handle_segv=0").c_str(), 1);
+  }
   ::testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

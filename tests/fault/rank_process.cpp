@@ -431,7 +431,6 @@ int run_rank() {
   setrlimit(RLIMIT_CORE, &none);
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // also where it is stopped
   std::signal(SIGPIPE, SIG_DFL);     // which the test ignores
-  std::signal(SIGSEGV, SIG_DFL);     // that of a sanitizer reports what is meant to happen here
   std::mutex mutex;
   std::condition_variable changed;
   std::deque<std::string> lines;
