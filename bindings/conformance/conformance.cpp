@@ -348,6 +348,15 @@ void run_call(const Json &c) {
   const Problem p(c, kept);
   auto requirements = made(ra_init_memory_requirements);
   if (call == "estimate_memory") return check(ra_estimate_memory(&config, &p.desc, &requirements, &error));
+  if (call == "estimate_time") {
+    auto rates = made(ra_init_machine_rates);
+    rates.forward_flops = arguments.value("forward_flops", 1.0);
+    rates.backward_flops = arguments.value("backward_flops", 1.0);
+    rates.link_bytes = arguments.value("link_bytes", 0.0);
+    rates.link_seconds = arguments.value("link_seconds", 0.0);
+    auto estimate = made(ra_init_time_estimate);
+    return check(ra_estimate_time(&config, &p.desc, &rates, &estimate, &error));
+  }
 
   const std::int32_t world_size = argument32("world_size", 1), rank = argument32("rank", 0);
   const std::int32_t side = arguments.contains("side") ? constant(side_constants, arguments.at("side")) : RA_SIDE_QUERY;

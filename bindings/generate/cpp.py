@@ -20,7 +20,7 @@ def generate(header: c.Header) -> dict[str, str]:
         lines += [f'    {{"{enum.short(k)}", {k.name}}},' for k in enum.constants]
         lines.append("};")
     for record in (s for s in header.records if s.is_input):
-        lines += ["", f"inline void set({record.name} &record, const std::string &field, const Json &value, Kept &kept) {{"]
+        lines += ["", f"inline void set({record.name} &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {{"]
         lines.append("  const auto is = [&](const char *name) { return field == name; };")
         for f in record.values:
             if f.type == "void *":

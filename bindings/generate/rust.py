@@ -35,6 +35,7 @@ PLACES = {
     "ra_check_support": "Context::check_support",
     "ra_get_memory_requirements": "Context::memory_requirements",
     "ra_estimate_memory": "estimate_memory",
+    "ra_estimate_time": "estimate_time",
     "ra_get_call_statistics": "Context::statistics",
     "ra_get_shard_length": "AttentionDesc::shard_length",
     "ra_get_shard_position": "AttentionDesc::shard_position",

@@ -57,7 +57,8 @@ class Model(unittest.TestCase):
     def test_records_and_their_lists(self):
         records = {s.name: s.is_input for s in self.header.records}
         self.assertEqual(
-            {name for name, is_input in records.items() if is_input}, {"ra_context_config", "ra_attention_desc"}
+            {name for name, is_input in records.items() if is_input},
+            {"ra_context_config", "ra_attention_desc", "ra_machine_rates"},
         )
         desc = self.header.struct("ra_attention_desc")
         self.assertEqual(

@@ -339,6 +339,12 @@ func (c *errorCase) run() error {
 	case "estimate_memory":
 		_, err := ringattn.EstimateMemory(config, desc)
 		return err
+	case "estimate_time":
+		rates := ringattn.NewMachineRates()
+		rates.ForwardFlops, rates.BackwardFlops = argument(c, "forward_flops", 1.0), argument(c, "backward_flops", 1.0)
+		rates.LinkBytes, rates.LinkSeconds = argument(c, "link_bytes", 0.0), argument(c, "link_seconds", 0.0)
+		_, err := ringattn.EstimateTime(config, desc, rates)
+		return err
 	case "get_shard_length":
 		_, err := desc.ShardLength(worldSize, rank, side)
 		return err

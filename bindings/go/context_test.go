@@ -173,9 +173,12 @@ func TestAsks(t *testing.T) {
 	statistics, err2 := group[1].Statistics()
 	needs, err3 := group[1].MemoryRequirements(desc)
 	estimate, err4 := ringattn.EstimateMemory(config, desc)
+	rates := ringattn.NewMachineRates()
+	rates.ForwardFlops, rates.BackwardFlops = 1e9, 1e8
+	times, err7 := ringattn.EstimateTime(config, desc, rates)
 	engine, err5 := group[1].CheckSupport(desc)
 	capabilities, err6 := ringattn.GetCapabilities()
-	if err := errors.Join(err1, err2, err3, err4, err5, err6, group[1].AsyncError()); err != nil {
+	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, group[1].AsyncError()); err != nil {
 		t.Fatal(err)
 	}
 	if info.Rank != 1 || info.WorldSize != 2 || info.Timeout != time.Minute || info.NumThreads != 1 || info.Backend != ringattn.BackendCPU {
@@ -187,6 +190,9 @@ func TestAsks(t *testing.T) {
 	}
 	if needs.Context == 0 || estimate.ForwardWorkspace != needs.ForwardWorkspace || needs.ForwardSchedule != ringattn.ScheduleRing {
 		t.Errorf("requirements are %+v, estimated as %+v", needs, estimate)
+	}
+	if times.ForwardComputeSeconds != needs.ForwardFlops/1e9 || times.BackwardComputeSeconds != needs.BackwardFlops/1e8 {
+		t.Errorf("times are %+v for %+v", times, needs)
 	}
 	if !strings.Contains(engine, info.Engine) || !strings.Contains(capabilities.Engines, info.Engine) || info.Engine == "" {
 		t.Errorf("the engine is %q, %q, one of %q", engine, info.Engine, capabilities.Engines)

@@ -57,6 +57,13 @@ type ContextConfig struct {
 	NumSMs int32
 	// Encryption, the same on every rank; must be EncryptionOn but with TransportZeroMQ
 	Encryption Encryption
+	// a file, for each rank another, that is made or emptied and then written with what this rank does and
+	// when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and inside them
+	// plan, agree, prepare, pack, compute, wait, kept rows (of layers), add gradients, round; and on CPUs
+	// each message, sent or received, from when it was posted to when it was over. On CUDA times are those of
+	// enqueuing. Times of ranks of one machine can be compared. About 150 bytes for each event, written when
+	// a call ends. "", the default: none
+	TracePath string
 }
 
 // NewContextConfig has the library's defaults.
@@ -81,6 +88,7 @@ func (x *ContextConfig) fromC(raw *C.ra_context_config) {
 	x.Engine = C.GoString(raw.engine)
 	x.NumSMs = int32(raw.num_sms)
 	x.Encryption = Encryption(raw.encryption)
+	x.TracePath = C.GoString(raw.trace_path)
 }
 
 func (x *ContextConfig) toC(k *keeper, raw *C.ra_context_config) {
@@ -98,6 +106,7 @@ func (x *ContextConfig) toC(k *keeper, raw *C.ra_context_config) {
 	setAddress(x.NCCLComm, unsafe.Pointer(&raw.nccl_comm))
 	raw.num_sms = C.int32_t(x.NumSMs)
 	raw.encryption = C.int32_t(x.Encryption)
+	raw.trace_path = k.text("trace_path", x.TracePath)
 }
 
 // ContextInfo: What a context is, with everything that its config left to the library.
@@ -469,6 +478,49 @@ func (x *MemoryRequirements) fromC(raw *C.ra_memory_requirements) {
 	x.BackwardSchedule = Schedule(raw.backward_schedule)
 	x.ForwardParts = int64(raw.forward_parts)
 	x.BackwardParts = int64(raw.backward_parts)
+}
+
+// MachineRates: How fast ranks compute and reach each other, all of them alike, for EstimateTime.
+//
+// NewMachineRates has the defaults; the zero value has not.
+type MachineRates struct {
+	// per second of one rank, > 0 and finite: MemoryRequirements.ForwardFlops of some call over its
+	// CallStatistics.ComputeSeconds; no default
+	ForwardFlops float64
+	// the same for Context.Backward; no default
+	BackwardFlops float64
+	// bytes per second that a rank can send and, at the same time, receive, > 0 and finite; default 0: no
+	// limit
+	LinkBytes float64
+	// latency of a message, >= 0 and finite; default 0
+	LinkSeconds float64
+}
+
+func (x *MachineRates) toC(k *keeper, raw *C.ra_machine_rates) {
+	raw.struct_size = C.sizeof_ra_machine_rates
+	raw.forward_flops = C.double(x.ForwardFlops)
+	raw.backward_flops = C.double(x.BackwardFlops)
+	raw.link_bytes = C.double(x.LinkBytes)
+	raw.link_seconds = C.double(x.LinkSeconds)
+}
+
+// TimeEstimate: How long a rank's calls take; comparable with CallStatistics.
+type TimeEstimate struct {
+	// of Context.Forward, from when all ranks have made the call until this one is done
+	ForwardSeconds float64
+	// of it, in block computations; the rest is waiting
+	ForwardComputeSeconds float64
+	// the same for Context.Backward
+	BackwardSeconds float64
+	// the same for Context.Backward
+	BackwardComputeSeconds float64
+}
+
+func (x *TimeEstimate) fromC(raw *C.ra_time_estimate) {
+	x.ForwardSeconds = float64(raw.forward_seconds)
+	x.ForwardComputeSeconds = float64(raw.forward_compute_seconds)
+	x.BackwardSeconds = float64(raw.backward_seconds)
+	x.BackwardComputeSeconds = float64(raw.backward_compute_seconds)
 }
 
 // CallStatistics: What the last Context.Forward or Context.Backward on a context did; comparable field by

@@ -79,6 +79,25 @@ func EstimateMemory(config ContextConfig, desc AttentionDesc) (MemoryRequirement
 	return x, err
 }
 
+// EstimateTime predicts how long a rank's calls take, by going through what all ranks do with a clock for each; comparable with
+// [CallStatistics]. Counted are the products of visible pairs, and bytes, so that short calls take longer than this says. Of config only
+// Rank and WorldSize are read. Takes as long as planning for every rank does. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY.
+func EstimateTime(config ContextConfig, desc AttentionDesc, rates MachineRates) (TimeEstimate, error) {
+	var x TimeEstimate
+	err := desc.run(func(f *frame) {
+		var raw C.ra_context_config
+		config.toC(&f.keeper, &raw)
+		var r C.ra_machine_rates
+		rates.toC(&f.keeper, &r)
+		if f.refusal == nil {
+			x.get(func(estimate *C.ra_time_estimate) {
+				C.ra_estimate_time(&raw, &f.desc, &r, estimate, &f.err)
+			})
+		}
+	})
+	return x, err
+}
+
 // get has the library fill it; on failure it stays as it is cleared.
 func (x *MemoryRequirements) get(from func(*C.ra_memory_requirements)) {
 	var raw C.ra_memory_requirements

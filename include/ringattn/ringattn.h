@@ -27,9 +27,9 @@
  *                  returns: its tensors, workspace included, are memory of the context's device, and belong to the call until
  *                  what it enqueued is over. What fails after the call is said by ra_get_async_error and by the next call. Lists such as
  *                  document offsets are host memory always.
- *     reserved     Version 0.1 has two schedules, RA_SCHEDULE_RING and RA_SCHEDULE_ALL_GATHER. Others and the transport ZeroMQ have
- *                  their names here, so that they need no new ones later; asking for one gives NOT_SUPPORTED, as does CUDA where
- *                  the library was built without it.
+ *     reserved     Version 0.1 has two schedules, RA_SCHEDULE_RING and RA_SCHEDULE_ALL_GATHER. Others have their names here, so that
+ *                  they need no new ones later; asking for one gives NOT_SUPPORTED, as do CUDA and ZeroMQ where the library was
+ *                  built without them.
  */
 #ifndef RINGATTN_RINGATTN_H
 #define RINGATTN_RINGATTN_H
@@ -250,6 +250,13 @@ typedef struct ra_context_config {
                                  then launched in turns of so many blocks, and cuDNN, which cannot be limited, is not used. 0, the
                                  default: all. What a kernel computes does not depend on it. Must be 0 on the CPU backend */
   int32_t encryption;       /**< ra_encryption, the same on every rank; must be RA_ENCRYPTION_ON but with RA_TRANSPORT_ZEROMQ */
+  const char *trace_path;   /**< a file, for each rank another, that is made or emptied and then written with what this rank does
+                                 and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and
+                                 inside them plan, agree, prepare, pack, compute, wait, kept rows
+                                 (of layers), add gradients, round; and on CPUs each message,
+                                 sent or received, from when it was posted to when it was over. On CUDA times are those of
+                                 enqueuing. Times of ranks of one machine can be compared. About 150 bytes for each event,
+                                 written when a call ends. NULL, the default: none */
 } ra_context_config;
 
 /** Fills `config` with defaults. `struct_size` is sizeof(ra_context_config). Accepts NULL. */
@@ -551,6 +558,44 @@ RA_API ra_status ra_get_memory_requirements(const ra_context *context, const ra_
  */
 RA_API ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention_desc *desc,
                                     ra_memory_requirements *requirements, ra_error *error);
+
+/** How fast ranks compute and reach each other, all of them alike, for ra_estimate_time. */
+typedef struct ra_machine_rates {
+  size_t struct_size;
+  double forward_flops;  /**< per second of one rank, > 0 and finite: ra_memory_requirements::forward_flops of some call over its
+                              ra_call_statistics::compute_seconds; no default */
+  double backward_flops; /**< the same for ra_backward; no default */
+  double link_bytes;     /**< bytes per second that a rank can send and, at the same time, receive, > 0 and finite; default 0: no
+                              limit */
+  double link_seconds;   /**< latency of a message, >= 0 and finite; default 0 */
+} ra_machine_rates;
+
+/** Clears `rates`. `struct_size` is sizeof(ra_machine_rates). Accepts NULL. */
+RA_API void ra_init_machine_rates(ra_machine_rates *rates, size_t struct_size);
+
+/** How long a rank's calls take; comparable with ra_call_statistics. */
+typedef struct ra_time_estimate {
+  size_t struct_size;
+  double forward_seconds;          /**< of ra_forward, from when all ranks have made the call until this one is done */
+  double forward_compute_seconds;  /**< of it, in block computations; the rest is waiting */
+  double backward_seconds;         /**< the same for ra_backward */
+  double backward_compute_seconds; /**< the same for ra_backward */
+} ra_time_estimate;
+
+/** Clears `estimate`. `struct_size` is sizeof(ra_time_estimate). Accepts NULL. */
+RA_API void ra_init_time_estimate(ra_time_estimate *estimate, size_t struct_size);
+
+/**
+ * Predicts how long a rank's calls take, by going through what all ranks do with a clock for each. In each step a rank computes while
+ * its messages travel, and goes on when both are over: where a chunk travels for longer than the ranks compute with it, a call takes
+ * as long as its messages. Counted are the products of visible pairs, and bytes; not what ranks pack and round, nor that small blocks
+ * are computed at lower rates, so that short calls take longer than this says.
+ *
+ * Of `config` only rank and world_size are read. Local; takes as long as planning for every rank does. Errors: INVALID_ARGUMENT,
+ * OUT_OF_MEMORY.
+ */
+RA_API ra_status ra_estimate_time(const ra_context_config *config, const ra_attention_desc *desc,
+                                  const ra_machine_rates *rates, ra_time_estimate *estimate, ra_error *error);
 
 /**
  * What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. On CUDA

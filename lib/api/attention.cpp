@@ -52,7 +52,8 @@ void check_workspace(Ranges &ranges, const char *pass, void *workspace, std::siz
 }
 
 void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args *args) {
-  const Stopwatch whole_call;
+  const Phase whole_call(c.trace.get(), "forward");
+  Phase planning(c.trace.get(), "plan");
   const ra_attention_desc d = read(desc, "desc");
   const ra_forward_args a = read(args, "args");
   const Problem p = to_problem(d);
@@ -76,11 +77,13 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   ranges.require_disjoint();
   c.backend->check(ranges, a.stream);
   if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::forward, a.stream);
+  planning.end();
   c.together(Pass::forward, p, a.stream, whole_call, [&] { return c.forward(p, call); });
 }
 
 void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
-  const Stopwatch whole_call;
+  const Phase whole_call(c.trace.get(), "backward");
+  Phase planning(c.trace.get(), "plan");
   const ra_attention_desc d = read(desc, "desc");
   const ra_backward_args a = read(args, "args");
   const Problem p = to_problem(d);
@@ -114,6 +117,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   ranges.require_disjoint();
   c.backend->check(ranges, a.stream);
   if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::backward, a.stream);
+  planning.end();
   c.together(Pass::backward, p, a.stream, whole_call, [&] { return c.backward(p, call); });
 }
 

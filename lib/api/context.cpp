@@ -57,7 +57,8 @@ Candidate make_context(const ra_context_config &c) {
   std::unique_ptr<Backend> backend = make_backend(c, rank);
   const std::int64_t timeout_ms = to_timeout(c);
   Backend::Join join = backend->open(c, rank, timeout_ms);
-  return {std::make_unique<ra_context>(rank, timeout_ms, std::move(backend)), std::move(join)};
+  auto trace = c.trace_path == nullptr ? nullptr : std::make_unique<Trace>(c.trace_path, rank.rank, rank.world_size);
+  return {std::make_unique<ra_context>(rank, timeout_ms, std::move(backend), std::move(trace)), std::move(join)};
 }
 
 std::unique_ptr<PassPlan> make_plan(const Problem &problem, const Rank &rank, Pass pass) {
@@ -120,6 +121,7 @@ ra_context *ra_create_context(const ra_context_config *config, ra_error *error) 
       refuse(c);
       throw;
     }
+    candidate.context->transport->trace_to(candidate.context->trace.get());
     return candidate.context.release();
   });
 }

@@ -9,7 +9,7 @@
 #include <new>
 
 #include "api/backend.h"
-#include "core/stopwatch.h"
+#include "core/trace.h"
 #include "plan/plan.h"
 #include "ring/agreement.h"
 #include "ring/ring.h"
@@ -28,8 +28,9 @@ ra_memory_requirements describe_memory(const Problem &problem, const Rank &rank,
 }  // namespace ringattn::api
 
 struct ra_context {
-  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::api::Backend> b)
-      : rank(r), timeout_ms(timeout), backend(std::move(b)), engine(backend->engine()) {}
+  ra_context(const ringattn::api::Rank &r, std::int64_t timeout, std::unique_ptr<ringattn::api::Backend> b,
+             std::unique_ptr<ringattn::Trace> t)
+      : rank(r), timeout_ms(timeout), backend(std::move(b)), engine(backend->engine()), trace(std::move(t)) {}
 
   // A process that the host forks has this memory, but none of the threads, and shares sockets with the process that made the
   // context: there it can only be refused.
@@ -65,6 +66,7 @@ struct ra_context {
       throw;
     }
     ++calls;
+    const ringattn::Phase phase(trace.get(), "end");
     transport->end_call();
   }
 
@@ -100,10 +102,10 @@ struct ra_context {
     return backend->workspace(ringattn::workspace_bytes(plan(problem, pass), engine), stream);
   }
   ringattn::Statistics forward(const ringattn::Problem &problem, const ringattn::ForwardCall &call) {
-    return ringattn::run_forward(plan(problem, ringattn::Pass::forward), {engine, *transport}, call);
+    return ringattn::run_forward(plan(problem, ringattn::Pass::forward), {engine, *transport, trace.get()}, call);
   }
   ringattn::Statistics backward(const ringattn::Problem &problem, const ringattn::BackwardCall &call) {
-    return ringattn::run_backward(plan(problem, ringattn::Pass::backward), {engine, *transport}, call);
+    return ringattn::run_backward(plan(problem, ringattn::Pass::backward), {engine, *transport, trace.get()}, call);
   }
 
   // Runs f(), which computes, on a stream of the caller's.
@@ -121,13 +123,13 @@ struct ra_context {
   // each other in a capture, they rely on having agreed before.
   template <class F>
   void together(ringattn::Pass pass, const ringattn::Problem &problem, ra_stream stream,
-                const ringattn::Stopwatch &whole_call, F &&run) {
+                const ringattn::Phase &whole_call, F &&run) {
     const bool asks = transport->gathers_in_captures() || rank.world_size == 1 || !backend->is_captured(stream);
     if (!asks && !kept_plan(problem, pass).is_agreed)
       ringattn::fail(RA_STATUS_INVALID_STATE,
                      "stream is being captured, and the ranks have not agreed on this call yet; make it once before");
     collective([&] {
-      const ringattn::Stopwatch agreement;
+      ringattn::Phase agreement(trace.get(), "agree");
       if (asks) {
         KeptPlan &kept = kept_plan(problem, pass);
         const auto operation =
@@ -135,7 +137,7 @@ struct ra_context {
         agree(operation, problem, 0, 0, !kept.is_agreed);  // again: there is no hurry
         kept.is_agreed = true;
       }
-      const double waited = agreement.seconds();
+      const double waited = agreement.end();
       ringattn::api::CallStatistics s;
       on(stream, [&] { s = {run(), 0}; });
       s.wait_seconds += waited;
@@ -150,6 +152,7 @@ struct ra_context {
   std::int64_t timeout_ms;
   std::unique_ptr<ringattn::api::Backend> backend;
   ringattn::Engine &engine;  // the backend's
+  const std::unique_ptr<ringattn::Trace> trace;  // may be null; outlives the transport
   KeptPlan forward_plan, backward_plan;
   std::int64_t calls = 0;  // collective calls completed: equal on all ranks
   std::atomic<bool> busy{false};

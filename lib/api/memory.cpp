@@ -1,10 +1,23 @@
+#include <cmath>
+#include <limits>
+
 #include "api/barrier.h"
 #include "api/context.h"
+#include "api/group.h"
 #include "api/structs.h"
 #include "api/validate.h"
+#include "plan/duration.h"
 
 using namespace ringattn;
 using namespace ringattn::api;
+
+namespace {
+
+void require_positive(const char *name, double value) {
+  require(value > 0 && std::isfinite(value), name, " is ", value, "; must be > 0 and finite");
+}
+
+}  // namespace
 
 namespace ringattn::api {
 
@@ -42,8 +55,8 @@ ra_memory_requirements describe_memory(const Problem &p, const Rank &rank, const
   r.forward_parts = forward.num_parts();
   r.backward_parts = backward.num_parts();
   r.visible_pairs = forward.visible_pairs();
-  r.forward_flops = 2 * r.visible_pairs * static_cast<double>(dims);
-  r.backward_flops = 2 * r.visible_pairs * static_cast<double>(3 * p.head_dim + 2 * p.head_dim_v);
+  r.forward_flops = r.visible_pairs * flops_per_pair(p, Pass::forward);
+  r.backward_flops = r.visible_pairs * flops_per_pair(p, Pass::backward);
   return r;
 }
 
@@ -77,6 +90,35 @@ ra_status ra_estimate_memory(const ra_context_config *config, const ra_attention
     const Problem p = to_problem(d);
     require_supported(d, p, engine);
     write(requirements, "requirements", describe_memory(p, rank, engine, sizeof(ra_context)));
+  });
+}
+
+void ra_init_machine_rates(ra_machine_rates *rates, size_t struct_size) { init(rates, struct_size); }
+void ra_init_time_estimate(ra_time_estimate *estimate, size_t struct_size) { init(estimate, struct_size); }
+
+ra_status ra_estimate_time(const ra_context_config *config, const ra_attention_desc *desc,
+                           const ra_machine_rates *rates, ra_time_estimate *estimate, ra_error *error) {
+  return guard(error, [&] {
+    const ra_context_config c = read(config, "config");
+    require_place(c);
+    const Problem p = to_problem(read(desc, "desc"));
+    const ra_machine_rates m = read(rates, "rates");
+    require_positive("forward_flops", m.forward_flops);
+    require_positive("backward_flops", m.backward_flops);
+    const bool is_limited = m.link_bytes != 0;
+    if (is_limited) require_positive("link_bytes", m.link_bytes);
+    require(m.link_seconds >= 0 && std::isfinite(m.link_seconds), "link_seconds is ", m.link_seconds,
+            "; must be >= 0 and finite");
+    Rates each{m.forward_flops, is_limited ? m.link_bytes : std::numeric_limits<double>::infinity(), m.link_seconds};
+    const Duration forward = estimate_duration(p, c.world_size, c.rank, Pass::forward, each);
+    each.flops = m.backward_flops;
+    const Duration backward = estimate_duration(p, c.world_size, c.rank, Pass::backward, each);
+    ra_time_estimate e = defaults<ra_time_estimate>();
+    e.forward_seconds = forward.seconds;
+    e.forward_compute_seconds = forward.compute_seconds;
+    e.backward_seconds = backward.seconds;
+    e.backward_compute_seconds = backward.compute_seconds;
+    write(estimate, "estimate", e);
   });
 }
 

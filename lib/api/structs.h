@@ -96,6 +96,16 @@ struct StructTraits<ra_memory_requirements> {
   static void fill(ra_memory_requirements &) {}
 };
 template <>
+struct StructTraits<ra_machine_rates> {
+  static constexpr const char *name = "ra_machine_rates";
+  static void fill(ra_machine_rates &) {}
+};
+template <>
+struct StructTraits<ra_time_estimate> {
+  static constexpr const char *name = "ra_time_estimate";
+  static void fill(ra_time_estimate &) {}
+};
+template <>
 struct StructTraits<ra_call_statistics> {
   static constexpr const char *name = "ra_call_statistics";
   static void fill(ra_call_statistics &) {}

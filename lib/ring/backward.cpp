@@ -30,6 +30,7 @@ class Backward {
   // Rounds the finished chunk into the caller's gradients.
   void finish_chunk(const Moment& m) const {
     if (plan_.adds_directly()) return;
+    const Phase phase(on_.trace, "round");
     for_each_stretch(
         plan_, m.chunk, {call_.dk, call_.dv}, journey_.gradients(0, plan_.rank(), m.chunk),
         [&](const Pair& in_shard, const Pair& in_chunk, std::int64_t rows) {
@@ -51,6 +52,7 @@ class Backward {
     step.dq =
         in_place ? call_.dq : packed_tensor(memory.dq, DType::float32, plan_.query_rows(), p_.num_heads_q, p_.head_dim);
     step.scratch = memory.scratch;
+    Phase preparation(on_.trace, "prepare");
     if (call_.delta == nullptr) on_.engine.compute_delta(p_, call_.dout, call_.out, plan_.query_rows(), memory.delta);
     if (call_.dsinks != nullptr) {
       const bool is_begun = origin_.entry > 0;  // by the parts of other entries
@@ -59,26 +61,30 @@ class Backward {
       on_.engine.add_sink_gradients(p_, call_.sinks, call_.lse, memory.delta, plan_.query_rows(), call_.dsinks);
     }
     if (!in_place || !call_.accumulate) on_.engine.clear(p_, step.dq, queries);
+    preparation.end();
 
     for (const Moment& m : plan_.moments()) {
       journey_.begin_transfers(m);
       if (m.computes || m.begins_chunk) {
         const Pair share = begin_share(m);
-        const StepItems work = m.computes ? plan_.items(m, false) : StepItems{};
         const Chunk chunk = journey_.held(m);
-        step.items = work.items;
         step.key_rows = plan_.chunk_rows(m.holds, m.chunk);
         step.k = chunk.k;
         step.v = chunk.v;
         step.key_bias = static_cast<const float*>(chunk.key_bias.data);
         step.dk = share.k;
         step.dv = share.v;
-        journey_.compute(m, [&] { on_.engine.backward(p_, step); });
+        journey_.compute(m, false, [&](std::span<const WorkItem> items) {
+          step.items = items;
+          on_.engine.backward(p_, step);
+        });
       }
       journey_.end_transfers(m);
       if (m.finishes_chunk) finish_chunk(m);
     }
-    if (!in_place) on_.engine.round(p_, step.dq, call_.dq, queries, call_.accumulate);
+    if (in_place) return;
+    const Phase phase(on_.trace, "round");
+    on_.engine.round(p_, step.dq, call_.dq, queries, call_.accumulate);
   }
 
  private:

@@ -50,14 +50,15 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
       step.first = &m == first && !p.is_partial;
       step.last = &m == last && !p.is_partial;
       if (m.computes || step.first) {
-        const StepItems work = plan.items(m, step.first || step.last);
         const Chunk chunk = journey.held(m);
-        step.items = work.items;
         step.key_rows = plan.chunk_rows(m.holds, m.chunk);
         step.k = chunk.k;
         step.v = chunk.v;
         step.key_bias = static_cast<const float*>(chunk.key_bias.data);
-        journey.compute(m, [&] { on.engine.forward(p, step); });
+        journey.compute(m, step.first || step.last, [&](std::span<const WorkItem> items) {
+          step.items = items;
+          on.engine.forward(p, step);
+        });
       }
       journey.end_transfers(m);
     }

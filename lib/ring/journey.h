@@ -10,7 +10,6 @@
 #include <span>
 
 #include "core/memory.h"
-#include "core/stopwatch.h"
 #include "ring/ring.h"
 
 namespace ringattn {
@@ -106,7 +105,12 @@ class Journey {
 
   // Packs what is held, if it is the own chunk, and begins all transfers of the moment.
   void begin_transfers(const Moment& m) {
-    if (m.packs) pack(m);
+    if (m.packs) {
+      const Phase phase(on_.trace, "pack");
+      pack(m);
+    }
+    if (plan_.transfers(m).empty()) return;
+    const Phase phase(on_.trace, "post");
     for (const Transfer& transfer : plan_.transfers(m)) {
       const std::span<std::byte> data = bytes_of(transfer, m);
       if (!transfer.sends) {
@@ -119,27 +123,32 @@ class Journey {
     }
   }
 
-  // Runs f, which computes. What is posted meanwhile is moved by whichever thread is the next to begin a part of the work;
+  // Runs f(work), which computes with what this rank sees of the chunk held, and with `all_rows` begins or ends the others, too. What is posted meanwhile is moved by whichever thread is the next to begin a part of the work;
   // what comes after the last part has begun is left to end_transfers.
   template <class F>
-  void compute(const Moment& m, F&& f) {
-    const Stopwatch stopwatch;
+  void compute(const Moment& m, bool all_rows, F&& f) {
+    Phase phase(on_.trace, "compute");
+    const StepItems work = m.computes || all_rows ? plan_.items(m, all_rows) : StepItems{};
+    const auto run = [&] { f(std::span(work.items)); };
     const auto between = [&] { on_.transport.progress(); };
-    on_.engine.interleave(std::ref(f), std::ref(between));
+    on_.engine.interleave(std::ref(run), std::ref(between));
     statistics_.totals.steps += m.computes ? 1 : 0;
-    statistics_.compute_seconds += stopwatch.seconds();
+    statistics_.compute_seconds += phase.end();
   }
 
   // Waits for them. Also the place where a broken or aborted group is noticed.
   void end_transfers() {
-    const Stopwatch stopwatch;
+    Phase phase(on_.trace, "wait");
     on_.transport.wait();
-    statistics_.wait_seconds += stopwatch.seconds();
+    statistics_.wait_seconds += phase.end();
   }
   // And adds up the gradients that have arrived.
   void end_transfers(const Moment& m) {
     end_transfers();
-    for (const Addition& a : plan_.additions(m))
+    const std::span<const Addition> additions = plan_.additions(m);
+    if (additions.empty()) return;
+    const Phase phase(on_.trace, "add gradients");
+    for (const Addition& a : additions)
       on_.engine.add(reinterpret_cast<const float*>(gradients_[a.from]), reinterpret_cast<float*>(gradients_[a.to]),
                      plan_.gradient_bytes(plan_.chunk_rows(a.owner, m.chunk)) / size_of(DType::float32));
   }

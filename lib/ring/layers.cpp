@@ -75,6 +75,7 @@ class KeptRows {
   // f(in_shard, packed, rows), stretch by stretch.
   template <class F>
   void for_each(const Tensor& shard, const Tensor& packed, F&& f) const {
+    const Phase phase(on_.trace, "kept rows");
     const Tensor own = heads_of_queries(shard, layer_.heads);
     std::int64_t row = 0;
     for (const Stretch& stretch : stretches_) {
@@ -311,6 +312,7 @@ Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardC
   if (p.num_sinks > 0) on.engine.combine_sinks(p, call.sinks, memory.sinks);
   Total total;
   run_layers(plan, plan.layers(), std::nullopt, memory.sinks, on, arena, call, memory.running, total);
+  const Phase phase(on.trace, "round");
   on.engine.finish_rows(p, memory.running, {plan.query_rows(), p.num_heads_q, p.head_dim_v}, call.out, call.lse);
   return total.statistics();
 }
@@ -330,6 +332,7 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
   const Gradient dq{in_place ? call.dq : memory.dq, call.dq, {rows, p.num_heads_q, p.head_dim}},
       dk{in_place ? call.dk : memory.dk, call.dk, {keys, p.num_heads_kv, p.head_dim}},
       dv{in_place ? call.dv : memory.dv, call.dv, {keys, p.num_heads_kv, p.head_dim_v}};
+  Phase preparation(on.trace, "prepare");
   for (const Gradient& g : {dq, dk, dv})
     if (!in_place || !call.accumulate) on.engine.clear(p, g.sum, g.extent);
 
@@ -342,6 +345,7 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
                       {1, p.num_heads_q, p.num_sinks});
     on.engine.add_sink_gradients(p, call.sinks, call.lse, memory.delta, rows, call.dsinks);
   }
+  preparation.end();
   for (std::size_t n = 0; n < plan.layers().size(); ++n) {
     const LayerPlan& layer = plan.layers()[n];
     if (branches_apart && (n == 0 || layer.branch != plan.layers()[n - 1].branch)) {
@@ -357,6 +361,7 @@ Statistics run_backward(const PassPlan& plan, const Machinery& on, const Backwar
     add_gradients(layer, on, arena, call, row_tensor(call.lse, rows, p.num_heads_q),
                   row_tensor(memory.delta, rows, p.num_heads_q), {dq.sum, dk.sum, dv.sum}, total);
   }
+  const Phase phase(on.trace, "round");
   if (!in_place)
     for (const Gradient& g : {dq, dk, dv}) on.engine.round(p, g.sum, g.to, g.extent, call.accumulate);
   return total.statistics();

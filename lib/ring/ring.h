@@ -7,6 +7,7 @@
 
 #include <cstddef>
 
+#include "core/trace.h"
 #include "engine/engine.h"
 #include "plan/pass_plan.h"
 #include "transport/transport.h"
@@ -53,6 +54,7 @@ struct Statistics {
 struct Machinery {
   Engine& engine;
   Transport& transport;
+  Trace* trace = nullptr;  // of its phases, if anybody wants one
 };
 
 std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine);

@@ -34,6 +34,7 @@ struct Transfer {
   std::uint64_t tag = 0;
   std::byte* data = nullptr;
   std::size_t size = 0;
+  Clock::time_point begin{};
   enum { kept, posted, copying, copied, withdrawn } state = posted;  // kept: not for others to see yet
   bool is_over() const { return state == copied || state == withdrawn; }
 };
@@ -43,6 +44,7 @@ struct Member {
   std::function<void()> on_failure;
   Copier* copier = nullptr;  // while present
   int device = Copier::host;
+  Trace* trace = nullptr;
   std::vector<Transfer> sends, receives;
   std::atomic<bool> news{false};                  // something may have become ready to be copied since progress looked
   int waits_for = -1;                             // the rank whose turn it is, while this one waits
@@ -142,6 +144,7 @@ class LocalTransport final : public Transport {
   LocalTransport& operator=(const LocalTransport&) = delete;
   ~LocalTransport() override {
     abandon();
+    trace_to(nullptr);
     Rendezvous::instance().leave(id_, group_, rank_);
   }
 
@@ -170,7 +173,7 @@ class LocalTransport final : public Transport {
     offer();
     const std::lock_guard lock(group_->mutex);
     // The bytes are only read; one Transfer serves both directions.
-    member(rank_).sends.push_back({peer, tag, const_cast<std::byte*>(data.data()), data.size(),
+    member(rank_).sends.push_back({peer, tag, const_cast<std::byte*>(data.data()), data.size(), Clock::now(),
                                    copier_->enqueues() ? Transfer::kept : Transfer::posted});
     if (copier_->enqueues()) {
       keeps_ = true;
@@ -183,7 +186,7 @@ class LocalTransport final : public Transport {
   void receive(int peer, std::uint64_t tag, std::span<std::byte> data) override {
     offer();
     const std::lock_guard lock(group_->mutex);
-    member(rank_).receives.push_back({peer, tag, data.data(), data.size()});
+    member(rank_).receives.push_back({peer, tag, data.data(), data.size(), Clock::now()});
     member(rank_).news = true;
   }
 
@@ -232,6 +235,12 @@ class LocalTransport final : public Transport {
         // Nothing can be enqueued any more, and so nothing that would use the memory.
       }
     clear();
+  }
+
+  // Copies that are only enqueued end unseen.
+  void trace_to(Trace* trace) override {
+    const std::lock_guard lock(group_->mutex);
+    member(rank_).trace = copier_->enqueues() ? nullptr : trace;
   }
 
   void fail(const Failure& failure) noexcept override {
@@ -343,6 +352,10 @@ class LocalTransport final : public Transport {
     const auto end = [&] {
       lock.lock();
       mark(copied ? Transfer::copied : Transfer::withdrawn);
+      for (std::size_t i = 0; i < count && copied; ++i) {
+        trace(rank_, false, receives[pairs[i].receive]);
+        trace(sender, true, member(sender).sends[pairs[i].send]);
+      }
       group_->changed.notify_all();
     };
     try {
@@ -354,6 +367,10 @@ class LocalTransport final : public Transport {
     }
     end();
     return true;
+  }
+
+  void trace(int rank, bool sends, const Transfer& t) {
+    if (member(rank).trace != nullptr) member(rank).trace->transfer(sends, t.peer, t.size, t.begin);
   }
 
   // This rank's memory may be used from here on, as far as what is enqueued leaves it to others.

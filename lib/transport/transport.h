@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/trace.h"
 
 namespace ringattn {
 
@@ -91,6 +92,9 @@ class Transport {
   // Takes back every transfer begun on this rank; returns when nobody touches their memory any more, which waits for copies
   // that have begun and for nothing else. For what ends without a wait, as by an exception; the destructor does the same.
   virtual void abandon() noexcept = 0;
+
+  // Transfers that end from now on are to be in that trace, where the transport sees them end; until null is given.
+  virtual void trace_to([[maybe_unused]] Trace* trace) {}
 
   // A collective call is over on this rank: nothing is waited for until the next.
   virtual void end_call() noexcept {}

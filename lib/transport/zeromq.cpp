@@ -19,7 +19,6 @@
 #include <mutex>
 #include <vector>
 
-#include "core/stopwatch.h"
 #include "transport/zeromq/control.h"
 #include "transport/zeromq/links.h"
 
@@ -161,6 +160,10 @@ class ZeromqTransport final : public Transport {
     forget();
   }
 
+  void trace_to(Trace* trace) override {
+    const std::lock_guard lock(mutex_);
+    links_->trace_to(trace);
+  }
   void end_call() noexcept override { control_.end_call(); }
   void fail(const Failure& failure) noexcept override { control_.fail(failure); }
   Failure failure() const noexcept override { return control_.failure(); }

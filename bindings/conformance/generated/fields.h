@@ -91,7 +91,7 @@ constexpr Constant stride_constants[] = {
     {"REPEAT", RA_STRIDE_REPEAT},
 };
 
-inline void set(ra_context_config &record, const std::string &field, const Json &value, Kept &kept) {
+inline void set(ra_context_config &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {
   const auto is = [&](const char *name) { return field == name; };
   if (is("rank")) return void(record.rank = number<int32_t>(value));
   if (is("world_size")) return void(record.world_size = number<int32_t>(value));
@@ -105,10 +105,11 @@ inline void set(ra_context_config &record, const std::string &field, const Json 
   if (is("engine")) return void(record.engine = kept.text(value));
   if (is("num_sms")) return void(record.num_sms = number<int32_t>(value));
   if (is("encryption")) return void(record.encryption = constant(encryption_constants, value));
+  if (is("trace_path")) return void(record.trace_path = kept.text(value));
   unknown("ra_context_config", field);
 }
 
-inline void set(ra_attention_desc &record, const std::string &field, const Json &value, Kept &kept) {
+inline void set(ra_attention_desc &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {
   const auto is = [&](const char *name) { return field == name; };
   if (is("batch")) return void(record.batch = number<int64_t>(value));
   if (is("seqlen_q")) return void(record.seqlen_q = number<int64_t>(value));
@@ -147,6 +148,15 @@ inline void set(ra_attention_desc &record, const std::string &field, const Json 
   if (is("dilation_padding")) return void(record.dilation_padding = constant(dilation_padding_constants, value));
   if (is("dilation_gradient")) return void(record.dilation_gradient = constant(dilation_gradient_constants, value));
   unknown("ra_attention_desc", field);
+}
+
+inline void set(ra_machine_rates &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {
+  const auto is = [&](const char *name) { return field == name; };
+  if (is("forward_flops")) return void(record.forward_flops = number<double>(value));
+  if (is("backward_flops")) return void(record.backward_flops = number<double>(value));
+  if (is("link_bytes")) return void(record.link_bytes = number<double>(value));
+  if (is("link_seconds")) return void(record.link_seconds = number<double>(value));
+  unknown("ra_machine_rates", field);
 }
 
 }  // namespace ringattn::conformance

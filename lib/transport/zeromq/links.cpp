@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "core/log.h"
 
@@ -256,7 +257,7 @@ void Links::take(Message& frame, bool is_tcp) {
       return;
     case PieceKind::received:
       if (header->size < l.taken || header->size > l.sent) lost(from, " acknowledges what was not sent");
-      l.taken = header->size;
+      trace_taken(from, std::exchange(l.taken, header->size));
       return;
     case PieceKind::data:
       break;
@@ -290,9 +291,19 @@ void Links::place(int from, const PieceHeader& header, std::span<const std::byte
   count_in(link(from), transfer, header.length);
 }
 
+// Transfers to that rank are over whose last piece it has taken since.
+void Links::trace_taken(int rank, std::uint64_t before) {
+  if (trace_ == nullptr) return;
+  for (const Send& s : sends_)
+    if (s.peer == rank && s.is_sent && s.last > before && s.last <= link(rank).taken)
+      trace_->transfer(true, rank, s.data.size(), s.begin);
+}
+
 void Links::count_in(Link& l, Receive& transfer, std::size_t length) {
   transfer.received += length;
   transfer.is_over = transfer.received == transfer.data.size();
+  if (transfer.is_over && trace_ != nullptr)
+    trace_->transfer(false, transfer.peer, transfer.data.size(), transfer.begin);
   ++l.arrived;
   l.owes_word = true;
 }

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/trace.h"
 #include "transport/zeromq/membership.h"
 #include "transport/zeromq/private_directory.h"
 #include "transport/zeromq/seal.h"
@@ -60,6 +61,7 @@ class Links {
   int blocker() const;  // the rank whose transfer is not over, or -1
   void forget();        // all transfers
   void drop();          // and what is still to be sent, when this ends
+  void trace_to(Trace* trace) { trace_ = trace; }
   bool is_idle() const { return sends_.empty() && receives_.empty(); }
 
   // To poll for what comes in.
@@ -72,6 +74,7 @@ class Links {
     int peer;
     std::uint64_t tag;
     std::span<const std::byte> data;
+    Trace::Clock::time_point begin = Trace::Clock::now();
     std::size_t sent = 0;
     bool is_sent = false;    // all of it
     std::uint64_t last = 0;  // then: how many pieces of data had gone to that rank with its last one
@@ -80,6 +83,7 @@ class Links {
     int peer;
     std::uint64_t tag;
     std::span<std::byte> data;
+    Trace::Clock::time_point begin = Trace::Clock::now();
     std::size_t received = 0;
     bool is_over = false;
   };
@@ -104,7 +108,8 @@ class Links {
   void take(Message& frame, bool is_tcp);
   void place(int from, const PieceHeader& header, std::span<const std::byte> payload);
   Receive* find(int from, std::uint64_t tag);
-  static void count_in(Link& link, Receive& transfer, std::size_t length);
+  void count_in(Link& link, Receive& transfer, std::size_t length);
+  void trace_taken(int rank, std::uint64_t before);
   bool put(int to, PieceKind kind, Send* transfer);
   Link& link(int rank) { return *links_[static_cast<std::size_t>(rank)]; }
 
@@ -112,6 +117,7 @@ class Links {
   int rank_;
   Cipher cipher_;  // that all ranks can do
   std::int64_t operation_ = 0;
+  Trace* trace_ = nullptr;
   std::vector<std::unique_ptr<Link>> links_;  // by rank; null for this one
   std::vector<Send> sends_;
   std::vector<Receive> receives_;

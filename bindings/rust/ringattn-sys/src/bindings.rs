@@ -289,10 +289,18 @@ default: all. What a kernel computes does not depend on it. Must be 0 on the CPU
     pub num_sms: i32,
     ///ra_encryption, the same on every rank; must be RA_ENCRYPTION_ON but with RA_TRANSPORT_ZEROMQ
     pub encryption: i32,
+    /**a file, for each rank another, that is made or emptied and then written with what this rank does
+and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and
+inside them plan, agree, prepare, pack, compute, wait, kept rows
+(of layers), add gradients, round; and on CPUs each message,
+sent or received, from when it was posted to when it was over. On CUDA times are those of
+enqueuing. Times of ranks of one machine can be compared. About 150 bytes for each event,
+written when a call ends. NULL, the default: none*/
+    pub trace_path: *const ::core::ffi::c_char,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ra_context_config"][::core::mem::size_of::<ra_context_config>() - 80usize];
+    ["Size of ra_context_config"][::core::mem::size_of::<ra_context_config>() - 88usize];
     [
         "Alignment of ra_context_config",
     ][::core::mem::align_of::<ra_context_config>() - 8usize];
@@ -338,6 +346,9 @@ const _: () = {
     [
         "Offset of field: ra_context_config::encryption",
     ][::core::mem::offset_of!(ra_context_config, encryption) - 76usize];
+    [
+        "Offset of field: ra_context_config::trace_path",
+    ][::core::mem::offset_of!(ra_context_config, trace_path) - 80usize];
 };
 impl Default for ra_context_config {
     fn default() -> Self {
@@ -1052,6 +1063,104 @@ extern "C" {
         config: *const ra_context_config,
         desc: *const ra_attention_desc,
         requirements: *mut ra_memory_requirements,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+///How fast ranks compute and reach each other, all of them alike, for ra_estimate_time.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ra_machine_rates {
+    pub struct_size: usize,
+    /**per second of one rank, > 0 and finite: ra_memory_requirements::forward_flops of some call over its
+ra_call_statistics::compute_seconds; no default*/
+    pub forward_flops: f64,
+    ///the same for ra_backward; no default
+    pub backward_flops: f64,
+    /**bytes per second that a rank can send and, at the same time, receive, > 0 and finite; default 0: no
+limit*/
+    pub link_bytes: f64,
+    ///latency of a message, >= 0 and finite; default 0
+    pub link_seconds: f64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_machine_rates"][::core::mem::size_of::<ra_machine_rates>() - 40usize];
+    [
+        "Alignment of ra_machine_rates",
+    ][::core::mem::align_of::<ra_machine_rates>() - 8usize];
+    [
+        "Offset of field: ra_machine_rates::struct_size",
+    ][::core::mem::offset_of!(ra_machine_rates, struct_size) - 0usize];
+    [
+        "Offset of field: ra_machine_rates::forward_flops",
+    ][::core::mem::offset_of!(ra_machine_rates, forward_flops) - 8usize];
+    [
+        "Offset of field: ra_machine_rates::backward_flops",
+    ][::core::mem::offset_of!(ra_machine_rates, backward_flops) - 16usize];
+    [
+        "Offset of field: ra_machine_rates::link_bytes",
+    ][::core::mem::offset_of!(ra_machine_rates, link_bytes) - 24usize];
+    [
+        "Offset of field: ra_machine_rates::link_seconds",
+    ][::core::mem::offset_of!(ra_machine_rates, link_seconds) - 32usize];
+};
+extern "C" {
+    ///Clears `rates`. `struct_size` is sizeof(ra_machine_rates). Accepts NULL.
+    pub fn ra_init_machine_rates(rates: *mut ra_machine_rates, struct_size: usize);
+}
+///How long a rank's calls take; comparable with ra_call_statistics.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ra_time_estimate {
+    pub struct_size: usize,
+    ///of ra_forward, from when all ranks have made the call until this one is done
+    pub forward_seconds: f64,
+    ///of it, in block computations; the rest is waiting
+    pub forward_compute_seconds: f64,
+    ///the same for ra_backward
+    pub backward_seconds: f64,
+    ///the same for ra_backward
+    pub backward_compute_seconds: f64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_time_estimate"][::core::mem::size_of::<ra_time_estimate>() - 40usize];
+    [
+        "Alignment of ra_time_estimate",
+    ][::core::mem::align_of::<ra_time_estimate>() - 8usize];
+    [
+        "Offset of field: ra_time_estimate::struct_size",
+    ][::core::mem::offset_of!(ra_time_estimate, struct_size) - 0usize];
+    [
+        "Offset of field: ra_time_estimate::forward_seconds",
+    ][::core::mem::offset_of!(ra_time_estimate, forward_seconds) - 8usize];
+    [
+        "Offset of field: ra_time_estimate::forward_compute_seconds",
+    ][::core::mem::offset_of!(ra_time_estimate, forward_compute_seconds) - 16usize];
+    [
+        "Offset of field: ra_time_estimate::backward_seconds",
+    ][::core::mem::offset_of!(ra_time_estimate, backward_seconds) - 24usize];
+    [
+        "Offset of field: ra_time_estimate::backward_compute_seconds",
+    ][::core::mem::offset_of!(ra_time_estimate, backward_compute_seconds) - 32usize];
+};
+extern "C" {
+    ///Clears `estimate`. `struct_size` is sizeof(ra_time_estimate). Accepts NULL.
+    pub fn ra_init_time_estimate(estimate: *mut ra_time_estimate, struct_size: usize);
+}
+extern "C" {
+    /**Predicts how long a rank's calls take, by going through what all ranks do with a clock for each. In each step a rank computes while
+ its messages travel, and goes on when both are over: where a chunk travels for longer than the ranks compute with it, a call takes
+ as long as its messages. Counted are the products of visible pairs, and bytes; not what ranks pack and round, nor that small blocks
+ are computed at lower rates, so that short calls take longer than this says.
+
+ Of `config` only rank and world_size are read. Local; takes as long as planning for every rank does. Errors: INVALID_ARGUMENT,
+ OUT_OF_MEMORY.*/
+    pub fn ra_estimate_time(
+        config: *const ra_context_config,
+        desc: *const ra_attention_desc,
+        rates: *const ra_machine_rates,
+        estimate: *mut ra_time_estimate,
         error: *mut ra_error,
     ) -> ra_status;
 }

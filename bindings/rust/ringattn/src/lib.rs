@@ -11,7 +11,7 @@
 //! | [`merge_attention`] | attention over two sets of keys, from that over each |
 //! | [`AbortHandle`] | ends a call from another thread |
 //! | [`Error`], [`Status`] | why a call failed |
-//! | [`capabilities`], [`estimate_memory`], [`set_log`], [`version`] | of the library, without a context |
+//! | [`capabilities`], [`estimate_memory`], [`estimate_time`], [`set_log`], [`version`] | of the library, without a context |
 #![deny(missing_docs, unsafe_op_in_unsafe_fn)]
 #![warn(rust_2018_idioms)]
 
@@ -42,7 +42,7 @@ pub use element::{Bf16, Element, F16};
 pub use error::{Error, Result};
 pub use generated::enums::*;
 pub use generated::records::*;
-pub use library::{capabilities, estimate_memory, version};
+pub use library::{capabilities, estimate_memory, estimate_time, version};
 pub use log::{set_log, LogCallback};
 pub use shard::{JoinArgs, SplitArgs};
 pub use tensor::{Tensor, TensorMut};

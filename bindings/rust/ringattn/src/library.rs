@@ -4,7 +4,10 @@ use std::sync::OnceLock;
 
 use crate::docs::c_doc;
 use crate::error::Error;
-use crate::{sys, AttentionDesc, Capabilities, ContextConfig, MemoryRequirements, Result, Status};
+use crate::{
+    sys, AttentionDesc, Capabilities, ContextConfig, MachineRates, MemoryRequirements, Result, Status,
+    TimeEstimate,
+};
 
 /// Version of the linked library: major, minor, patch.
 pub fn version() -> (u32, u32, u32) {
@@ -45,6 +48,34 @@ pub fn estimate_memory(config: &ContextConfig, desc: &AttentionDesc) -> Result<M
             // SAFETY: all three are records of C, and live as long as the call.
             MemoryRequirements::filled(|record, error| unsafe {
                 sys::ra_estimate_memory(config, desc, record, error)
+            })
+        })
+    })
+}
+
+#[doc = c_doc!(ra_estimate_time)]
+///
+/// ```
+/// use ringattn::{estimate_time, AttentionDesc, ContextConfig, MachineRates};
+///
+/// let desc = AttentionDesc::new().seqlen_q(1 << 20).num_heads_q(32).head_dim(128);
+/// let rates = MachineRates::new().forward_flops(4e14).backward_flops(3e14);
+/// let of = |link_bytes| estimate_time(&ContextConfig::new().world_size(16), &desc, &rates.clone().link_bytes(link_bytes));
+/// assert!(of(50e9)?.forward_seconds < of(1e9)?.forward_seconds);
+/// # Ok::<(), ringattn::Error>(())
+/// ```
+pub fn estimate_time(
+    config: &ContextConfig,
+    desc: &AttentionDesc,
+    rates: &MachineRates,
+) -> Result<TimeEstimate> {
+    config.with_raw(|config| {
+        desc.with_raw(|desc| {
+            rates.with_raw(|rates| {
+                // SAFETY: all four are records of C, and live as long as the call.
+                TimeEstimate::filled(|record, error| unsafe {
+                    sys::ra_estimate_time(config, desc, rates, record, error)
+                })
             })
         })
     })

@@ -346,6 +346,30 @@ SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MEMORY_1REQUIREM
 }
 
 
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MACHINE_1RATES_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_machine_rates));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_TIME_1ESTIMATE_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_time_estimate));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_CALL_1STATISTICS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
   jlong jresult = 0 ;
   size_t result;
@@ -985,6 +1009,46 @@ SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaContextConfig_1
   
   result = (int32_t) ((arg1)->encryption);
   jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaContextConfig_1tracePath_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_context_config *arg1 = (struct ra_context_config *) 0 ;
+  char *arg2 = (char *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_context_config *)(intptr_t)jarg1;
+  arg2 = (char *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_context_config at address 0");
+    return ;
+  }
+  
+  
+  arg1->trace_path = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaContextConfig_1tracePath_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_context_config *arg1 = (struct ra_context_config *) 0 ;
+  char *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_context_config *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_context_config at address 0");
+    return 0;
+  }
+  
+  result = (char *) ((arg1)->trace_path);
+  jresult = (jlong)(intptr_t)result;
   return jresult;
 }
 
@@ -4313,6 +4377,393 @@ SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raEstimateMemory(
   result = (ra_status)ra_estimate_memory((struct ra_context_config const *)arg1,(struct ra_attention_desc const *)arg2,arg3,arg4);
   (void)result;
   if (arg4->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg4);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1forwardFlops_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->forward_flops = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1forwardFlops_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->forward_flops);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1backwardFlops_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->backward_flops = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1backwardFlops_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->backward_flops);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1linkBytes_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->link_bytes = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1linkBytes_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->link_bytes);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1linkSeconds_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->link_seconds = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMachineRates_1linkSeconds_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_machine_rates *arg1 = (struct ra_machine_rates *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_machine_rates *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_machine_rates at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->link_seconds);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitMachineRates(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_machine_rates *arg1 = (ra_machine_rates *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_machine_rates *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_machine_rates at address 0");
+    return ;
+  }
+  
+  ra_init_machine_rates(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1forwardSeconds_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->forward_seconds = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1forwardSeconds_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->forward_seconds);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1forwardComputeSeconds_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->forward_compute_seconds = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1forwardComputeSeconds_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->forward_compute_seconds);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1backwardSeconds_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->backward_seconds = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1backwardSeconds_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->backward_seconds);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1backwardComputeSeconds_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->backward_compute_seconds = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaTimeEstimate_1backwardComputeSeconds_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_time_estimate *arg1 = (struct ra_time_estimate *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_time_estimate *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_time_estimate at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->backward_compute_seconds);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitTimeEstimate(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_time_estimate *arg1 = (ra_time_estimate *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_time_estimate *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_time_estimate at address 0");
+    return ;
+  }
+  
+  ra_init_time_estimate(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raEstimateTime(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3, jlong jarg4) {
+  ra_context_config *arg1 = (ra_context_config *) 0 ;
+  ra_attention_desc *arg2 = (ra_attention_desc *) 0 ;
+  ra_machine_rates *arg3 = (ra_machine_rates *) 0 ;
+  ra_time_estimate *arg4 = (ra_time_estimate *) 0 ;
+  ra_error *arg5 = (ra_error *) 0 ;
+  ra_error failure5 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg5 = &failure5;
+  arg1 = (ra_context_config *)(intptr_t)jarg1;
+  arg2 = (ra_attention_desc *)(intptr_t)jarg2;
+  arg3 = (ra_machine_rates *)(intptr_t)jarg3;
+  arg4 = (ra_time_estimate *)(intptr_t)jarg4;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_context_config const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_attention_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg3) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_machine_rates const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg4) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_time_estimate at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_estimate_time((struct ra_context_config const *)arg1,(struct ra_attention_desc const *)arg2,(struct ra_machine_rates const *)arg3,arg4,arg5);
+  (void)result;
+  if (arg5->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg5);
 }
 
 

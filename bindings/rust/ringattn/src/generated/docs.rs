@@ -76,6 +76,18 @@ transport, `num_threads` and engine are read. Where a context turns out to have 
 needs less than this. Errors: as [`Context::new`](crate::Context::new) and
 [`Context::check_support`](crate::Context::check_support)."#
     };
+    (ra_estimate_time) => {
+        r#"Predicts how long a rank's calls take, by going through what all ranks do with a clock for
+each. In each step a rank computes while its messages travel, and goes on when both are
+over: where a chunk travels for longer than the ranks compute with it, a call takes as long
+as its messages. Counted are the products of visible pairs, and bytes; not what ranks pack
+and round, nor that small blocks are computed at lower rates, so that short calls take
+longer than this says.
+
+Of config only rank and `world_size` are read. Local; takes as long as planning for every
+rank does. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument),
+[`Status::OutOfMemory`](crate::Status::OutOfMemory)."#
+    };
     (ra_forward) => {
         r#"Attends this rank's queries to the keys and values of all ranks.
 

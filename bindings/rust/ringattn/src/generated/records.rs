@@ -56,6 +56,14 @@ pub struct ContextConfig {
     /// [`Encryption`], the same on every rank; must be [`Encryption::On`] but with
     /// [`Transport::Zeromq`].
     pub encryption: Encryption,
+    /// A file, for each rank another, that is made or emptied and then written with what this rank
+    /// does and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read:
+    /// calls, and inside them plan, agree, prepare, pack, compute, wait, kept rows (of layers), add
+    /// gradients, round; and on CPUs each message, sent or received, from when it was posted to
+    /// when it was over. On CUDA times are those of enqueuing. Times of ranks of one machine can be
+    /// compared. About 150 bytes for each event, written when a call ends. `None`, the default:
+    /// none.
+    pub trace_path: Option<String>,
 }
 
 impl ContextConfig {
@@ -76,6 +84,7 @@ impl ContextConfig {
             nccl_comm: Pointer(raw.nccl_comm),
             num_sms: raw.num_sms,
             encryption: Encryption::from_raw(raw.encryption),
+            trace_path: None,
         }
     }
 
@@ -166,6 +175,12 @@ impl ContextConfig {
         self
     }
 
+    /// Sets [`trace_path`](#structfield.trace_path).
+    pub fn trace_path(mut self, trace_path: impl Into<String>) -> Self {
+        self.trace_path = Some(trace_path.into());
+        self
+    }
+
     /// Calls `call` with the record as C has it, which lives as long as the call.
     pub(crate) fn with_raw<R>(
         &self,
@@ -174,6 +189,7 @@ impl ContextConfig {
         let unique_id = c_string("unique_id", &self.unique_id)?;
         let bind_address = c_string("bind_address", &self.bind_address)?;
         let engine = c_string("engine", &self.engine)?;
+        let trace_path = c_string("trace_path", &self.trace_path)?;
         let raw = sys::ra_context_config {
             struct_size: size_of::<sys::ra_context_config>(),
             rank: self.rank,
@@ -189,6 +205,7 @@ impl ContextConfig {
             nccl_comm: self.nccl_comm.0,
             num_sms: self.num_sms,
             encryption: self.encryption as i32,
+            trace_path: characters(&trace_path),
         };
         call(&raw)
     }
@@ -885,6 +902,110 @@ impl MemoryRequirements {
             backward_schedule: Schedule::from_raw(raw.backward_schedule),
             forward_parts: raw.forward_parts,
             backward_parts: raw.backward_parts,
+        })
+    }
+}
+
+/// How fast ranks compute and reach each other, all of them alike, for [`estimate_time`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MachineRates {
+    /// Per second of one rank, > 0 and finite: [`MemoryRequirements::forward_flops`] of some call
+    /// over its [`CallStatistics::compute_seconds`]; no default.
+    pub forward_flops: f64,
+    /// The same for [`Context::backward`]; no default.
+    pub backward_flops: f64,
+    /// Bytes per second that a rank can send and, at the same time, receive, > 0 and finite;
+    /// default 0: no limit.
+    pub link_bytes: f64,
+    /// Latency of a message, >= 0 and finite; default 0.
+    pub link_seconds: f64,
+}
+
+impl MachineRates {
+    /// The library's defaults.
+    pub fn new() -> Self {
+        let raw = defaults(sys::ra_init_machine_rates);
+        Self {
+            forward_flops: raw.forward_flops,
+            backward_flops: raw.backward_flops,
+            link_bytes: raw.link_bytes,
+            link_seconds: raw.link_seconds,
+        }
+    }
+
+    /// Sets [`forward_flops`](#structfield.forward_flops).
+    pub fn forward_flops(mut self, forward_flops: f64) -> Self {
+        self.forward_flops = forward_flops;
+        self
+    }
+
+    /// Sets [`backward_flops`](#structfield.backward_flops).
+    pub fn backward_flops(mut self, backward_flops: f64) -> Self {
+        self.backward_flops = backward_flops;
+        self
+    }
+
+    /// Sets [`link_bytes`](#structfield.link_bytes).
+    pub fn link_bytes(mut self, link_bytes: f64) -> Self {
+        self.link_bytes = link_bytes;
+        self
+    }
+
+    /// Sets [`link_seconds`](#structfield.link_seconds).
+    pub fn link_seconds(mut self, link_seconds: f64) -> Self {
+        self.link_seconds = link_seconds;
+        self
+    }
+
+    /// Calls `call` with the record as C has it, which lives as long as the call.
+    pub(crate) fn with_raw<R>(
+        &self,
+        call: impl FnOnce(&sys::ra_machine_rates) -> Result<R>,
+    ) -> Result<R> {
+        let raw = sys::ra_machine_rates {
+            struct_size: size_of::<sys::ra_machine_rates>(),
+            forward_flops: self.forward_flops,
+            backward_flops: self.backward_flops,
+            link_bytes: self.link_bytes,
+            link_seconds: self.link_seconds,
+        };
+        call(&raw)
+    }
+}
+
+impl Default for MachineRates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How long a rank's calls take; comparable with [`CallStatistics`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TimeEstimate {
+    /// Of [`Context::forward`], from when all ranks have made the call until this one is done.
+    pub forward_seconds: f64,
+    /// Of it, in block computations; the rest is waiting.
+    pub forward_compute_seconds: f64,
+    /// The same for [`Context::backward`].
+    pub backward_seconds: f64,
+    /// The same for [`Context::backward`].
+    pub backward_compute_seconds: f64,
+}
+
+impl TimeEstimate {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_time_estimate, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_time_estimate);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            forward_seconds: raw.forward_seconds,
+            forward_compute_seconds: raw.forward_compute_seconds,
+            backward_seconds: raw.backward_seconds,
+            backward_compute_seconds: raw.backward_compute_seconds,
         })
     }
 }

@@ -20,6 +20,7 @@ pub fn set_context_config(record: &mut ContextConfig, field: &str, value: &Value
         "engine" => record.engine = text(value),
         "num_sms" => record.num_sms = number(value),
         "encryption" => record.encryption = choice(value),
+        "trace_path" => record.trace_path = text(value),
         _ => panic!("ra_context_config has no field {field}"),
     }
 }
@@ -64,5 +65,16 @@ pub fn set_attention_desc(record: &mut AttentionDesc, field: &str, value: &Value
         "dilation_padding" => record.dilation_padding = choice(value),
         "dilation_gradient" => record.dilation_gradient = choice(value),
         _ => panic!("ra_attention_desc has no field {field}"),
+    }
+}
+
+/// Sets a field by its name in C.
+pub fn set_machine_rates(record: &mut MachineRates, field: &str, value: &Value) {
+    match field {
+        "forward_flops" => record.forward_flops = number(value),
+        "backward_flops" => record.backward_flops = number(value),
+        "link_bytes" => record.link_bytes = number(value),
+        "link_seconds" => record.link_seconds = number(value),
+        _ => panic!("ra_machine_rates has no field {field}"),
     }
 }

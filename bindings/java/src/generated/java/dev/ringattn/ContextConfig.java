@@ -28,6 +28,7 @@ public final class ContextConfig {
   private long ncclComm;
   private int numSms;
   private Encryption encryption;
+  private String tracePath;
 
   /** As C reads it: made of the fields above when first asked for, and null after a change. */
   private volatile Struct<RaContextConfig> made;
@@ -62,6 +63,7 @@ public final class ContextConfig {
     ncclComm = other.ncclComm;
     numSms = other.numSms;
     encryption = other.encryption;
+    tracePath = other.tracePath;
     made = other.made;
   }
 
@@ -256,6 +258,25 @@ public final class ContextConfig {
     return encryption;
   }
 
+  /**
+   * A file, for each rank another, that is made or emptied and then written with what this rank
+   * does and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls,
+   * and inside them plan, agree, prepare, pack, compute, wait, kept rows (of layers), add
+   * gradients, round; and on CPUs each message, sent or received, from when it was posted to when
+   * it was over. On CUDA times are those of enqueuing. Times of ranks of one machine can be
+   * compared. About 150 bytes for each event, written when a call ends. null, the default: none.
+   */
+  public ContextConfig tracePath(String tracePath) {
+    this.tracePath = tracePath;
+    made = null;
+    return this;
+  }
+
+  /** What {@link #tracePath(String)} set, or the default. */
+  public String tracePath() {
+    return tracePath;
+  }
+
   private static Struct<RaContextConfig> struct() {
     return new Struct<>(
         RingAttnConstants.CONTEXT_CONFIG_SIZE, RaContextConfig::new, RingAttn::raInitContextConfig);
@@ -282,6 +303,7 @@ public final class ContextConfig {
     c.setNcclComm(ncclComm);
     c.setNumSms(numSms);
     c.setEncryption(encryption.value());
+    c.setTracePath(struct.text("trace_path", tracePath));
     return struct;
   }
 }

@@ -3,9 +3,11 @@ package dev.ringattn;
 import dev.ringattn.internal.RaAttentionDesc;
 import dev.ringattn.internal.RaCapabilities;
 import dev.ringattn.internal.RaContextConfig;
+import dev.ringattn.internal.RaMachineRates;
 import dev.ringattn.internal.RaMemoryRequirements;
 import dev.ringattn.internal.RaMergeArgs;
 import dev.ringattn.internal.RaSequenceArgs;
+import dev.ringattn.internal.RaTimeEstimate;
 import dev.ringattn.internal.RingAttn;
 import java.nio.charset.StandardCharsets;
 
@@ -40,6 +42,25 @@ public final class RingAttention {
     c.keepAlive();
     d.keepAlive();
     return MemoryRequirements.of(requirements);
+  }
+
+  /**
+   * Predicts how long a rank's calls take, by going through what all ranks do with a clock for
+   * each; comparable with {@link CallStatistics}. Counted are the products of visible pairs, and
+   * bytes, so that short calls take longer than this says. Of `config` only rank and worldSize are
+   * read. Takes as long as planning for every rank does. Errors: INVALID_ARGUMENT, OUT_OF_MEMORY.
+   */
+  public static TimeEstimate estimateTime(
+      ContextConfig config, AttentionDesc desc, MachineRates rates) {
+    Struct<RaContextConfig> c = config.made();
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaMachineRates> r = rates.made();
+    Struct<RaTimeEstimate> estimate = TimeEstimate.struct();
+    RingAttn.raEstimateTime(c.c, d.c, r.c, estimate.c);
+    c.keepAlive();
+    d.keepAlive();
+    r.keepAlive();
+    return TimeEstimate.of(estimate);
   }
 
   /**

@@ -65,6 +65,13 @@ class ContextTest {
       assertEquals(Schedule.RING, memory.forwardSchedule());
       assertEquals(
           memory, RingAttention.estimateMemory(new ContextConfig().numThreads(1), small.desc));
+      TimeEstimate time =
+          RingAttention.estimateTime(
+              new ContextConfig(),
+              small.desc,
+              new MachineRates().forwardFlops(1e9).backwardFlops(1e8));
+      assertEquals(memory.forwardFlops() / 1e9, time.forwardSeconds());
+      assertEquals(memory.backwardFlops() / 1e8, time.backwardSeconds());
       assertTrue(context.asyncError().isEmpty());
       context.runSelfTest(3, 1);
     }

@@ -123,4 +123,12 @@ public class RaContextConfig {
     return RingAttnJNI.RaContextConfig_encryption_get(swigCPtr);
   }
 
+  public void setTracePath(long value) {
+    RingAttnJNI.RaContextConfig_tracePath_set(swigCPtr, value);
+  }
+
+  public long getTracePath() {
+    return RingAttnJNI.RaContextConfig_tracePath_get(swigCPtr);
+  }
+
 }

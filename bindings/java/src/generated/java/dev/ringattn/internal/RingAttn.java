@@ -81,6 +81,18 @@ public class RingAttn implements RingAttnConstants {
     RingAttnJNI.raEstimateMemory(RaContextConfig.getCPtr(config), RaAttentionDesc.getCPtr(desc), RaMemoryRequirements.getCPtr(requirements));
   }
 
+  public static void raInitMachineRates(RaMachineRates rates) {
+    RingAttnJNI.raInitMachineRates(RaMachineRates.getCPtr(rates));
+  }
+
+  public static void raInitTimeEstimate(RaTimeEstimate estimate) {
+    RingAttnJNI.raInitTimeEstimate(RaTimeEstimate.getCPtr(estimate));
+  }
+
+  public static void raEstimateTime(RaContextConfig config, RaAttentionDesc desc, RaMachineRates rates, RaTimeEstimate estimate) {
+    RingAttnJNI.raEstimateTime(RaContextConfig.getCPtr(config), RaAttentionDesc.getCPtr(desc), RaMachineRates.getCPtr(rates), RaTimeEstimate.getCPtr(estimate));
+  }
+
   public static void raInitCallStatistics(RaCallStatistics statistics) {
     RingAttnJNI.raInitCallStatistics(RaCallStatistics.getCPtr(statistics));
   }

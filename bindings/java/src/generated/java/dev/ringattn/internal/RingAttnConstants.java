@@ -16,6 +16,8 @@ public interface RingAttnConstants {
   public final static long CAPABILITIES_SIZE = RingAttnJNI.CAPABILITIES_SIZE_get();
   public final static long ATTENTION_DESC_SIZE = RingAttnJNI.ATTENTION_DESC_SIZE_get();
   public final static long MEMORY_REQUIREMENTS_SIZE = RingAttnJNI.MEMORY_REQUIREMENTS_SIZE_get();
+  public final static long MACHINE_RATES_SIZE = RingAttnJNI.MACHINE_RATES_SIZE_get();
+  public final static long TIME_ESTIMATE_SIZE = RingAttnJNI.TIME_ESTIMATE_SIZE_get();
   public final static long CALL_STATISTICS_SIZE = RingAttnJNI.CALL_STATISTICS_SIZE_get();
   public final static long TENSOR_SIZE = RingAttnJNI.TENSOR_SIZE_get();
   public final static long SEQUENCE_ARGS_SIZE = RingAttnJNI.SEQUENCE_ARGS_SIZE_get();

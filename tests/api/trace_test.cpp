@@ -1,0 +1,267 @@
+// A trace says what a rank did: its phases lie inside its calls and add up to them, and its messages are those that were counted.
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ringattn/ringattn.h"
+#include "support/ranks.h"
+#include "support/shard.h"
+
+namespace ringattn::test {
+namespace {
+
+using Json = nlohmann::json;
+
+// A folder of the test's own.
+class Folder {
+ public:
+  Folder() {
+    std::string name = (std::filesystem::temp_directory_path() / "ringattn_trace.XXXXXX").string();
+    path_ = mkdtemp(name.data()) == nullptr ? "" : name;
+    EXPECT_NE(path_, "");
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  ~Folder() { std::filesystem::remove_all(path_); }
+  std::string file(std::int32_t rank) const { return path_ + "/rank-" + std::to_string(rank) + ".json"; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+Json read_trace(const std::string& path) {
+  std::ifstream stream(path);
+  return Json::parse(stream, nullptr, false);
+}
+
+struct Span {
+  std::string name;
+  double begin = 0, end = 0;  // microseconds
+  double seconds() const { return (end - begin) * 1e-6; }
+  bool holds(const Span& other) const { return begin <= other.begin && other.end <= end; }
+};
+
+struct Message {
+  std::string name;  // "send to 1"
+  double begin = 0, end = 0;
+  std::int64_t bytes = 0;
+};
+
+struct Timeline {
+  std::vector<Span> calls, phases;
+  std::vector<Message> messages;
+
+  explicit Timeline(const Json& events, std::int32_t rank) {
+    std::map<std::int64_t, Message> open;
+    for (const Json& event : events) {
+      EXPECT_EQ(event["pid"], rank) << event;
+      const std::string kind = event["ph"], name = event["name"];
+      if (kind == "X") {
+        const double begin = event["ts"], length = event["dur"];
+        (name == "forward" || name == "backward" ? calls : phases).push_back({name, begin, begin + length});
+      } else if (kind == "b") {
+        open[event["id"]] = {name, event["ts"], 0, event["args"]["bytes"]};
+      } else if (kind == "e") {
+        messages.push_back(open.at(event["id"]));
+        open.erase(event["id"]);
+        EXPECT_EQ(messages.back().name, name);
+        messages.back().end = event["ts"];
+        EXPECT_LE(messages.back().begin, messages.back().end);
+      } else {
+        EXPECT_EQ(kind, "M");
+      }
+    }
+    EXPECT_TRUE(open.empty());
+  }
+
+  double seconds_of(const Span& call, const std::string& name) const {
+    double sum = 0;
+    for (const Span& phase : phases)
+      if (phase.name == name && call.holds(phase)) sum += phase.seconds();
+    return sum;
+  }
+};
+
+struct Call {
+  ra_call_statistics statistics;
+  const char* name;
+};
+
+// In order, and no two at once.
+void expect_disjoint(std::vector<Span> spans) {
+  constexpr double rounding = 0.3;  // of a double that holds the microseconds since 1970
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (std::size_t n = 1; n < spans.size(); ++n)
+    EXPECT_LE(spans[n - 1].end, spans[n].begin + rounding) << spans[n - 1].name << ", " << spans[n].name;
+}
+
+// A call's own code outside of its phases is short; but whatever else runs on this machine may take the processor from it just there, so
+// the best of several calls of a kind counts.
+void expect_adds_up(const Timeline& timeline, const std::vector<Call>& calls) {
+  constexpr double share = 0.95, rounding = 1e-4;  // seconds
+  std::map<std::string, double> best_of_span, best_of_call;
+  expect_disjoint(timeline.calls);
+  expect_disjoint(timeline.phases);
+  ASSERT_EQ(timeline.calls.size(), calls.size());
+  for (std::size_t n = 0; n < calls.size(); ++n) {
+    const Span& span = timeline.calls[n];
+    const ra_call_statistics& statistics = calls[n].statistics;
+    EXPECT_EQ(span.name, calls[n].name);
+    EXPECT_NEAR(timeline.seconds_of(span, "compute"), statistics.compute_seconds, rounding);
+    EXPECT_NEAR(timeline.seconds_of(span, "wait") + timeline.seconds_of(span, "agree"), statistics.wait_seconds,
+                rounding);
+    double sum = 0;
+    for (const Span& phase : timeline.phases)
+      if (span.holds(phase)) sum += phase.seconds();
+    const auto note = [&](double& best, double part, double whole) {
+      EXPECT_LE(part, whole + rounding);
+      best = std::max(best, part / whole);
+    };
+    note(best_of_span[span.name], sum, span.seconds());
+    note(best_of_call[span.name], statistics.total_seconds + timeline.seconds_of(span, "end"), span.seconds());
+  }
+  for (const auto& best : {best_of_span, best_of_call})
+    for (const auto& [name, ratio] : best) EXPECT_GE(ratio, share) << name;
+}
+
+// A kind of call that takes long enough for 5 % of it to be seen.
+void expect_traces(std::int32_t world_size, const std::function<void(ra_attention_desc& desc)>& apply) {
+  const Folder folder;
+  std::vector<std::string> paths;
+  for (std::int32_t rank = 0; rank < world_size; ++rank) paths.push_back(folder.file(rank));
+  std::vector<std::vector<Call>> calls(static_cast<std::size_t>(world_size));
+  for_each_rank(
+      world_size,
+      [&](std::int32_t rank, ra_context* context) {
+        ra_attention_desc desc = make_desc(2048, 2, 64);
+        apply(desc);
+        const Shard shard(desc, world_size, rank);
+        Error error;
+        const auto note = [&](ra_status status, const char* name) {
+          ASSERT_EQ(status, RA_STATUS_SUCCESS) << error;
+          ra_call_statistics statistics;
+          ra_init_call_statistics(&statistics, sizeof statistics);
+          ra_get_call_statistics(context, &statistics, nullptr);
+          calls[static_cast<std::size_t>(rank)].push_back({statistics, name});
+        };
+        for (int n = 0; n < 3; ++n) {
+          note(shard.forward(context, &error), "forward");
+          note(shard.backward(context, &error), "backward");
+        }
+        // What is over is in the file, which readers of the format take without its end.
+        std::ifstream stream(paths[static_cast<std::size_t>(rank)]);
+        const std::string written(std::istreambuf_iterator<char>(stream), {});
+        EXPECT_TRUE(Json::parse(written + "]", nullptr, false).is_array());
+      },
+      [&](ra_context_config& config) { config.trace_path = paths[static_cast<std::size_t>(config.rank)].c_str(); });
+
+  std::vector<Timeline> timelines;
+  for (std::int32_t rank = 0; rank < world_size; ++rank) {
+    SCOPED_TRACE(testing::Message() << "rank " << rank << " of " << world_size);
+    const Json events = read_trace(folder.file(rank));
+    ASSERT_TRUE(events.is_array());
+    EXPECT_EQ(events.at(0)["args"]["name"], "rank " + std::to_string(rank) + " of " + std::to_string(world_size));
+    timelines.emplace_back(events, rank);
+    expect_adds_up(timelines.back(), calls[static_cast<std::size_t>(rank)]);
+  }
+  // Each message that one has sent another has received.
+  std::map<std::string, std::vector<std::int64_t>> sent, received;
+  for (std::int32_t rank = 0; rank < world_size; ++rank) {
+    std::int64_t hops = 0, bytes = 0;
+    for (const Message& m : timelines[static_cast<std::size_t>(rank)].messages) {
+      const bool sends = m.name.starts_with("send to ");
+      const std::string peer = m.name.substr(m.name.rfind(' ') + 1), own = std::to_string(rank);
+      (sends ? sent[own + " to " + peer] : received[peer + " to " + own]).push_back(m.bytes);
+      hops += sends;
+      bytes += sends ? m.bytes : 0;
+    }
+    for (const Call& call : calls[static_cast<std::size_t>(rank)]) {
+      hops -= call.statistics.hops;
+      bytes -= call.statistics.hop_bytes;
+    }
+    EXPECT_EQ(hops, 0);
+    EXPECT_EQ(bytes, 0);
+  }
+  for (auto* of_links : {&sent, &received})
+    for (auto& [link, sizes] : *of_links) std::sort(sizes.begin(), sizes.end());
+  EXPECT_EQ(sent, received);
+  EXPECT_EQ(sent.empty(), world_size == 1);
+}
+
+TEST(Trace, AddsUp) {
+  for (const std::int32_t world_size : {1, 2, 3})
+    expect_traces(world_size, [](ra_attention_desc& desc) {
+      desc.mask = RA_MASK_CAUSAL;
+      desc.sharding = RA_SHARDING_ZIGZAG;
+    });
+}
+
+TEST(Trace, AddsUpInSixteenBitsAndParts) {
+  expect_traces(3, [](ra_attention_desc& desc) {
+    desc.dtype = RA_DTYPE_BFLOAT16;
+    desc.schedule = RA_SCHEDULE_ALL_GATHER;
+    desc.gather_bytes = 1;
+    desc.num_chunks = 2;
+  });
+}
+
+TEST(Trace, AddsUpInLayers) {
+  static constexpr std::int64_t lengths[] = {256, 2048}, dilations[] = {1, 2};
+  expect_traces(2, [](ra_attention_desc& desc) {
+    desc.num_branches = 2;
+    desc.segment_lengths = lengths;
+    desc.dilations = dilations;
+  });
+}
+
+// A call that is refused is one; the locale of the program leaves numbers alone.
+TEST(Trace, HasRefusedCalls) {
+  const Folder folder;
+  const std::string path = folder.file(0);
+  for_each_rank(
+      1,
+      [](std::int32_t, ra_context* context) {
+        ra_attention_desc desc = make_desc(8);
+        ra_forward_args args;
+        ra_init_forward_args(&args, sizeof args);
+        EXPECT_EQ(ra_forward(context, &desc, &args, nullptr), RA_STATUS_INVALID_ARGUMENT);
+      },
+      [&](ra_context_config& config) { config.trace_path = path.c_str(); });
+  const Timeline timeline(read_trace(path), 0);
+  EXPECT_EQ(timeline.calls.size(), 1U);
+}
+
+// The file that is named is emptied, and no other kind of file is touched.
+TEST(Trace, RefusesWhatIsNoFile) {
+  const Folder folder;
+  const std::string fifo = folder.path() + "/fifo", missing = folder.path() + "/missing/trace.json";
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  for (const std::string& path : {folder.path(), fifo, missing, std::string("/dev/full"), std::string()}) {
+    const ra_unique_id id = make_unique_id();
+    run_threads(2, [&](std::int32_t rank) {
+      ra_context_config config = make_config(2, rank, &id);
+      if (rank == 1) config.trace_path = path.c_str();
+      Error error;
+      const Context context(ra_create_context(&config, &error));
+      EXPECT_EQ(context, nullptr);
+      EXPECT_EQ(error.status, rank == 1 ? RA_STATUS_INVALID_ARGUMENT : RA_STATUS_PEER_LOST) << error;
+      EXPECT_NE(error.text().find("trace_path"), std::string::npos) << error;
+    });
+  }
+}
+
+}  // namespace
+}  // namespace ringattn::test
