@@ -56,8 +56,8 @@ void Trace::end_phase(const char* name, Clock::time_point begin, Clock::time_poi
 
 void Trace::transfer(bool sends, int peer, std::size_t bytes, Clock::time_point begin) noexcept {
   append([&] {
-    const std::string event = text(R"("pid":)", rank_, R"(,"tid":0,"cat":"transfer","id":)", ++transfers_,
-                                   R"(,"name":")", sends ? "send to " : "receive from ", peer, R"(","ts":)");
+    const std::string event = text(R"("pid":)", rank_, R"(,"tid":0,"cat":"transfer","id":")", rank_, '.', ++transfers_,
+                                   R"(","name":")", sends ? "send to " : "receive from ", peer, R"(","ts":)");
     return text(",\n", R"({"ph":"b",)", event, at(begin), R"(,"args":{"bytes":)", bytes, "}},\n", R"({"ph":"e",)",
                 event, at(Clock::now()), "}");
   });

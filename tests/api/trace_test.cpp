@@ -65,18 +65,20 @@ struct Timeline {
   std::vector<Message> messages;
 
   explicit Timeline(const Json& events, std::int32_t rank) {
-    std::map<std::int64_t, Message> open;
+    std::map<std::string, Message> open;  // by an id that no other rank has
     for (const Json& event : events) {
       EXPECT_EQ(event["pid"], rank) << event;
       const std::string kind = event["ph"], name = event["name"];
+      const std::string id = event.value("id", "");
       if (kind == "X") {
         const double begin = event["ts"], length = event["dur"];
         (name == "forward" || name == "backward" ? calls : phases).push_back({name, begin, begin + length});
       } else if (kind == "b") {
-        open[event["id"]] = {name, event["ts"], 0, event["args"]["bytes"]};
+        EXPECT_TRUE(id.starts_with(std::to_string(rank) + "."));
+        open[id] = {name, event["ts"], 0, event["args"]["bytes"]};
       } else if (kind == "e") {
-        messages.push_back(open.at(event["id"]));
-        open.erase(event["id"]);
+        messages.push_back(open.at(id));
+        open.erase(id);
         EXPECT_EQ(messages.back().name, name);
         messages.back().end = event["ts"];
         EXPECT_LE(messages.back().begin, messages.back().end);

@@ -291,11 +291,11 @@ default: all. What a kernel computes does not depend on it. Must be 0 on the CPU
     pub encryption: i32,
     /**a file, for each rank another, that is made or emptied and then written with what this rank does
 and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and
-inside them plan, agree, prepare, pack, compute, wait, kept rows
-(of layers), add gradients, round; and on CPUs each message,
-sent or received, from when it was posted to when it was over. On CUDA times are those of
-enqueuing. Times of ranks of one machine can be compared. About 150 bytes for each event,
-written when a call ends. NULL, the default: none*/
+inside them plan, agree, prepare, pack, post, compute, wait,
+kept rows (of layers), add gradients, round, end; and on CPUs each message, sent or received,
+from when it was posted to when it was over. On CUDA times are those of enqueuing. Times of
+ranks of one machine can be compared. About 150 bytes for each event, written when a call
+ends. NULL, the default: none*/
     pub trace_path: *const ::core::ffi::c_char,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
