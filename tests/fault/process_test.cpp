@@ -37,64 +37,10 @@ using namespace std::chrono_literals;
 using Milliseconds = std::chrono::milliseconds;
 using Random = std::mt19937_64;
 
-constexpr int patience_factor = slowness > 1 ? 3 : 1;
-constexpr Milliseconds patience = 20s * patience_factor;  // for what takes no time where nothing hangs
-
-bool has_zeromq() {
-  ra_capabilities capabilities;
-  ra_init_capabilities(&capabilities, sizeof capabilities);
-  return ra_get_capabilities(&capabilities, nullptr) == RA_STATUS_SUCCESS && capabilities.has_zeromq == 1;
-}
-
-template <class... Parts>
-std::string concatenate(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
-}
-
-// An id at an address of loopback that no other group has, so that no two can take each other's port.
-std::string new_id() {
-  static std::atomic<unsigned> made{0};
-  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
-  const std::string address = concatenate("127.", 1 + n / 62500 % 250, ".", 1 + n / 250 % 250, ".", 1 + n % 250);
-  ra_unique_id id{};
-  Error error;
-  if (ra_create_unique_id(&id, RA_TRANSPORT_ZEROMQ, address.c_str(), &error) != RA_STATUS_SUCCESS)
-    throw std::runtime_error(error.text());
-  return id.text;
-}
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    if (mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp");
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-  // But for what has no lock yet: whose process was killed just then, which the join of a later minute finds.
-  std::string contents() const {
-    std::string names;
-    for (const auto& entry : std::filesystem::directory_iterator(path_))
-      if (std::filesystem::exists(entry.path() / "lock")) names += " " + entry.path().filename().string();
-    return names;
-  }
-
- private:
-  std::string path_ = "/tmp/ra-processes-XXXXXX";
-};
-
 // ---------------------------------------------------------------- the matrix
 
 enum Phase { joining, idle, in_forward, in_backward, destroying };
-enum How { by_kill, by_stop, by_segv, by_exit };
 constexpr std::array phase_names{"join", "idle", "forward", "backward", "destroy"};
-constexpr std::array how_names{"KILL", "STOP", "SEGV", "exit"};
 
 struct Cell {
   int number;
@@ -178,19 +124,7 @@ class Trial {
   // Returns when it has happened; the time at which it began to.
   Nanoseconds strike() {
     const Nanoseconds time = now();
-    switch (cell_.how) {
-      case by_kill:
-        victim().send(SIGKILL);
-        break;
-      case by_stop:
-        victim().send(SIGSTOP);
-        break;
-      case by_segv:
-        victim().send(SIGSEGV);
-        break;
-      case by_exit:
-        victim().tell("exit");
-    }
+    victim().strike(cell_.how);
     if (!victim().wait_until_over(patience)) complain("the victim lives on");
     if (!cell_.is_zombie && cell_.how != by_stop) victim().reap(patience);
     return time;
