@@ -404,6 +404,70 @@ TEST(Processes, AForkedChildDoesNotHideADeath) {
   }
 }
 
+// It has been silent for so long that the others have given it up; when it goes on it is told so, that is: who was lost is itself.
+TEST(Processes, WhoWasStoppedFindsOutWhenItGoesOn) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Nanoseconds longest = 0;
+  const std::array commands{"idle", "forward compute", "forward traffic", "backward gather"};
+  Group group(3);
+  for (int n = 0; n < (full() ? 24 : 6); ++n) {
+    const int victim = n % 3;
+    const char* const command = commands[static_cast<std::size_t>(n / 3 * 2 + victim) % commands.size()];
+    const bool are_gone = n % 2 == 0;  // the others have destroyed their contexts meanwhile
+    SCOPED_TRACE(concatenate("rank ", victim, ", ", command, are_gone ? ", the others are gone" : ""));
+    ASSERT_FALSE(group.join().empty());
+    group.tell(command);
+    ASSERT_FALSE(group.expect("ready").empty());
+    group[victim].strike(by_stop);
+    for (int r = 0; r < 3; ++r) {
+      if (r == victim) continue;
+      const std::optional<Report> report = group[r].next(patience);
+      ASSERT_TRUE(report && report->what == "lost");
+      EXPECT_EQ(report->rank, victim) << report->message;
+    }
+    const auto destroy = [&](bool victims) {
+      for (int r = 0; r < 3; ++r)
+        if ((r == victim) == victims) group[r].tell("destroy");
+      for (int r = 0; r < 3; ++r) {
+        if ((r == victim) != victims) continue;
+        const std::optional<Report> report = group[r].next(patience);
+        ASSERT_TRUE(report && report->what == "destroyed");
+      }
+    };
+    if (are_gone) destroy(false);
+    const Nanoseconds time = now();
+    group[victim].send(SIGCONT);
+    const std::optional<Report> report = group[victim].next(patience);
+    ASSERT_TRUE(report && report->what == "lost");
+    EXPECT_EQ(report->status, RA_STATUS_PEER_LOST) << report->message;
+    EXPECT_EQ(report->rank, victim) << report->message;
+    longest = std::max(longest, report->time - time);
+    if (!are_gone) destroy(false);
+    destroy(true);
+  }
+  std::cout << "at the latest after " << longest / 1'000'000 << " ms\n";
+  EXPECT_LE(longest / 1'000'000, 1000 * patience_factor);
+  group.join();
+  group.check(1);
+  group.end();
+}
+
+// A machine that sleeps, a debugger: nobody is given up who is silent for a moment only.
+TEST(Processes, AShortStopIsNoFault) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Group group(3);
+  group.join();
+  for (int victim = 0; victim < 3; ++victim) {
+    group.tell("work compute 4");
+    group[victim].strike(by_stop);
+    std::this_thread::sleep_for(500ms);  // half of what it takes to be given up
+    group[victim].send(SIGCONT);
+    group.expect("ready");
+    group.check(static_cast<std::uint64_t>(victim));
+  }
+  group.end();
+}
+
 // A process may end before it has locked its directory; as long as it may be about to, nobody removes it.
 TEST(Processes, RemoveWhatOthersLeft) {
   if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
