@@ -240,8 +240,7 @@ class Trial {
     destroy(group, now());
     for (const int r : group) rank(r).tell("end");
     for (const int r : group) {
-      if (const Report report = expect(r, "ended"); report.status != 0)
-        complain("rank ", r, " has ", report.message, " its first context");
+      if (const Report report = expect(r, "ended"); report.status != 0) complain("rank ", r, " has ", report.message);
       if (const int status = rank(r).reap(patience); status != 0) complain("rank ", r, " ended with ", status);
     }
   }

@@ -376,8 +376,8 @@ class Rank {
       after = Census();
     }
     std::ostringstream text;
-    text << after.files << " files and " << after.threads << " threads, before " << before_.files << " and "
-         << before_.threads;
+    text << after.files << " files " << after.threads << " threads " << mallinfo2().uordblks
+         << " bytes; before its first context " << before_.files << " and " << before_.threads;
     say(what, {after == before_ ? 0 : 1, -1}, resident(), text.str());
   }
 

@@ -41,7 +41,7 @@ struct Report {
   int status = 0, rank = -1;  // of an ra_error
   Nanoseconds time = 0;       // when it was noticed
   // Of joined, refused and destroyed: when that began; of rested: processor time, microseconds; of counted: resident KiB, and `status`
-  // is 0 if there are no more threads or files than before the first context; of the end of soak: problems done.
+  // is 0 if there are as many threads and files as before the first context; of the end of soak: problems done.
   std::int64_t value = 0;
   std::string message;
 };

@@ -5,8 +5,9 @@
 //           the others are told who -> one that was stopped goes on, and finds out; else a new process comes in its place -> contexts
 //           are destroyed, and what each process has is counted
 //
-// Which process is which rank changes from round to round. Two of the processes are never worse than stopped, so they are there from
-// beginning to end, and by them growth is judged.
+// Which process is which rank changes from round to round. After each, a process has as many threads and descriptors as before its first
+// context, and hardly more bytes allocated than after its first round. Two of the processes are never worse than stopped, so they are there
+// from beginning to end: by them it is judged whether resident memory grows.
 //
 //   RINGATTN_TEST_SOAK_MINUTES=n   so long, with a round every 5 s (./dev test soak); else a few rounds at once
 #include <gtest/gtest.h>
@@ -38,9 +39,12 @@ using Milliseconds = std::chrono::milliseconds;
 constexpr int world_size = 8;
 constexpr int staying = 2;  // the first of the processes
 constexpr Milliseconds period = 5s;
+constexpr std::int64_t most_allocated =
+    16384;  // bytes more than after its first round, where not all was done for the first time
 constexpr double most_growth =
-    512;  // KiB in the second half of the rounds, of a straight line through what is resident in each
-constexpr int judged_rounds = 40;  // with fewer there is no telling growth from a beginning
+    2048;  // KiB in the second half of the rounds, of a straight line through what is resident in each:
+           // which pages are free when all are done is chance
+constexpr int judged_rounds = 100;  // with fewer there is no telling growth from a beginning
 
 // How much a straight line through the values, by least squares, rises from the first to the last.
 double rise(const std::vector<double>& values) {
@@ -117,6 +121,7 @@ class Soak {
     } else {
       process(struck).reap(patience);
       processes_[static_cast<std::size_t>(struck)] = std::make_unique<RankProcess>(directory_.path());
+      first_bytes_[static_cast<std::size_t>(struck)] = 0;
     }
 
     for (const auto& p : processes_) p->tell("destroy");
@@ -209,10 +214,15 @@ class Soak {
     most_resident_ = 0;
     for (int i = 0; i < world_size; ++i) {
       const Report report = expect(i, "counted");
-      if (report.status != 0) fail("process ", i, " has ", report.message, " its first context");
+      if (report.status != 0) fail("process ", i, " has ", report.message);
       int files = 0, threads = 0;
-      std::string files_and;
-      std::istringstream(report.message) >> files >> files_and >> files_and >> threads;
+      std::int64_t bytes = 0;
+      std::string word;
+      std::istringstream(report.message) >> files >> word >> threads >> word >> bytes;
+      std::int64_t& first = first_bytes_[static_cast<std::size_t>(i)];
+      if (first == 0) first = bytes;
+      if (bytes > first + most_allocated)
+        fail("process ", i, " has ", report.message, ", and after its first round ", first);
       most_files_ = std::max(most_files_, files);
       most_threads_ = std::max(most_threads_, threads);
       most_resident_ = std::max(most_resident_, static_cast<double>(report.value));
@@ -229,19 +239,22 @@ class Soak {
   double most_resident_ = 0;  // KiB
   std::int64_t all_problems_ = 0;
   std::array<Nanoseconds, how_names.size()> longest_untold_{};
-  std::array<std::vector<double>, staying> resident_;  // KiB after each round
+  std::array<std::int64_t, world_size> first_bytes_{};  // allocated after each process's first round
+  std::array<std::vector<double>, staying> resident_;   // KiB after each round
 };
 
 TEST(Soak, RanksComeAndGo) {
   if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
   const char* const value = std::getenv("RINGATTN_TEST_SOAK_MINUTES");
   const double minutes = value == nullptr ? 0 : std::strtod(value, nullptr);
+  // What malloc keeps for the next allocation of a size would count as allocated.
+  setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0", 1);
   Soak soak(seed());
   try {
     if (minutes > 0)
       while (soak.minutes() < minutes) soak.round(period);
     else
-      for (int n = 0; n < (full() ? judged_rounds : 4); ++n) soak.round(0ms);
+      for (int n = 0; n < (full() ? 20 : 4); ++n) soak.round(0ms);
     soak.end();
   } catch (const std::exception& e) {
     FAIL() << e.what();
