@@ -169,19 +169,29 @@ func describe(seqlen int64) ringattn.AttentionDesc {
 	return d
 }
 
+// join makes the context of one rank, when all have come.
+func join(transport ringattn.Transport, id string, worldSize, rank int32) (*ringattn.Context, error) {
+	config := ringattn.NewContextConfig()
+	config.Rank, config.WorldSize, config.UniqueID = rank, worldSize, id
+	config.Transport = transport
+	config.NumThreads = 1
+	config.Timeout = time.Minute
+	return ringattn.NewContext(config)
+}
+
 // newGroup makes the contexts of a group of ranks, which the test closes in the end.
 func newGroup(t testing.TB, worldSize int32) []*ringattn.Context {
-	id, err := ringattn.NewUniqueID(ringattn.TransportLocal, "")
+	return newGroupOver(t, ringattn.TransportLocal, worldSize)
+}
+
+func newGroupOver(t testing.TB, transport ringattn.Transport, worldSize int32) []*ringattn.Context {
+	id, err := ringattn.NewUniqueID(transport, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	group := make([]*ringattn.Context, worldSize)
 	err = onEveryRank(worldSize, func(rank int32) (err error) {
-		config := ringattn.NewContextConfig()
-		config.Rank, config.WorldSize, config.UniqueID = rank, worldSize, id
-		config.NumThreads = 1
-		config.Timeout = time.Minute
-		group[rank], err = ringattn.NewContext(config)
+		group[rank], err = join(transport, id, worldSize, rank)
 		return err
 	})
 	if err != nil {

@@ -4,26 +4,33 @@
 //   ratio   median over pairs of (seconds of one process) / (seconds of the ring); one goes first in every other pair
 //   links   Unix sockets; TCP over loopback, encrypted; the same, authenticated only
 //
+// And what is left of the ring's speed while other threads compute too, one on each processor: median over pairs of (seconds of the
+// quiet ring) / (seconds of the disturbed one). A fair share of each processor is half of it.
+//
 // A rank is this program again, with its problem in the arguments. It computes once for every byte that it reads from its standard
 // input, and answers with one, so that this program sees the ring as a host of it would: from the moment that all are told to begin until the
 // last is done.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
-#include "benchmark/quiet.h"
+#include "benchmark/peaks.h"
 #include "benchmark/report.h"
 #include "benchmark/tensors.h"
 
@@ -145,59 +152,125 @@ class Ranks {
   std::vector<Process> processes_;
 };
 
+// A thread on each processor that this program may use, which computes as long as this lives.
+class ForeignThreads {
+ public:
+  ForeignThreads() {
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    for (std::size_t cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(cpu, &allowed)) threads_.emplace_back([this, cpu] { compute(cpu); });
+  }
+  ForeignThreads(const ForeignThreads&) = delete;
+  ForeignThreads& operator=(const ForeignThreads&) = delete;
+  ~ForeignThreads() { is_over_ = true; }
+
+ private:
+  void compute(std::size_t cpu) const {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    while (!is_over_) ringattn_measure_instruction_rate();
+  }
+
+  std::atomic<bool> is_over_{false};
+  std::vector<std::jthread> threads_;
+};
+
 struct Options {
   std::int64_t ranks = 2;
   std::int64_t tokens = 0;  // 0: 16,384 of float32 and 32,768 of bfloat16, or a quarter with --quick
   std::size_t pairs = 0;    // 0: 7, or 3 with --quick
+  std::string only;         // of a row's name; "": all rows
 };
 
+struct Way {
+  const char* name;
+  bool is_tcp;
+  ra_encryption encryption;
+  double bar;  // 0: none
+};
+constexpr std::array ways{Way{"Unix sockets", false, RA_ENCRYPTION_ON, 0.93},
+                          Way{"TCP, encrypted", true, RA_ENCRYPTION_ON, 0},
+                          Way{"TCP, authenticated", true, RA_ENCRYPTION_OFF, 0}};
+
+struct Row {
+  ra_dtype dtype;
+  const Way* way;
+  bool is_disturbed;  // compared with itself, undisturbed; else with one process
+  std::string type() const { return dtype == RA_DTYPE_FLOAT32 ? "float32" : "bfloat16"; }
+  std::string name() const {
+    return fmt::format("{}, {}{}", type(), way->name, is_disturbed ? ", foreign threads" : "");
+  }
+};
+
+std::vector<Row> rows_of(const Options& options) {
+  std::vector<Row> rows;
+  for (const ra_dtype dtype : {RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16})
+    for (const Way& way : ways) rows.push_back({dtype, &way, false});
+  rows.push_back({RA_DTYPE_FLOAT32, &ways[0], true});
+  std::erase_if(rows, [&](const Row& row) { return row.name().find(options.only) == std::string::npos; });
+  if (rows.empty()) throw std::runtime_error("no row has \"" + options.only + "\" in its name");
+  return rows;
+}
+
 void run(Report& report, const Options& options) {
-  struct Way {
-    const char* name;
-    bool is_tcp;
-    ra_encryption encryption;
-    double bar;  // 0: none
-  };
-  constexpr std::array ways{Way{"Unix sockets", false, RA_ENCRYPTION_ON, 0.93},
-                            Way{"TCP, encrypted", true, RA_ENCRYPTION_ON, 0},
-                            Way{"TCP, authenticated", true, RA_ENCRYPTION_OFF, 0}};
+  const std::vector<Row> rows = rows_of(options);
   const auto ranks = static_cast<std::int32_t>(options.ranks);
   const std::size_t pairs = options.pairs > 0 ? options.pairs : report.quick() ? 3 : 7;
+  Progress progress(static_cast<int>(rows.size()));
+  const auto compare = [&](bool is_disturbed) {
+    for (const Row& row : rows) {
+      if (row.is_disturbed != is_disturbed) continue;
+      progress.begin_step(row.name());
+      const std::int64_t usual = (row.dtype == RA_DTYPE_FLOAT32 ? 16384 : 32768) / (report.quick() ? 4 : 1);
+      const Problem problem{options.tokens > 0 ? options.tokens : usual, 8, row.dtype};
+      Ranks ring(problem, ranks, 1, row.way->is_tcp, row.way->encryption);
+      std::unique_ptr<Ranks> one;
+      if (!is_disturbed) one = std::make_unique<Ranks>(problem, 1, ranks, false, RA_ENCRYPTION_ON);
+      const auto measure_base = [&] { return is_disturbed ? ring.measure() : one->measure(); };
+      const auto measure_ring = [&] {
+        std::unique_ptr<ForeignThreads> foreign;
+        if (is_disturbed) foreign = std::make_unique<ForeignThreads>();
+        return ring.measure();
+      };
+      measure_base();  // workspaces grow
+      ring.measure();
+      std::vector<double> of_base, of_ring, ratios;
+      for (std::size_t n = 0; n < pairs; ++n) {
+        if (n % 2 == 0) of_base.push_back(measure_base());
+        of_ring.push_back(measure_ring());
+        if (n % 2 != 0) of_base.push_back(measure_base());
+        ratios.push_back(of_base.back() / of_ring.back());
+      }
+      const auto [least, most] = std::minmax_element(ratios.begin(), ratios.end());
+      report.add_row({row.type(), double(problem.tokens), row.way->name, median(of_base), median(of_ring),
+                      median(ratios), *least, *most});
+      const double bar = is_disturbed ? 0.25 : row.way->bar;
+      if (bar > 0) report.add_bar(row.name(), median(ratios), ">=", bar);
+    }
+  };
+  const auto begin_table = [&](bool is_disturbed, const char* title, const char* base, const char* ring) {
+    if (std::none_of(rows.begin(), rows.end(), [&](const Row& row) { return row.is_disturbed == is_disturbed; }))
+      return;
+    report.begin_table(title, {{"dtype", "dtype", "", "", 1, 9},
+                               {"tokens", "tokens"},
+                               {"links", "links", "", "", 1, 18},
+                               {std::string(base) + "_seconds", base, "s", "{:.3f}"},
+                               {std::string(ring) + "_seconds", ring, "s", "{:.3f}"},
+                               {"ratio", "ratio", "", "{:.3f}"},
+                               {"least_ratio", "least", "", "{:.3f}"},
+                               {"most_ratio", "most", "", "{:.3f}"}});
+    compare(is_disturbed);
+  };
   report.note(fmt::format(
       "{} processes of one thread against one process of {}; zigzag causal, 8 heads x 128, forward + backward;", ranks,
       ranks));
   report.note(fmt::format("median of {} alternating pairs", pairs));
-  report.begin_table("ranks that are processes", {{"dtype", "dtype", "", "", 1, 9},
-                                                  {"tokens", "tokens"},
-                                                  {"links", "links", "", "", 1, 18},
-                                                  {"one_seconds", "one", "s", "{:.3f}"},
-                                                  {"ring_seconds", "ring", "s", "{:.3f}"},
-                                                  {"ratio", "ratio", "", "{:.3f}"},
-                                                  {"least_ratio", "least", "", "{:.3f}"},
-                                                  {"most_ratio", "most", "", "{:.3f}"}});
-  Progress progress(static_cast<int>(2 * ways.size()));
-  for (const ra_dtype dtype : {RA_DTYPE_FLOAT32, RA_DTYPE_BFLOAT16}) {
-    const std::string type = dtype == RA_DTYPE_FLOAT32 ? "float32" : "bfloat16";
-    const std::int64_t usual = (dtype == RA_DTYPE_FLOAT32 ? 16384 : 32768) / (report.quick() ? 4 : 1);
-    const Problem problem{options.tokens > 0 ? options.tokens : usual, 8, dtype};
-    for (const Way& way : ways) {
-      progress.begin_step(type + ", " + way.name);
-      Ranks one(problem, 1, ranks, false, RA_ENCRYPTION_ON), ring(problem, ranks, 1, way.is_tcp, way.encryption);
-      one.measure();  // workspaces grow
-      ring.measure();
-      std::vector<double> of_one, of_ring, ratios;
-      for (std::size_t n = 0; n < pairs; ++n) {
-        if (n % 2 == 0) of_one.push_back(one.measure());
-        of_ring.push_back(ring.measure());
-        if (n % 2 != 0) of_one.push_back(one.measure());
-        ratios.push_back(of_one.back() / of_ring.back());
-      }
-      const auto [least, most] = std::minmax_element(ratios.begin(), ratios.end());
-      report.add_row(
-          {type, double(problem.tokens), way.name, median(of_one), median(of_ring), median(ratios), *least, *most});
-      if (way.bar > 0) report.add_bar(type + ", " + way.name, median(ratios), ">=", way.bar);
-    }
-  }
+  begin_table(false, "ranks that are processes", "one", "ring");
+  begin_table(true, "the same ring while a foreign thread computes on each processor", "quiet", "disturbed");
 }
 
 }  // namespace
@@ -218,6 +291,7 @@ int main(int argc, char** argv) {
       argc, argv, "processes", "Speed of ranks that are processes against one process with as many threads",
       {{"--ranks", &options.ranks, "processes (default 2)"},
        {"--tokens", &options.tokens, "length of the sequence (default 16384 of float32 and 32768 of bfloat16)"},
-       {"--pairs", &options.pairs, "pairs of a row (default 7, with --quick 3)"}},
+       {"--pairs", &options.pairs, "pairs of a row (default 7, with --quick 3)"},
+       {"--only", &options.only, "rows whose name has this in it: bfloat16, Unix sockets, foreign"}},
       [&](ringattn::benchmark::Report& report) { ringattn::benchmark::run(report, options); });
 }

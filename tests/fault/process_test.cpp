@@ -37,64 +37,10 @@ using namespace std::chrono_literals;
 using Milliseconds = std::chrono::milliseconds;
 using Random = std::mt19937_64;
 
-constexpr int patience_factor = slowness > 1 ? 3 : 1;
-constexpr Milliseconds patience = 20s * patience_factor;  // for what takes no time where nothing hangs
-
-bool has_zeromq() {
-  ra_capabilities capabilities;
-  ra_init_capabilities(&capabilities, sizeof capabilities);
-  return ra_get_capabilities(&capabilities, nullptr) == RA_STATUS_SUCCESS && capabilities.has_zeromq == 1;
-}
-
-template <class... Parts>
-std::string concatenate(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
-}
-
-// An id at an address of loopback that no other group has, so that no two can take each other's port.
-std::string new_id() {
-  static std::atomic<unsigned> made{0};
-  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
-  const std::string address = concatenate("127.", 1 + n / 62500 % 250, ".", 1 + n / 250 % 250, ".", 1 + n % 250);
-  ra_unique_id id{};
-  Error error;
-  if (ra_create_unique_id(&id, RA_TRANSPORT_ZEROMQ, address.c_str(), &error) != RA_STATUS_SUCCESS)
-    throw std::runtime_error(error.text());
-  return id.text;
-}
-
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    if (mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp");
-  }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-  // But for what has no lock yet: whose process was killed just then, which the join of a later minute finds.
-  std::string contents() const {
-    std::string names;
-    for (const auto& entry : std::filesystem::directory_iterator(path_))
-      if (std::filesystem::exists(entry.path() / "lock")) names += " " + entry.path().filename().string();
-    return names;
-  }
-
- private:
-  std::string path_ = "/tmp/ra-processes-XXXXXX";
-};
-
 // ---------------------------------------------------------------- the matrix
 
 enum Phase { joining, idle, in_forward, in_backward, destroying };
-enum How { by_kill, by_stop, by_segv, by_exit };
 constexpr std::array phase_names{"join", "idle", "forward", "backward", "destroy"};
-constexpr std::array how_names{"KILL", "STOP", "SEGV", "exit"};
 
 struct Cell {
   int number;
@@ -178,19 +124,7 @@ class Trial {
   // Returns when it has happened; the time at which it began to.
   Nanoseconds strike() {
     const Nanoseconds time = now();
-    switch (cell_.how) {
-      case by_kill:
-        victim().send(SIGKILL);
-        break;
-      case by_stop:
-        victim().send(SIGSTOP);
-        break;
-      case by_segv:
-        victim().send(SIGSEGV);
-        break;
-      case by_exit:
-        victim().tell("exit");
-    }
+    victim().strike(cell_.how);
     if (!victim().wait_until_over(patience)) complain("the victim lives on");
     if (!cell_.is_zombie && cell_.how != by_stop) victim().reap(patience);
     return time;
@@ -306,8 +240,7 @@ class Trial {
     destroy(group, now());
     for (const int r : group) rank(r).tell("end");
     for (const int r : group) {
-      if (const Report report = expect(r, "ended"); report.status != 0)
-        complain("rank ", r, " has ", report.message, " its first context");
+      if (const Report report = expect(r, "ended"); report.status != 0) complain("rank ", r, " has ", report.message);
       if (const int status = rank(r).reap(patience); status != 0) complain("rank ", r, " ended with ", status);
     }
   }
@@ -468,6 +401,70 @@ TEST(Processes, AForkedChildDoesNotHideADeath) {
       EXPECT_LE((report->time - time) / 1'000'000, 2500 * patience_factor) << "ms, rank " << r;
     }
   }
+}
+
+// It has been silent for so long that the others have given it up; when it goes on it is told so, that is: who was lost is itself.
+TEST(Processes, WhoWasStoppedFindsOutWhenItGoesOn) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Nanoseconds longest = 0;
+  const std::array commands{"idle", "forward compute", "forward traffic", "backward gather"};
+  Group group(3);
+  for (int n = 0; n < (full() ? 24 : 6); ++n) {
+    const int victim = n % 3;
+    const char* const command = commands[static_cast<std::size_t>(n / 3 * 2 + victim) % commands.size()];
+    const bool are_gone = n % 2 == 0;  // the others have destroyed their contexts meanwhile
+    SCOPED_TRACE(concatenate("rank ", victim, ", ", command, are_gone ? ", the others are gone" : ""));
+    ASSERT_FALSE(group.join().empty());
+    group.tell(command);
+    ASSERT_FALSE(group.expect("ready").empty());
+    group[victim].strike(by_stop);
+    for (int r = 0; r < 3; ++r) {
+      if (r == victim) continue;
+      const std::optional<Report> report = group[r].next(patience);
+      ASSERT_TRUE(report && report->what == "lost");
+      EXPECT_EQ(report->rank, victim) << report->message;
+    }
+    const auto destroy = [&](bool victims) {
+      for (int r = 0; r < 3; ++r)
+        if ((r == victim) == victims) group[r].tell("destroy");
+      for (int r = 0; r < 3; ++r) {
+        if ((r == victim) != victims) continue;
+        const std::optional<Report> report = group[r].next(patience);
+        ASSERT_TRUE(report && report->what == "destroyed");
+      }
+    };
+    if (are_gone) destroy(false);
+    const Nanoseconds time = now();
+    group[victim].send(SIGCONT);
+    const std::optional<Report> report = group[victim].next(patience);
+    ASSERT_TRUE(report && report->what == "lost");
+    EXPECT_EQ(report->status, RA_STATUS_PEER_LOST) << report->message;
+    EXPECT_EQ(report->rank, victim) << report->message;
+    longest = std::max(longest, report->time - time);
+    if (!are_gone) destroy(false);
+    destroy(true);
+  }
+  std::cout << "at the latest after " << longest / 1'000'000 << " ms\n";
+  EXPECT_LE(longest / 1'000'000, 1000 * patience_factor);
+  group.join();
+  group.check(1);
+  group.end();
+}
+
+// A machine that sleeps, a debugger: nobody is given up who is silent for a moment only.
+TEST(Processes, AShortStopIsNoFault) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Group group(3);
+  group.join();
+  for (int victim = 0; victim < 3; ++victim) {
+    group.tell("work compute 4");
+    group[victim].strike(by_stop);
+    std::this_thread::sleep_for(500ms);  // half of what it takes to be given up
+    group[victim].send(SIGCONT);
+    group.expect("ready");
+    group.check(static_cast<std::uint64_t>(victim));
+  }
+  group.end();
 }
 
 // A process may end before it has locked its directory; as long as it may be about to, nobody removes it.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/prctl.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cmath>
 #include <condition_variable>
@@ -19,6 +21,7 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <mutex>
@@ -125,6 +128,15 @@ struct Census {
   friend bool operator==(const Census&, const Census&) = default;
 };
 
+// KiB of this process in memory, but for what malloc could give back.
+std::int64_t resident() {
+  malloc_trim(0);
+  std::ifstream file("/proc/self/statm");
+  std::int64_t all = 0, pages = 0;
+  file >> all >> pages;
+  return pages * sysconf(_SC_PAGESIZE) / 1024;
+}
+
 Nanoseconds processor_time() {
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
@@ -156,6 +168,12 @@ class Rank {
       words >> seed;
       const std::string wrong = check(seed);
       say(wrong.empty() ? "right" : "wrong", {}, 0, wrong);
+    } else if (what == "soak") {
+      std::int64_t seed = 0;
+      words >> seed;
+      soak(seed);
+    } else if (what == "count") {
+      count("counted");
     } else if (what == "rest") {
       std::int64_t ms = 0;
       words >> ms;
@@ -187,10 +205,11 @@ class Rank {
     int status = 0, rank = -1;
   };
 
-  static void say(const char* what, Outcome outcome, std::int64_t value = 0, std::string message = {}) {
+  static void say(const char* what, Outcome outcome, std::int64_t value = 0, std::string message = {},
+                  Nanoseconds time = now()) {
     std::replace(message.begin(), message.end(), '\n', ' ');
     std::ostringstream line;
-    line << what << ' ' << outcome.status << ' ' << outcome.rank << ' ' << now() << ' ' << value << ' ' << message
+    line << what << ' ' << outcome.status << ' ' << outcome.rank << ' ' << time << ' ' << value << ' ' << message
          << '\n';
     const std::string text = line.str();
     if (write(STDOUT_FILENO, text.data(), text.size()) != static_cast<ssize_t>(text.size())) std::_Exit(4);
@@ -214,7 +233,7 @@ class Rank {
   }
 
   // What a call failed with, or found the group broken with: all words of it must agree.
-  void say_lost(const Error& error) {
+  void say_lost(const Error& error, std::int64_t value = 0, Nanoseconds time = now()) {
     Error reason;
     ra_get_async_error(context_.get(), &reason);
     std::string message = error.text();
@@ -224,7 +243,7 @@ class Rank {
       message = "call: " + message + "; ra_get_async_error: " + reason.text();
       outcome = {RA_STATUS_INTERNAL_ERROR, -1};
     }
-    say("lost", outcome, 0, message);
+    say("lost", outcome, value, message, time);
   }
 
   void idle() {
@@ -260,6 +279,37 @@ class Rank {
         return;
       }
     say("ready", {});
+  }
+
+  // Small problems of all kinds; and now and then one whose hops take several pieces of the transport's. An oracle takes long, so
+  // another thread looks when there is an error.
+  void soak(std::int64_t seed) {
+    std::atomic<bool> is_over{false};
+    Nanoseconds noticed = 0;
+    std::thread watch([&] {
+      Error error;
+      while (!is_over && ra_get_async_error(context_.get(), &error) == RA_STATUS_SUCCESS)
+        std::this_thread::sleep_for(2ms);
+      noticed = now();
+    });
+    const ra_attention_desc desc = describe("traffic");
+    Tensors tensors(desc, world_size_, rank_);
+    tensors.fill(static_cast<std::uint64_t>(rank_));
+    Error error;
+    ra_status status = RA_STATUS_SUCCESS;
+    std::int64_t n = 0;
+    for (; status == RA_STATUS_SUCCESS; ++n) {
+      if (n == 1) say("ready", {});
+      status = ra_run_self_test(context_.get(), 1, seed + n, &error);
+      if (n % 16 == 8 && status == RA_STATUS_SUCCESS) status = tensors.forward(context_.get(), desc, error);
+      if (n % 16 == 8 && status == RA_STATUS_SUCCESS) status = tensors.backward(context_.get(), desc, error);
+    }
+    is_over = true;
+    watch.join();
+    if (status == RA_STATUS_INTERNAL_ERROR)
+      say("wrong", {status, error.rank}, n, error.text());
+    else
+      say_lost(error, n - 1, noticed);
   }
 
   // What is wrong with a result, compared with that of one rank; empty if nothing is.
@@ -315,6 +365,10 @@ class Rank {
 
   void end() {
     context_.reset();
+    count("ended");
+  }
+
+  void count(const char* what) {
     Census after;
     // A thread that has been joined may be listed for a moment longer.
     for (int tries = 0; !(after == before_) && tries < 100; ++tries) {
@@ -322,9 +376,9 @@ class Rank {
       after = Census();
     }
     std::ostringstream text;
-    text << after.files << " files and " << after.threads << " threads, before " << before_.files << " and "
-         << before_.threads;
-    say("ended", {after == before_ ? 0 : 1, -1}, 0, text.str());
+    text << after.files << " files " << after.threads << " threads " << mallinfo2().uordblks
+         << " bytes; before its first context " << before_.files << " and " << before_.threads;
+    say(what, {after == before_ ? 0 : 1, -1}, resident(), text.str());
   }
 
   static Census census_of_loaded() {  // libraries that are loaded for good may keep a file open
@@ -467,6 +521,41 @@ int run_rank() {
   return 0;
 }
 
+// ---------------------------------------------------------------- what groups of them need
+
+bool has_zeromq() {
+  ra_capabilities capabilities;
+  ra_init_capabilities(&capabilities, sizeof capabilities);
+  return ra_get_capabilities(&capabilities, nullptr) == RA_STATUS_SUCCESS && capabilities.has_zeromq == 1;
+}
+
+std::string new_id() {
+  static std::atomic<unsigned> made{0};
+  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
+  const std::string address = concatenate("127.", 1 + n / 62500 % 250, ".", 1 + n / 250 % 250, ".", 1 + n % 250);
+  ra_unique_id id{};
+  Error error;
+  if (ra_create_unique_id(&id, RA_TRANSPORT_ZEROMQ, address.c_str(), &error) != RA_STATUS_SUCCESS)
+    throw std::runtime_error(error.text());
+  return id.text;
+}
+
+TemporaryDirectory::TemporaryDirectory() {
+  if (mkdtemp(path_.data()) == nullptr) throw std::runtime_error("mkdtemp");
+}
+
+TemporaryDirectory::~TemporaryDirectory() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
+std::string TemporaryDirectory::contents() const {
+  std::string names;
+  for (const auto& entry : std::filesystem::directory_iterator(path_))
+    if (std::filesystem::exists(entry.path() / "lock")) names += " " + entry.path().filename().string();
+  return names;
+}
+
 // ---------------------------------------------------------------- its process
 
 RankProcess::RankProcess(const std::string& temporary_directory) {
@@ -530,6 +619,19 @@ std::optional<Report> RankProcess::next(Milliseconds within) {
 
 void RankProcess::send(int signal) {
   if (!is_reaped_) kill(id_, signal);
+}
+
+void RankProcess::strike(How how) {
+  switch (how) {
+    case by_kill:
+      return send(SIGKILL);
+    case by_stop:
+      return send(SIGSTOP);
+    case by_segv:
+      return send(SIGSEGV);
+    case by_exit:
+      return tell("exit");
+  }
 }
 
 bool RankProcess::wait_until_over(Milliseconds within) {

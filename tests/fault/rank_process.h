@@ -5,6 +5,8 @@
 //   idle | forward PROBLEM | backward PROBLEM  ready, then lost       asks for errors, or calls, until there is one
 //   work PROBLEM CALLS                         ready | lost           so many calls
 //   check SEED                                 right | wrong          a problem whose result one rank computes too
+//   soak SEED                                  ready, then lost | wrong   random problems, checked, until there is an error
+//   count                                      counted                what the process has, without a context
 //   rest MS                                    rested                 in which nobody asks for anything
 //   fork                                       right | wrong          whether a forked child can do nothing with the context
 //   fork local                                 right | wrong          the same with ranks that are threads of this process
@@ -16,12 +18,20 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
+#include <sstream>
 #include <string>
 
+#include "support/random.h"
+
 namespace ringattn::test {
+
+constexpr int patience_factor = slowness > 1 ? 3 : 1;
+constexpr std::chrono::milliseconds patience =
+    std::chrono::seconds(20) * patience_factor;  // for what takes no time where nothing hangs
 
 using Nanoseconds = std::int64_t;  // of CLOCK_MONOTONIC, which processes share
 Nanoseconds now();
@@ -30,9 +40,15 @@ struct Report {
   std::string what;
   int status = 0, rank = -1;  // of an ra_error
   Nanoseconds time = 0;       // when it was noticed
-  std::int64_t value = 0;  // of joined, refused and destroyed: when that began; of rested: processor time, microseconds
+  // Of joined, refused and destroyed: when that began; of rested: processor time, microseconds; of counted: resident KiB, and `status`
+  // is 0 if there are as many threads and files as before the first context; of the end of soak: problems done.
+  std::int64_t value = 0;
   std::string message;
 };
+
+// What befalls a process.
+enum How { by_kill, by_stop, by_segv, by_exit };
+inline constexpr std::array how_names{"KILL", "STOP", "SEGV", "exit"};
 
 class RankProcess {
  public:
@@ -45,6 +61,7 @@ class RankProcess {
   // Its next report; nothing if none comes in that time, or it has ended.
   std::optional<Report> next(std::chrono::milliseconds within);
   void send(int signal);
+  void strike(How how);  // returns at once
   // Waits until it has ended or been stopped; it stays a zombie until it is reaped. False if that takes too long.
   bool wait_until_over(std::chrono::milliseconds within);
   // How it ended, as waitpid says; kills it if that takes too long.
@@ -57,6 +74,32 @@ class RankProcess {
   int commands_ = -1, reports_ = -1;
   std::string unread_;
 };
+
+bool has_zeromq();
+
+// An id at an address of loopback that no other group has, so that no two can take each other's port.
+std::string new_id();
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory();
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  ~TemporaryDirectory();
+  const std::string& path() const { return path_; }
+  // But for what has no lock yet: whose process was killed just then, which the join of a later minute finds.
+  std::string contents() const;
+
+ private:
+  std::string path_ = "/tmp/ra-processes-XXXXXX";
+};
+
+template <class... Parts>
+std::string concatenate(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
 
 // What a process started with --rank does: returns its exit status.
 int run_rank();

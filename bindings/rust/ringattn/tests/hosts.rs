@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -256,6 +258,147 @@ fn a_rank_that_leaves_is_named() {
         (Status::PeerLost, Some(0)),
         "{error}"
     );
+}
+
+/// A ring over ZeroMQ, of ranks here and of one in another process.
+const FELLOWS: i32 = 3;
+
+fn join(id: &str, world_size: i32, rank: i32) -> Result<Context> {
+    let config = ContextConfig::new()
+        .transport(Transport::Zeromq)
+        .world_size(world_size)
+        .rank(rank)
+        .unique_id(id)
+        .timeout_ms(60_000)
+        .num_threads(1);
+    Context::new(&config)
+}
+
+/// What the other process does: it reads its rank and the id, says that it is at work, and ends with
+/// the one that started it.
+#[test]
+#[ignore = "of peers_in_other_processes_end"]
+fn fellow() {
+    let mut orders = std::io::stdin().lines().map(|line| line.unwrap());
+    let (rank, id) = (orders.next().unwrap(), orders.next().unwrap());
+    thread::spawn(|| {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(1);
+    });
+    let rank = rank.parse().unwrap();
+    let context = join(&id, FELLOWS, rank).unwrap();
+    attend(&context, rank).unwrap();
+    println!("works");
+    while attend(&context, rank).is_ok() {}
+}
+
+/// A process that is over when this is dropped.
+struct Fellow(Child);
+
+impl Fellow {
+    fn new(rank: i32, id: &str) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "fellow", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writeln!(child.stdin.as_ref().unwrap(), "{rank}\n{id}").unwrap();
+        Self(child)
+    }
+
+    fn wait_until_it_works(&mut self) {
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        assert!(lines
+            .map_while(|line| line.ok())
+            .any(|line| line == "works"));
+    }
+
+    fn send(&self, signal: libc::c_int) {
+        unsafe { assert_eq!(libc::kill(self.0.id() as libc::pid_t, signal), 0) };
+    }
+}
+
+impl Drop for Fellow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The peer is killed while this process's ranks call, or stopped while one of them only asks; other
+/// threads panic and catch it meanwhile.
+#[test]
+fn peers_in_other_processes_end() {
+    if !capabilities().unwrap().has_zeromq {
+        return;
+    }
+    let _alone = alone(); // what panics print is kept
+    for (victim, signal) in [(0, libc::SIGKILL), (1, libc::SIGSTOP)] {
+        let id = UniqueId::new(Transport::Zeromq, None).unwrap();
+        let id = id.as_str();
+        let mut fellow = Fellow::new(victim, id);
+        let (is_over, caught, at_work) = (
+            AtomicBool::new(false),
+            AtomicU64::new(0),
+            Barrier::new(FELLOWS as usize),
+        );
+        let run = |rank: i32| -> Result<()> {
+            let context = join(id, FELLOWS, rank)?;
+            attend(&context, rank)?;
+            at_work.wait();
+            let is_idle = signal == libc::SIGSTOP && rank != 0;
+            loop {
+                if is_idle {
+                    context.async_error()?;
+                    thread::sleep(Duration::from_millis(1));
+                } else {
+                    attend(&context, rank)?;
+                }
+            }
+        };
+        let errors: Vec<Error> = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::panic::catch_unwind(|| panic!("on purpose")).unwrap_err();
+                    caught.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let ranks: Vec<_> = (0..FELLOWS)
+                .filter(|&rank| rank != victim)
+                .map(|rank| scope.spawn(move || run(rank)))
+                .collect();
+            fellow.wait_until_it_works();
+            at_work.wait();
+            let before = caught.load(Ordering::Relaxed);
+            while caught.load(Ordering::Relaxed) < before + 100 {
+                thread::yield_now(); // the ring runs
+            }
+            fellow.send(signal);
+            let errors = ranks
+                .into_iter()
+                .map(|rank| rank.join().unwrap().unwrap_err())
+                .collect();
+            is_over.store(true, Ordering::Relaxed);
+            errors
+        });
+        for error in errors {
+            let is_lost =
+                error.status() == Status::PeerLost || error.message().contains("PEER_LOST");
+            assert!(
+                is_lost && error.rank() == Some(victim),
+                "rank {victim} ended: {error}"
+            );
+        }
+        // This process can do all that it could.
+        let id = UniqueId::new(Transport::Zeromq, None).unwrap();
+        thread::scope(|scope| {
+            for rank in 0..2 {
+                let id = id.as_str();
+                scope.spawn(move || attend(&join(id, 2, rank).unwrap(), rank).unwrap());
+            }
+        });
+    }
 }
 
 #[test]

@@ -20,14 +20,18 @@ final class Child {
 
   static String run(int expectedExit, String classPath, Class<?> main, String... options)
       throws IOException, InterruptedException {
+    Process process = start(classPath, main, options);
+    String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+    assertEquals(expectedExit, process.waitFor(), output);
+    return output;
+  }
+
+  static Process start(String classPath, Class<?> main, String... options) throws IOException {
     List<String> command = new ArrayList<>();
     command.add(System.getProperty("java.home") + "/bin/java");
     command.addAll(List.of(options));
     command.addAll(List.of("-ea", "-cp", classPath, main.getName()));
-    Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
-    String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
-    assertEquals(expectedExit, process.waitFor(), output);
-    return output;
+    return new ProcessBuilder(command).redirectErrorStream(true).start();
   }
 
   static String libraries(String folder) {

@@ -33,4 +33,20 @@ final class Small {
     context.forward(desc, args(out));
     return out.hash();
   }
+
+  /** Gradients of no particular numbers. */
+  void backward(Context context) {
+    context.backward(
+        desc,
+        new BackwardArgs()
+            .q(tensor(1).tensor())
+            .k(tensor(2).tensor())
+            .v(tensor(3).tensor())
+            .out(tensor(4).tensor())
+            .lse(Array.floats(rows * 2).tensor())
+            .dout(tensor(5).tensor())
+            .dq(tensor(6).tensor())
+            .dk(tensor(7).tensor())
+            .dv(tensor(8).tensor()));
+  }
 }
