@@ -207,9 +207,10 @@ Failure Control::time_out_locked(std::unique_lock<std::mutex>& lock, int blocker
   wake_.signal();
   const auto is_broken = [&] { return membership_.failure().status != RA_STATUS_SUCCESS; };
   constexpr std::chrono::milliseconds answer((Membership::silent_beats + 2) * Membership::beat_ms);
-  if (!changed_.wait_for(lock, answer, is_broken))
-    fail_locked(
-        {RA_STATUS_TIMEOUT, blocker, text("rank ", blocker, " did not come within timeout_ms = ", timeout_ms_)});
+  if (!changed_.wait_for(lock, answer, is_broken)) {
+    const int mute = std::max(blocker, 0);  // rank 0, where only that could have said whom all wait for
+    fail_locked({RA_STATUS_TIMEOUT, mute, text("rank ", mute, " did not come within timeout_ms = ", timeout_ms_)});
+  }
   Failure failure = membership_.failure();
   if (failure.status == RA_STATUS_TIMEOUT && !refusal_.empty())
     failure = {failure.status, failure.rank, text(failure.message, "; ", refusal_)};
