@@ -17,6 +17,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "transport/zeromq/control.h"
@@ -28,7 +29,6 @@ namespace {
 using namespace zeromq;
 using Clock = std::chrono::steady_clock;
 
-constexpr int spare_descriptors = 32;            // for the host, which opens files meanwhile
 constexpr std::chrono::milliseconds grace(500);  // in which the last pieces of a rank that has left arrive
 
 // What one rank opens: its own sockets with what wakes them, and two connections with each other rank, and one for the control plane.
@@ -73,18 +73,14 @@ Session draw_session() {
   return session;
 }
 
-const ZeromqGroup& checked(const ZeromqGroup& group) {
-  require_descriptors(descriptors_of(group.world_size) + spare_descriptors);
-  return group;
-}
-
 class ZeromqTransport final : public Transport {
  public:
   ZeromqTransport(const ZeromqGroup& group, const UniqueId& id, std::int64_t timeout_ms,
                   std::function<void()> on_failure)
       : rank_(group.rank),
         timeout_ms_(timeout_ms),
-        context_(checked(group).world_size + 16),
+        claim_(std::in_place, descriptors_of(group.world_size)),
+        context_(group.world_size + 16),
         inlets_(context_,
                 group.bind_address.empty() ? address_towards(id.host) : own_address(group.bind_address.c_str()),
                 group.bind_address.empty()),
@@ -95,6 +91,7 @@ class ZeromqTransport final : public Transport {
       links_ = std::make_unique<Links>(context_, inlets_, id.secret, roster, rank_, group.encrypts);
       wait_until(deadline, [&] { return links_->unopened(); });
       inlets_.close_door();
+      claim_.reset();
     } catch (const Error& e) {
       control_.fail({e, rank_});
       drop_if_broken();
@@ -208,6 +205,7 @@ class ZeromqTransport final : public Transport {
   const int rank_;
   const std::int64_t timeout_ms_;
   std::int64_t operations_ = 0;
+  std::optional<DescriptorClaim> claim_;  // until all is open
   Context context_;
   Inlets inlets_;
   Control control_;
@@ -228,6 +226,7 @@ std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t ti
 
 void refuse_zeromq(const ZeromqGroup& group, ra_status status, const char* message) noexcept {
   try {
+    const DescriptorClaim claim(descriptors_of(1));
     const Context context(16);
     Hello hello;
     hello.library = ra_get_version();

@@ -20,7 +20,7 @@ constexpr int handshake_ms = 5000;         // until a connection must have said 
 constexpr std::int64_t late_ms = 500;      // for those who come after it has gone wrong
 constexpr int retry_ms = 10;               // while rank 0 does not listen yet
 constexpr int backlog = 1024;              // connections that wait to be accepted, strangers' among them
-constexpr std::size_t most_at_once = 256;  // frames, before time is looked at again
+constexpr std::size_t most_at_once = 256;  // frames, or events, before time is looked at again
 
 Socket make_socket(const Context& context, const UniqueId& id, int rank) {
   const bool is_hub = rank == 0;
@@ -207,9 +207,10 @@ Failure Control::time_out_locked(std::unique_lock<std::mutex>& lock, int blocker
   wake_.signal();
   const auto is_broken = [&] { return membership_.failure().status != RA_STATUS_SUCCESS; };
   constexpr std::chrono::milliseconds answer((Membership::silent_beats + 2) * Membership::beat_ms);
-  if (!changed_.wait_for(lock, answer, is_broken))
-    fail_locked(
-        {RA_STATUS_TIMEOUT, blocker, text("rank ", blocker, " did not come within timeout_ms = ", timeout_ms_)});
+  if (!changed_.wait_for(lock, answer, is_broken)) {
+    const int mute = std::max(blocker, 0);  // rank 0, where only that could have said whom all wait for
+    fail_locked({RA_STATUS_TIMEOUT, mute, text("rank ", mute, " did not come within timeout_ms = ", timeout_ms_)});
+  }
   Failure failure = membership_.failure();
   if (failure.status == RA_STATUS_TIMEOUT && !refusal_.empty())
     failure = {failure.status, failure.rank, text(failure.message, "; ", refusal_)};
@@ -364,7 +365,8 @@ int Control::rank_of_key(std::span<const std::byte> public_key) {
 // An event is two messages, of which the first is its number, 16 bits, and its value, 32 bits.
 void Control::read_events() {
   std::vector<int> gone;
-  for (Message event, address; monitor_.receive(event);) {
+  Message event, address;
+  for (std::size_t n = 0; n < most_at_once && monitor_.receive(event); ++n) {
     while (event.has_more() && monitor_.receive(address) && address.has_more()) continue;
     if (event.data().size() < 6) continue;
     std::uint16_t number;

@@ -223,6 +223,9 @@ void Links::take(Message& frame, bool is_tcp) {
     return;  // a stranger's
   }
   const int from = header->from;
+  const bool is_new = is_tcp && owner < 0;
+  if (is_new && std::ranges::find(descriptors_, from, &std::pair<int, int>::second) != descriptors_.end())
+    return;  // a rank connects once; this is a stranger who repeats what he has seen of it
   Link& l = link(from);
   const bool is_opening = header->kind == PieceKind::opening;
   const Protection due = is_opening ? Protection::authenticated : l.protection;
@@ -244,10 +247,7 @@ void Links::take(Message& frame, bool is_tcp) {
   const std::span<std::byte> room =
       transfer != nullptr ? transfer->data.subspan(header->offset, header->length) : std::span(aside);
   if (!open(frame.data(), *header, l.in, room)) return junk(" has brought a piece that was changed on its way");
-  if (is_tcp && owner < 0) {
-    std::erase_if(descriptors_, [&](const auto& d) { return d.second == from; });
-    descriptors_.emplace_back(descriptor, from);
-  }
+  if (is_new) descriptors_.emplace_back(descriptor, from);
   if (header->number != l.number_in)
     lost(from, " has brought piece ", header->number, " where ", l.number_in, " was next");
   ++l.number_in;

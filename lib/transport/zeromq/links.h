@@ -10,7 +10,8 @@
 //   number    pieces from one rank to another are numbered; one that is not the next means that the link has lost, repeated or
 //             reordered something: the group breaks with PEER_LOST, which names the link
 //
-// What cannot be shown to come from a rank, on a connection that none has used, is dropped: strangers connect, too.
+// What cannot be shown to come from a rank, on a connection that none has used, is dropped: strangers connect, too. A rank connects once; what
+// comes from it by another connection is what a stranger has seen and repeats.
 #pragma once
 
 #include <cstddef>

@@ -1,27 +1,67 @@
 #include "transport/zeromq/socket.h"
 
+#include <dirent.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdint>
-#include <filesystem>
-#include <system_error>
+#include <limits>
+#include <mutex>
+
+#include "core/memory.h"
 
 namespace ringattn::zeromq {
 
-void require_descriptors(int count) {
+namespace {
+
+// Descriptors are the process's, and so is what has been promised of them. What is claimed is opened bit by bit, and is in use then, too: it
+// is counted on top of what was in use when there was no claim yet, or when one was last given back.
+struct Claims {
+  std::mutex mutex;
+  std::int64_t used_before = 0, claimed = 0;
+};
+Claims& claims() {
+  static Claims& all = make_immortal<Claims>();
+  return all;
+}
+
+// All that may be, if there is none to look with; 0 where the system does not say.
+std::int64_t descriptors_in_use() noexcept {
+  DIR* const directory = opendir("/proc/self/fd");
+  if (directory == nullptr) return errno == EMFILE || errno == ENFILE ? std::numeric_limits<std::int32_t>::max() : 0;
+  std::int64_t entries = 0;
+  while (readdir(directory) != nullptr) ++entries;
+  closedir(directory);
+  return std::max<std::int64_t>(entries - 3, 0);  // ".", ".." and its own
+}
+
+}  // namespace
+
+DescriptorClaim::DescriptorClaim(int count) : count_(count) {
+  Claims& all = claims();
+  const std::lock_guard lock(all.mutex);
+  const std::int64_t used = descriptors_in_use();
+  if (all.claimed == 0) all.used_before = used;
+  const std::int64_t taken = std::max(used, all.used_before + all.claimed);
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
-  std::error_code error;
-  std::size_t used = 0;
-  for (std::filesystem::directory_iterator entry("/proc/self/fd", error), end; !error && entry != end;
-       entry.increment(error))
-    ++used;
-  const auto spare = static_cast<std::int64_t>(limit.rlim_cur) - static_cast<std::int64_t>(used);
-  if (spare < count)
-    fail(RA_STATUS_OUT_OF_MEMORY, "this process may open ", limit.rlim_cur, " files (ulimit -n), and has ", used,
-         "; a rank of this group needs ", count, " more");
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    const auto most = static_cast<std::int64_t>(limit.rlim_cur);
+    if (most - taken < count + spare)
+      fail(RA_STATUS_OUT_OF_MEMORY, "this process may open ", most,
+           " files (ulimit -n), and has, or is about to have, ", std::min(taken, most), "; a rank of this group needs ",
+           count + spare, " more");
+  }
+  all.claimed += count;
+}
+
+DescriptorClaim::~DescriptorClaim() {
+  Claims& all = claims();
+  const std::lock_guard lock(all.mutex);
+  all.claimed -= count_;
+  if (all.claimed > 0) all.used_before = descriptors_in_use();
 }
 
 Signal::Signal() : descriptor_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {

@@ -1,8 +1,8 @@
 // ZeroMQ's contexts, sockets and messages, each of which ends with its owner. What fails throws INTERNAL_ERROR with ZeroMQ's own words,
 // but for OUT_OF_MEMORY where that is what they say.
 //
-// libzmq ends the process where it finds no file descriptor for a socket. So a context asks beforehand for as many as it may ever
-// need (require_descriptors), and makes all its sockets at once.
+// libzmq ends the process where it finds no file descriptor for a socket. So whoever makes a context asks beforehand for as many as it may
+// ever need (DescriptorClaim), and makes all its sockets at once.
 #pragma once
 
 #include <cerrno>
@@ -144,8 +144,20 @@ inline void poll(std::span<zmq_pollitem_t> items, std::int64_t milliseconds) {
   }
 }
 
-// Throws OUT_OF_MEMORY unless the process may open so many more files.
-void require_descriptors(int count);
+// File descriptors that somebody is about to open: while it lives, no other claim of this process is granted the same ones. Throws
+// OUT_OF_MEMORY if there are not so many, and `spare` for the host, which opens files meanwhile.
+class DescriptorClaim {
+ public:
+  explicit DescriptorClaim(int count);
+  DescriptorClaim(const DescriptorClaim&) = delete;
+  DescriptorClaim& operator=(const DescriptorClaim&) = delete;
+  ~DescriptorClaim();
+
+  static constexpr int spare = 32;
+
+ private:
+  const int count_;
+};
 
 // A file descriptor that is readable from signal() to clear().
 class Signal {
