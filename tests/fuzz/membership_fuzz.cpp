@@ -69,6 +69,7 @@ class World {
   }
 
   void run() {
+    if (input_.chance(2)) deliver_all();  // to a group that is whole
     for (std::size_t n = 0; n < most_steps && !input_.is_over(); ++n) step();
     let_time_pass();
   }
@@ -194,7 +195,7 @@ class World {
   void inject(int spoke, bool is_to_hub) {
     is_changed_ = true;
     const std::size_t size = input_.number<std::uint8_t>();
-    const Bytes frame = input_.bytes(size);
+    const Bytes frame = size < 128 ? input_.bytes(size) : likely_frame(is_to_hub);
     if (is_to_hub && input_.chance(4)) {
       const int stranger = input_.below(world_size() + 3) - 1;
       if (stranger > 0 && stranger < world_size()) {
@@ -206,6 +207,39 @@ class World {
     } else if (spoke > 0) {
       arrive(spoke, is_to_hub, frame);
     }
+  }
+
+  // One that is laid out as membership.cpp says, of small numbers.
+  Bytes likely_frame(bool is_to_hub) {
+    const int kind = 3 + input_.below(7);
+    Bytes frame{static_cast<std::byte>(kind)};
+    const auto add = [&](std::initializer_list<int> sizes) {
+      for (const int size : sizes) {
+        const std::int64_t number = input_.below(12) - 3;
+        for (int i = 0; i < size; ++i) frame.push_back(static_cast<std::byte>(number >> 8 * i & 0xff));
+      }
+    };
+    switch (kind) {
+      case 3:  // beat
+        is_to_hub ? add({4, 8, 4}) : add({4, 4});
+        break;
+      case 4:  // record
+      case 5:  // records
+        add({8});
+        frame.resize(frame.size() + static_cast<std::size_t>(input_.below(16)));
+        break;
+      case 6:  // broken
+        add({4, 4, 4, 4});
+        frame.insert(frame.end(), 2, std::byte{0});
+        break;
+      case 8:  // left
+      case 9:  // timed out
+        add({4, 8});
+        break;
+      default:
+        break;
+    }
+    return frame;
   }
 
   // Both ends hear of it, after what had arrived.
