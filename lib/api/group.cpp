@@ -70,7 +70,10 @@ std::string to_local_id(const ra_context_config &c) {
 
 ZeromqGroup to_zeromq_group(const ra_context_config &c) {
   require_range("encryption", c.encryption, RA_ENCRYPTION_ON, RA_ENCRYPTION_OFF);
-  const std::string id = is_alone(c) ? std::string() : id_of(c);
+  const bool alone = is_alone(c);
+  const std::string id = alone ? std::string() : id_of(c);
+  require(alone || !id.empty(),
+          "unique_id is \"\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_ZEROMQ");
   return {id, c.bind_address == nullptr ? "" : c.bind_address, c.encryption == RA_ENCRYPTION_ON, c.world_size, c.rank};
 }
 

@@ -257,6 +257,8 @@ TEST(Merge, OfNoRowsIsNothing) {
   args.head_dim_v = 4;
   Error error;
   EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_SUCCESS) << error;
+  args.batch = std::int64_t{1} << 48;  // however many entries: at once
+  EXPECT_EQ(ra_merge_attention(&args, &error), RA_STATUS_SUCCESS) << error;
 }
 
 }  // namespace

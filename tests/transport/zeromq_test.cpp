@@ -167,6 +167,23 @@ TEST(Id, SaysWhatIsWrong) {
   }
 }
 
+// It is none of a group of one, in which nobody would come.
+TEST(Id, AnEmptyOneIsRefused) {
+  for (const int world_size : {1, 2}) {
+    ra_context_config config;
+    ra_init_context_config(&config, sizeof config);
+    config.transport = RA_TRANSPORT_ZEROMQ;
+    config.world_size = world_size;
+    config.timeout_ms = 1000;
+    config.unique_id = "";
+    ra_error error;
+    EXPECT_EQ(ra_create_context(&config, &error), nullptr);
+    EXPECT_EQ(error.status, RA_STATUS_INVALID_ARGUMENT) << error.message;
+    EXPECT_EQ(std::string(error.message).find("unique_id is \"\"; must be a text made by ra_create_unique_id"), 0U)
+        << error.message;
+  }
+}
+
 // A listener on a port of its own.
 class Listener {
  public:

@@ -18,6 +18,7 @@ void merge_attention(Extent extent, std::int64_t batch, const Partial& a, const 
   const auto address = [](const Tensor& t, std::int64_t entry, std::int64_t i, std::int64_t h) {
     return static_cast<std::byte*>(t.data) + t.offset(entry, i, h) * size_of(t.dtype);
   };
+  if (extent.rows == 0) return;  // of however many entries and heads
   for (std::int64_t entry = 0; entry < batch; ++entry)
     for (std::int64_t h = 0; h < extent.heads; ++h)
       for (std::int64_t i = 0; i < extent.rows; ++i) {

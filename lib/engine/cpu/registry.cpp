@@ -5,7 +5,7 @@
 #include "engine/cpu/attention.h"
 #include "engine/precision.h"
 
-#if defined(__x86_64__) && !defined(RA_EMULATE)
+#if defined(__x86_64__) && !defined(RA_EMULATE) && !defined(RA_PORTABLE_ONLY)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,7 +15,7 @@ namespace ringattn {
 
 namespace {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(RA_PORTABLE_ONLY)
 bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
@@ -63,7 +63,8 @@ const cpu::Tiles& cpu::EngineTiles::choose(const Problem& p) const {
 
 std::vector<cpu::EngineTiles> cpu::cpu_engines() {
   std::vector<EngineTiles> engines;
-#if defined(__x86_64__)
+#if defined(RA_PORTABLE_ONLY)
+#elif defined(__x86_64__)
   __builtin_cpu_init();
   if (has_amx()) engines.push_back({"amx", &avx512_tiles(), &amx_tiles(), &amx_split_tiles()});
   if (has_avx512_bf16()) engines.push_back({"avx512_bf16", &avx512_tiles(), &avx512_bf16_tiles()});

@@ -240,8 +240,8 @@ void Links::take(Message& frame, bool is_tcp) {
   // Straight to its place if it has one. Nothing of the header is believed before the piece is open.
   const bool is_next = header->kind == PieceKind::data && header->number == l.number_in;
   Receive* transfer = is_next ? find(from, header->tag) : nullptr;
-  if (transfer != nullptr && (transfer->data.size() != header->size || transfer->received != header->offset ||
-                              header->length > header->size - header->offset))
+  if (transfer != nullptr && (header->operation != operation_ || transfer->data.size() != header->size ||
+                              transfer->received != header->offset || header->length > header->size - header->offset))
     transfer = nullptr;
   std::vector<std::byte> aside(transfer != nullptr ? 0 : header->length);
   const std::span<std::byte> room =
