@@ -5,19 +5,18 @@
 #include <unistd.h>
 
 #include <cstdint>
-#include <filesystem>
-#include <system_error>
+
+#include "core/directory.h"
 
 namespace ringattn::zeromq {
 
 void require_descriptors(int count) {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
-  std::error_code error;
+  Directory open("/proc/self/fd");
+  if (!open.is_open() && errno != ENOENT && errno != EACCES) fail_with("opendir", "/proc/self/fd", errno);
   std::size_t used = 0;
-  for (std::filesystem::directory_iterator entry("/proc/self/fd", error), end; !error && entry != end;
-       entry.increment(error))
-    ++used;
+  while (open.next() != nullptr) ++used;
   const auto spare = static_cast<std::int64_t>(limit.rlim_cur) - static_cast<std::int64_t>(used);
   if (spare < count)
     fail(RA_STATUS_OUT_OF_MEMORY, "this process may open ", limit.rlim_cur, " files (ulimit -n), and has ", used,
@@ -30,7 +29,7 @@ Signal::Signal() : descriptor_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
 Signal::~Signal() { close(descriptor_); }
 void Signal::signal() noexcept {
   const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = write(descriptor_, &one, sizeof one);
+  while (write(descriptor_, &one, sizeof one) < 0 && errno == EINTR) continue;
 }
 void Signal::clear() noexcept {
   std::uint64_t count;
