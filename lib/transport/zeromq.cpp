@@ -29,6 +29,7 @@ namespace {
 using namespace zeromq;
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::milliseconds retry(10);   // where there was no room for what is to be sent
 constexpr std::chrono::milliseconds grace(500);  // in which the last pieces of a rank that has left arrive
 
 // What one rank opens: its own sockets with what wakes them, and two connections with each other rank, and one for the control plane.
@@ -84,11 +85,18 @@ class ZeromqTransport final : public Transport {
         inlets_(context_,
                 group.bind_address.empty() ? address_towards(id.host) : own_address(group.bind_address.c_str()),
                 group.bind_address.empty()),
-        control_(context_, id, make_hello(group, inlets_), draw_session(), timeout_ms, std::move(on_failure)) {
-    const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
+        control_(context_, id, make_hello(group, inlets_), draw_session(), timeout_ms, std::move(on_failure)) {}
+
+  ZeromqTransport(const ZeromqTransport&) = delete;
+  ZeromqTransport& operator=(const ZeromqTransport&) = delete;
+  ~ZeromqTransport() override { drop_if_broken(); }
+
+  // Until all have joined. Tells the others of its failure, as long as it can.
+  void join(const Secret& secret, bool encrypts) {
+    const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms_);
     try {
       const Roster& roster = control_.join();
-      links_ = std::make_unique<Links>(context_, inlets_, id.secret, roster, rank_, group.encrypts);
+      links_ = std::make_unique<Links>(context_, inlets_, secret, roster, rank_, encrypts);
       wait_until(deadline, [&] { return links_->unopened(); });
       inlets_.close_door();
       claim_.reset();
@@ -102,10 +110,6 @@ class ZeromqTransport final : public Transport {
       throw;
     }
   }
-
-  ZeromqTransport(const ZeromqTransport&) = delete;
-  ZeromqTransport& operator=(const ZeromqTransport&) = delete;
-  ~ZeromqTransport() override { drop_if_broken(); }
 
   std::vector<std::byte> all_gather(std::span<const std::byte> record) override {
     std::vector<std::byte> all = control_.gather(record);
@@ -164,6 +168,7 @@ class ZeromqTransport final : public Transport {
   void end_call() noexcept override { control_.end_call(); }
   void fail(const Failure& failure) noexcept override { control_.fail(failure); }
   Failure failure() const noexcept override { return control_.failure(); }
+  bool can_tell() const { return control_.can_tell(); }
 
  private:
   // Waits until blocker() says that no rank is in the way any more (-1).
@@ -189,7 +194,8 @@ class ZeromqTransport final : public Transport {
         if (links_ != nullptr) items = links_->items();
         items.push_back(control_.news().item());
       }
-      const auto until = std::min(deadline, has_left ? left + grace : deadline);
+      auto until = std::min(deadline, has_left ? left + grace : deadline);
+      if (links_ != nullptr && links_->lacks_room()) until = std::min(until, now + retry);
       poll(items, std::max<std::int64_t>(std::chrono::ceil<std::chrono::milliseconds>(until - now).count(), 0));
     }
   }
@@ -221,7 +227,18 @@ std::string make_zeromq_id(const char* bind_address) { return make_unique_id(bin
 
 std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t timeout_ms,
                                        std::function<void()> on_failure) {
-  return std::make_unique<ZeromqTransport>(group, parse_unique_id(group.id), timeout_ms, std::move(on_failure));
+  const UniqueId id = parse_unique_id(group.id);
+  std::unique_ptr<ZeromqTransport> transport;
+  try {
+    transport = std::make_unique<ZeromqTransport>(group, id, timeout_ms, std::move(on_failure));
+    transport->join(id.secret, group.encrypts);
+    return transport;
+  } catch (const Error& e) {
+    const bool is_unknown = transport == nullptr || (e.rank == group.rank && !transport->can_tell());
+    transport.reset();
+    if (is_unknown) refuse_zeromq(group, e.status, e.what());
+    throw;
+  }
 }
 
 void refuse_zeromq(const ZeromqGroup& group, ra_status status, const char* message) noexcept {
@@ -233,8 +250,8 @@ void refuse_zeromq(const ZeromqGroup& group, ra_status status, const char* messa
     hello.world_size = group.world_size;
     hello.rank = group.rank;
     constexpr std::int64_t at_most_ms = 1000;
-    Control control(context, parse_unique_id(group.id), hello, Session(), at_most_ms, {});
-    control.fail({status, group.rank, message});
+    const Control control(context, parse_unique_id(group.id), hello, Session(), at_most_ms, {},
+                          {status, group.rank, message});
   } catch (const std::exception&) {
     // The others find out by their time-outs.
   }

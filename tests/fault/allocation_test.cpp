@@ -1,12 +1,13 @@
 // Every allocation fails once, and nothing is left behind.
 //
-// This program replaces the global operator new. On a thread that is armed with n, the n-th allocation from then on fails;
-// only the rank under test is armed, and only around the library call. Then: that rank gets OUT_OF_MEMORY, the others an
+// On a thread that is armed with n, the n-th allocation from then on (allocation.h) fails; only the rank under test is armed, and only
+// around the library call. Then: that rank gets OUT_OF_MEMORY, the others an
 // error at once rather than by their time-outs, every byte is given back, and the next contexts work. n counts up until the
 // call succeeds without reaching its n-th allocation.
 
+#include "fault/allocation.h"
+
 #include <gtest/gtest.h>
-#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,63 +33,18 @@
 
 namespace {
 
-std::atomic<std::int64_t> live_bytes{0};
 thread_local std::int64_t allocations_left = 0;  // until the one that fails; 0: not armed
 thread_local bool has_failed = false;
 thread_local std::chrono::milliseconds failing_takes{0};
 
-void* allocate(std::size_t size, std::size_t alignment) noexcept {
-  if (allocations_left > 0 && --allocations_left == 0) {
-    has_failed = true;
-    std::this_thread::sleep_for(failing_takes);
-    return nullptr;
-  }
-  const std::size_t wanted = std::max<std::size_t>(size, 1);
-  void* p = alignment <= alignof(std::max_align_t)
-                ? std::malloc(wanted)
-                : std::aligned_alloc(alignment, (wanted + alignment - 1) / alignment * alignment);
-  if (p != nullptr) live_bytes += static_cast<std::int64_t>(malloc_usable_size(p));
-  return p;
-}
-
-void* allocate_or_throw(std::size_t size, std::size_t alignment) {
-  void* p = allocate(size, alignment);
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-
-void release(void* p) noexcept {
-  if (p == nullptr) return;
-  live_bytes -= static_cast<std::int64_t>(malloc_usable_size(p));
-  std::free(p);
-}
-
 }  // namespace
 
-void* operator new(std::size_t n) { return allocate_or_throw(n, 1); }
-void* operator new[](std::size_t n) { return allocate_or_throw(n, 1); }
-void* operator new(std::size_t n, const std::nothrow_t&) noexcept { return allocate(n, 1); }
-void* operator new[](std::size_t n, const std::nothrow_t&) noexcept { return allocate(n, 1); }
-void* operator new(std::size_t n, std::align_val_t a) { return allocate_or_throw(n, static_cast<std::size_t>(a)); }
-void* operator new[](std::size_t n, std::align_val_t a) { return allocate_or_throw(n, static_cast<std::size_t>(a)); }
-void* operator new(std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return allocate(n, static_cast<std::size_t>(a));
+bool ringattn::test::allocation_fails() noexcept {
+  if (allocations_left == 0 || --allocations_left > 0) return false;
+  has_failed = true;
+  std::this_thread::sleep_for(failing_takes);
+  return true;
 }
-void* operator new[](std::size_t n, std::align_val_t a, const std::nothrow_t&) noexcept {
-  return allocate(n, static_cast<std::size_t>(a));
-}
-void operator delete(void* p) noexcept { release(p); }
-void operator delete[](void* p) noexcept { release(p); }
-void operator delete(void* p, std::size_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t) noexcept { release(p); }
-void operator delete(void* p, const std::nothrow_t&) noexcept { release(p); }
-void operator delete[](void* p, const std::nothrow_t&) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-void operator delete[](void* p, std::size_t, std::align_val_t) noexcept { release(p); }
-void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { release(p); }
-void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcept { release(p); }
 
 namespace ringattn::test {
 namespace {
@@ -318,12 +274,6 @@ TEST(LocalFunctions, ReportAFailedAllocation) {
 }
 
 // ---------------------------------------------------------------- nothing is left behind
-
-std::int64_t entries(const char* directory) {
-  return std::distance(std::filesystem::directory_iterator(directory), std::filesystem::directory_iterator());
-}
-std::int64_t threads() { return entries("/proc/self/task"); }
-std::int64_t descriptors() { return entries("/proc/self/fd"); }
 
 std::int64_t resident_bytes() {
   std::int64_t pages = 0, resident = 0;

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 #include "plan/problem.h"
 #include "transport/zeromq/keys.h"
@@ -15,18 +17,18 @@ namespace {
 
 constexpr const char* admission_endpoint = "inproc://zeromq.zap.01";  // where libzmq asks, by ZeroMQ's RFC 27
 constexpr const char* monitor_endpoint = "inproc://ringattn-control-monitor";
-constexpr int flush_ms = 500;              // for what is still to be sent when the socket is closed
+constexpr int flush_ms =
+    500;  // for what is still to be sent at the end, and for those who come after it has gone wrong
 constexpr int handshake_ms = 5000;         // until a connection must have said who it is
-constexpr std::int64_t late_ms = 500;      // for those who come after it has gone wrong
 constexpr int retry_ms = 10;               // while rank 0 does not listen yet
 constexpr int backlog = 1024;              // connections that wait to be accepted, strangers' among them
 constexpr std::size_t most_at_once = 256;  // frames, or events, before time is looked at again
 
-Socket make_socket(const Context& context, const UniqueId& id, int rank) {
+Socket make_socket(const Context& context, const UniqueId& id, int rank, int linger_ms) {
   const bool is_hub = rank == 0;
   const CurveKeys own = curve_keys(id.secret, rank), hub = curve_keys(id.secret, 0);
   Socket socket(context, is_hub ? ZMQ_ROUTER : ZMQ_DEALER);
-  socket.set(ZMQ_LINGER, flush_ms);
+  socket.set(ZMQ_LINGER, linger_ms);
   socket.set(ZMQ_HANDSHAKE_IVL, handshake_ms);
   socket.set(ZMQ_SNDHWM, 0);  // few and small, and nobody who does not take them stays in the group
   socket.set(ZMQ_IPV6, id.host.find(':') != std::string::npos ? 1 : 0);
@@ -75,13 +77,14 @@ pthread_t start_thread(void* (*function)(void*), void* argument) {
 }  // namespace
 
 Control::Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::int64_t timeout_ms,
-                 std::function<void()> on_failure)
+                 std::function<void()> on_failure, const Failure& refusal)
     : id_(id),
       own_(std::move(own)),
       timeout_ms_(timeout_ms),
+      linger_ms_(refusal.status == RA_STATUS_SUCCESS ? flush_ms : static_cast<int>(timeout_ms)),
       on_failure_(std::move(on_failure)),
       membership_(own_, session),
-      socket_(make_socket(context, id_, own_.rank)),
+      socket_(make_socket(context, id_, own_.rank, linger_ms_)),
       monitor_(make_monitor(context, socket_)) {
   if (is_hub()) {
     for (int r = 0; r < own_.world_size; ++r) public_keys_.push_back(curve_keys(id_.secret, r).public_key);
@@ -104,6 +107,7 @@ Control::Control(const Context& context, const UniqueId& id, Hello own, const Se
   } else {
     socket_.connect(id_.endpoint());
   }
+  membership_.fail(refusal);
   membership_.begin();
   const auto body = [](void* self) -> void* {
     static_cast<Control*>(self)->run();
@@ -120,7 +124,9 @@ Control::~Control() {
     // A group that breaks before it is whole: those who come now are to hear why.
     const bool is_missed = is_hub() && !membership_.is_whole();
     const auto have_all_come = [&] { return std::ssize(guests_) >= own_.world_size - 1; };
-    if (is_missed) changed_.wait_for(lock, std::chrono::milliseconds(std::min(timeout_ms_, late_ms)), have_all_come);
+    if (is_missed)
+      changed_.wait_for(lock, std::chrono::milliseconds(std::min<std::int64_t>(timeout_ms_, linger_ms_)),
+                        have_all_come);
     membership_.leave();
     ends_ = true;
   }
@@ -166,6 +172,11 @@ void Control::fail(const Failure& failure) noexcept {
 Failure Control::failure() const noexcept {
   const std::lock_guard lock(mutex_);
   return membership_.failure();
+}
+
+bool Control::can_tell() const {
+  const std::lock_guard lock(mutex_);
+  return can_tell_;
 }
 
 bool Control::has_left(int rank) const {
@@ -254,7 +265,7 @@ void Control::tell(F&& f) noexcept {
 void Control::run() noexcept {
   pthread_setname_np(pthread_self(), "ringattn-ctl");
   next_beat_ = Clock::now() + std::chrono::milliseconds(Membership::beat_ms);
-  for (;;) {
+  for (bool was_told = false;;) {  // to end; what cannot be sent at once then is tried once more
     bool ends = false;
     {
       const std::lock_guard lock(mutex_);
@@ -262,15 +273,23 @@ void Control::run() noexcept {
     }
     try {
       send_frames();
-      if (ends) return;
+      if (ends && (was_told || outbox_.empty())) return;
+      was_told = ends;
       turn();
-    } catch (const std::exception& e) {  // no memory, or ZeroMQ has failed: nothing can be heard from here any more
+    } catch (const std::exception& e) {  // no memory, or ZeroMQ has failed
       if (ends) return;
       const auto* const error = dynamic_cast<const Error*>(&e);
-      fail(error != nullptr ? Failure(*error, own_.rank)
-                            : Failure(RA_STATUS_OUT_OF_MEMORY, own_.rank, "out of memory in the control thread"));
+      const Failure failure = error != nullptr
+                                  ? Failure(*error, own_.rank)
+                                  : Failure(RA_STATUS_OUT_OF_MEMORY, own_.rank, "out of memory in the control thread");
+      bool is_first = false;
+      tell([&] {
+        is_first = std::exchange(can_tell_, false);
+        membership_.fail(failure);
+      });
+      if (is_first) continue;  // the others are told of it, if anything works here
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return ends_; });
+      changed_.wait_for(lock, std::chrono::milliseconds(Membership::beat_ms), [&] { return ends_; });
     }
   }
 }
@@ -396,7 +415,7 @@ void Control::read_events() {
     if (!is_hub()) {
       if (!is_connected_) continue;
       membership_.on_disconnect(0);
-      socket_.set(ZMQ_LINGER, 0);  // nobody is there to take what is still to be sent
+      socket_.drop();
       continue;
     }
     const auto found = std::ranges::find(connections_, descriptor, &Connection::descriptor);
@@ -408,15 +427,15 @@ void Control::read_events() {
 }
 
 void Control::send_frames() {
-  std::vector<Membership::Frame> frames;
   {
     const std::lock_guard lock(mutex_);
-    frames = membership_.take_frames();
+    std::ranges::move(membership_.take_frames(), std::back_inserter(outbox_));
   }
-  for (const Membership::Frame& frame : frames) {
+  for (; !outbox_.empty(); outbox_.pop_front()) {
+    const Membership::Frame& frame = outbox_.front();
     if (!is_hub()) {
       Message message(frame.bytes);
-      socket_.send(message);
+      if (!socket_.send(message)) return;  // again with the next
       continue;
     }
     for (const Connection& connection : connections_) {  // two, where a rank came twice

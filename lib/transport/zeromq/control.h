@@ -14,6 +14,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -31,9 +32,9 @@ namespace ringattn::zeromq {
 
 class Control {
  public:
-  // Begins to join. `session` is read on rank 0. `on_failure` is called once, with a lock held, when the group breaks: it must be quick and call nothing here.
+  // Begins to join, or, with a refusal, says nothing but that. `session` is read on rank 0. `on_failure` is called once, with a lock held, when the group breaks: it must be quick and call nothing here.
   Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::int64_t timeout_ms,
-          std::function<void()> on_failure);
+          std::function<void()> on_failure, const Failure& refusal = {});
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
   // Leaves: rank 0 when all others have got as far as it (Membership::may_leave), at the latest after the time-out.
@@ -44,6 +45,7 @@ class Control {
 
   void fail(const Failure& failure) noexcept;
   Failure failure() const noexcept;
+  bool can_tell() const;  // the others of a failure: false once the thread has failed itself
   bool has_left(int rank) const;
   // This rank waits for `blocker` from now on, or for nobody (-1).
   void set_waits_for(int blocker);
@@ -82,12 +84,13 @@ class Control {
   const UniqueId id_;
   const Hello own_;
   const std::int64_t timeout_ms_;
+  const int linger_ms_;  // at the end: a refusal has nothing else to do in its time
   const std::function<void()> on_failure_;
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   Membership membership_;  // guarded by mutex_, with what follows
-  bool is_failure_told_ = false;
+  bool is_failure_told_ = false, can_tell_ = true;
   int left_told_ = 0;
   std::set<int> guests_;  // of rank 0: ranks that have come
   bool ends_ = false;
@@ -99,6 +102,7 @@ class Control {
   std::unique_ptr<Socket> admission_;
   std::vector<Connection> connections_;
   std::vector<std::array<std::byte, 32>> public_keys_;  // of ranks 0, 1, ...
+  std::deque<Membership::Frame> outbox_;
   bool is_connected_ = false;
   Clock::time_point next_beat_;
   Signal wake_, news_;

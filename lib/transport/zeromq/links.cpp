@@ -62,7 +62,7 @@ Inlets::Inlets(const Context& context, const std::string& tcp_host, bool is_mach
   if (machine_.empty()) return;
   directory_ = std::make_unique<PrivateDirectory>();
   ipc_ = std::make_unique<Socket>(make_inlet(context));
-  ipc_->bind(text("ipc://", directory_->path(), "/data"));
+  ipc_->bind(text("ipc://", directory_->path(), "/", PrivateDirectory::socket_name));
   address_ = text(ipc_->endpoint(), " ", address_);
 }
 
@@ -89,14 +89,12 @@ Links::Links(const Context& context, Inlets& inlets, const Secret& secret, const
     made->in = link_key(secret, roster.session, r, rank);
     links_[static_cast<std::size_t>(r)] = std::move(made);
   }
-  for (int r = 0; r < static_cast<int>(links_.size()); ++r)
-    if (r != rank) put(r, PieceKind::opening, nullptr);
 }
 
 int Links::unopened() {
   pump();
   for (int r = 0; r < static_cast<int>(links_.size()); ++r)
-    if (r != rank_ && !link(r).is_open) return r;
+    if (r != rank_ && (link(r).owes_opening || !link(r).is_open)) return r;
   return -1;
 }
 
@@ -128,9 +126,9 @@ void Links::forget() {
   receives_.clear();
 }
 
-void Links::drop() {
+void Links::drop() noexcept {
   for (const auto& l : links_)
-    if (l != nullptr) l->socket.set(ZMQ_LINGER, 0);
+    if (l != nullptr) l->socket.drop();
 }
 
 std::vector<zmq_pollitem_t> Links::items() const {
@@ -140,6 +138,9 @@ std::vector<zmq_pollitem_t> Links::items() const {
 }
 
 void Links::pump() {
+  lacks_room_ = false;
+  for (int r = 0; r < static_cast<int>(links_.size()); ++r)
+    if (r != rank_ && link(r).owes_opening) put(r, PieceKind::opening, nullptr);
   for (int n = 0; n < pieces_at_once; ++n) {
     const bool by_tcp = take_from(inlets_.tcp_, true);
     const bool by_machine = inlets_.ipc_ != nullptr && take_from(*inlets_.ipc_, false);
@@ -180,7 +181,10 @@ bool Links::put(int to, PieceKind kind, Send* transfer) {
   }
   Message frame(overhead + payload.size());
   seal(header, payload, l.out, frame.data());
-  if (!l.socket.send(frame)) return false;
+  if (!l.socket.send(frame)) {
+    lacks_room_ = true;
+    return false;
+  }
   ++l.number_out;
   if (transfer != nullptr) {
     ++l.sent;
@@ -188,7 +192,7 @@ bool Links::put(int to, PieceKind kind, Send* transfer) {
     transfer->is_sent = transfer->sent == transfer->data.size();
     transfer->last = l.sent;
   } else {
-    l.owes_word = false;
+    (kind == PieceKind::opening ? l.owes_opening : l.owes_word) = false;
   }
   return true;
 }

@@ -52,16 +52,17 @@ class Links {
  public:
   Links(const Context& context, Inlets& inlets, const Secret& secret, const Roster& roster, int rank, bool encrypts);
 
-  // The rank whose link has not been opened yet, or -1. Moves what can be moved.
+  // The rank to or from which the link has not been opened yet, or -1. Moves what can be moved.
   int unopened();
 
   void begin_operation(std::int64_t number) { operation_ = number; }
   void send(int peer, std::uint64_t tag, std::span<const std::byte> data);
   void receive(int peer, std::uint64_t tag, std::span<std::byte> data);
-  void pump();          // moves what can be moved without blocking; throws Error PEER_LOST, MISMATCH
-  int blocker() const;  // the rank whose transfer is not over, or -1
-  void forget();        // all transfers
-  void drop();          // and what is still to be sent, when this ends
+  void pump();           // moves what can be moved without blocking; throws Error PEER_LOST, MISMATCH
+  int blocker() const;   // the rank whose transfer is not over, or -1
+  void forget();         // all transfers
+  void drop() noexcept;  // and what is still to be sent, when this ends
+  bool lacks_room() const { return lacks_room_; }  // what could be sent was not: pump() is to try again
   void trace_to(Trace* trace) { trace_ = trace; }
   bool is_idle() const { return sends_.empty() && receives_.empty(); }
 
@@ -101,7 +102,8 @@ class Links {
     std::uint64_t number_out = 0, number_in = 0;  // of the next piece, whatever its kind
     std::uint64_t sent = 0, taken = 0;            // pieces of data to it, and those of them that it has taken
     std::uint64_t arrived = 0;                    // pieces of data from it that have been taken here
-    bool is_open = false, owes_word = false;
+    bool is_open = false;                         // its first piece has come
+    bool owes_opening = true, owes_word = false;
     std::vector<Early> early;
   };
 
@@ -119,6 +121,7 @@ class Links {
   Cipher cipher_;  // that all ranks can do
   std::int64_t operation_ = 0;
   Trace* trace_ = nullptr;
+  bool lacks_room_ = false;
   std::vector<std::unique_ptr<Link>> links_;  // by rank; null for this one
   std::vector<Send> sends_;
   std::vector<Receive> receives_;

@@ -14,12 +14,15 @@ class PrivateDirectory {
   ~PrivateDirectory();
 
   const std::string& path() const { return path_; }
+  static constexpr const char* socket_name = "data";  // of the one file in it that is not its own
   // The same on processes that see the same directories: of one machine, or of containers that share this one.
   static std::string machine();
 
  private:
+  explicit PrivateDirectory(std::string name);  // makes it, of a name that ends in XXXXXX
+
   std::string path_;
-  int lock_;  // held as long as the process lives
+  int lock_ = -1;  // held as long as the process lives
 };
 
 }  // namespace ringattn::zeromq

@@ -1,6 +1,5 @@
 #include "transport/zeromq/socket.h"
 
-#include <dirent.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -8,9 +7,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
-#include <limits>
 #include <mutex>
 
+#include "core/directory.h"
 #include "core/memory.h"
 
 namespace ringattn::zeromq {
@@ -28,14 +27,13 @@ Claims& claims() {
   return all;
 }
 
-// All that may be, if there is none to look with; 0 where the system does not say.
-std::int64_t descriptors_in_use() noexcept {
-  DIR* const directory = opendir("/proc/self/fd");
-  if (directory == nullptr) return errno == EMFILE || errno == ENFILE ? std::numeric_limits<std::int32_t>::max() : 0;
-  std::int64_t entries = 0;
-  while (readdir(directory) != nullptr) ++entries;
-  closedir(directory);
-  return std::max<std::int64_t>(entries - 3, 0);  // ".", ".." and its own
+// 0 where the system does not say.
+std::int64_t descriptors_in_use() {
+  Directory open("/proc/self/fd");
+  if (!open.is_open() && errno != ENOENT && errno != EACCES) fail_with("opendir", "/proc/self/fd", errno);
+  std::int64_t used = 0;
+  while (open.next() != nullptr) ++used;
+  return std::max<std::int64_t>(used - 1, 0);  // its own
 }
 
 }  // namespace
@@ -61,7 +59,12 @@ DescriptorClaim::~DescriptorClaim() {
   Claims& all = claims();
   const std::lock_guard lock(all.mutex);
   all.claimed -= count_;
-  if (all.claimed > 0) all.used_before = descriptors_in_use();
+  if (all.claimed == 0) return;
+  try {
+    all.used_before = descriptors_in_use();
+  } catch (...) {
+    // Then it was more before.
+  }
 }
 
 Signal::Signal() : descriptor_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
@@ -70,7 +73,7 @@ Signal::Signal() : descriptor_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
 Signal::~Signal() { close(descriptor_); }
 void Signal::signal() noexcept {
   const std::uint64_t one = 1;
-  [[maybe_unused]] const auto written = write(descriptor_, &one, sizeof one);
+  while (write(descriptor_, &one, sizeof one) < 0 && errno == EINTR) continue;
 }
 void Signal::clear() noexcept {
   std::uint64_t count;

@@ -22,6 +22,13 @@ namespace ringattn::zeromq {
        function, of.empty() ? "" : " ", of, ": ", zeromq_library().zmq_strerror(number));
 }
 
+// What a signal of the host's interrupts is called again.
+template <class F>
+int uninterrupted(F&& call) {
+  for (;;)
+    if (const int result = call(); result >= 0 || zeromq_library().zmq_errno() != EINTR) return result;
+}
+
 class Context {
  public:
   explicit Context(int most_sockets) : handle_(zeromq_library().zmq_ctx_new()) {
@@ -32,7 +39,7 @@ class Context {
   Context& operator=(const Context&) = delete;
   // Waits for what its sockets still have to send, as long as they linger.
   ~Context() {
-    while (zeromq_library().zmq_ctx_term(handle_) != 0 && zeromq_library().zmq_errno() == EINTR) continue;
+    uninterrupted([&] { return zeromq_library().zmq_ctx_term(handle_); });
   }
   void* handle() const { return handle_; }
 
@@ -60,9 +67,10 @@ class Message {
   }
   bool has_more() const { return zeromq_library().zmq_msg_more(&message_) != 0; }
   int descriptor() const { return zeromq_library().zmq_msg_get(&message_, ZMQ_SRCFD); }  // of the connection it came on
-  std::string property(const char* name) const {                                         // empty if it has none
+  std::string property(const char* name) const {
     const char* const value = zeromq_library().zmq_msg_gets(&message_, name);
-    return value == nullptr ? "" : value;
+    if (value == nullptr) fail_with("zmq_msg_gets", name, zeromq_library().zmq_errno());
+    return value;
   }
   std::string text() { return {reinterpret_cast<const char*>(data().data()), data().size()}; }
   zmq_msg_t* get() { return &message_; }
@@ -88,55 +96,63 @@ class Socket {
   void set(int option, const char* value) { set(option, value, std::strlen(value)); }
   // 0, or the number of the error.
   int try_bind(const std::string& endpoint) {
-    return zeromq_library().zmq_bind(handle_, endpoint.c_str()) == 0 ? 0 : zeromq_library().zmq_errno();
+    const auto call = [&] { return zeromq_library().zmq_bind(handle_, endpoint.c_str()); };
+    return uninterrupted(call) == 0 ? 0 : zeromq_library().zmq_errno();
   }
   void bind(const std::string& endpoint) {
     if (const int error = try_bind(endpoint); error != 0) fail_with("zmq_bind", endpoint, error);
   }
   void connect(const std::string& endpoint) {
-    if (zeromq_library().zmq_connect(handle_, endpoint.c_str()) != 0)
+    if (uninterrupted([&] { return zeromq_library().zmq_connect(handle_, endpoint.c_str()); }) != 0)
       fail_with("zmq_connect", endpoint, zeromq_library().zmq_errno());
   }
   std::string endpoint() const {  // that it was last bound to
     char name[512] = {};
     std::size_t size = sizeof name - 1;
-    if (zeromq_library().zmq_getsockopt(handle_, ZMQ_LAST_ENDPOINT, name, &size) != 0)
+    if (uninterrupted([&] { return zeromq_library().zmq_getsockopt(handle_, ZMQ_LAST_ENDPOINT, name, &size); }) != 0)
       fail_with("zmq_getsockopt", "ZMQ_LAST_ENDPOINT", zeromq_library().zmq_errno());
     return name;
   }
   // Events of its connections, to be read from a PAIR socket connected to that endpoint.
   void monitor(const char* endpoint, int events) {
-    if (zeromq_library().zmq_socket_monitor(handle_, endpoint, events) != 0)
+    if (uninterrupted([&] { return zeromq_library().zmq_socket_monitor(handle_, endpoint, events); }) != 0)
       fail_with("zmq_socket_monitor", endpoint, zeromq_library().zmq_errno());
   }
   void stop_monitor() noexcept { zeromq_library().zmq_socket_monitor(handle_, nullptr, 0); }
 
-  // Do not block. False: there is nothing, or no room, or nobody there any more.
+  // Closed before all is sent: nobody is there to take it.
+  void drop() noexcept {
+    const int linger = 0;
+    uninterrupted([&] { return zeromq_library().zmq_setsockopt(handle_, ZMQ_LINGER, &linger, sizeof linger); });
+  }
+
+  // Do not block. False: there is nothing, or no room.
   bool receive(Message& message) {
-    return zeromq_library().zmq_msg_recv(message.get(), handle_, ZMQ_DONTWAIT) >= 0 ||
-           give_up_unless_busy("zmq_msg_recv");
+    const auto call = [&] { return zeromq_library().zmq_msg_recv(message.get(), handle_, ZMQ_DONTWAIT); };
+    return uninterrupted(call) >= 0 || give_up_unless_busy("zmq_msg_recv");
   }
   bool send(Message& message, bool has_more = false) {
-    return zeromq_library().zmq_msg_send(message.get(), handle_, ZMQ_DONTWAIT | (has_more ? ZMQ_SNDMORE : 0)) >= 0 ||
-           give_up_unless_busy("zmq_msg_send");
+    const int flags = ZMQ_DONTWAIT | (has_more ? ZMQ_SNDMORE : 0);
+    const auto call = [&] { return zeromq_library().zmq_msg_send(message.get(), handle_, flags); };
+    return uninterrupted(call) >= 0 || give_up_unless_busy("zmq_msg_send");
   }
   zmq_pollitem_t item() const { return {handle_, 0, ZMQ_POLLIN, 0}; }
 
  private:
   void set(int option, const void* value, std::size_t size) {
-    if (zeromq_library().zmq_setsockopt(handle_, option, value, size) != 0)
+    if (uninterrupted([&] { return zeromq_library().zmq_setsockopt(handle_, option, value, size); }) != 0)
       fail_with("zmq_setsockopt", text("option ", option), zeromq_library().zmq_errno());
   }
   static bool give_up_unless_busy(const char* function) {
     const int error = zeromq_library().zmq_errno();
-    if (error != EAGAIN && error != EINTR && error != EHOSTUNREACH) fail_with(function, {}, error);
+    if (error != EAGAIN) fail_with(function, {}, error);
     return false;
   }
 
   void* handle_;
 };
 
-// Waits until something is there, or so many milliseconds have passed.
+// Waits until something is there, or so many milliseconds have passed, or a signal has come.
 inline void poll(std::span<zmq_pollitem_t> items, std::int64_t milliseconds) {
   if (zeromq_library().zmq_poll(items.data(), static_cast<int>(items.size()), static_cast<long>(milliseconds)) < 0) {
     const int error = zeromq_library().zmq_errno();
