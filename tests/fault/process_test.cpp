@@ -53,11 +53,8 @@ std::string concatenate(const Parts&... parts) {
   return stream.str();
 }
 
-// An id at an address of loopback that no other group has, so that no two can take each other's port.
 std::string new_id() {
-  static std::atomic<unsigned> made{0};
-  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
-  const std::string address = concatenate("127.", 1 + n / 62500 % 250, ".", 1 + n / 250 % 250, ".", 1 + n % 250);
+  const std::string address = new_loopback_address();
   ra_unique_id id{};
   Error error;
   if (ra_create_unique_id(&id, RA_TRANSPORT_ZEROMQ, address.c_str(), &error) != RA_STATUS_SUCCESS)
