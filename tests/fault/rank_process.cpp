@@ -530,9 +530,7 @@ bool has_zeromq() {
 }
 
 std::string new_id() {
-  static std::atomic<unsigned> made{0};
-  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
-  const std::string address = concatenate("127.", 1 + n / 62500 % 250, ".", 1 + n / 250 % 250, ".", 1 + n % 250);
+  const std::string address = new_loopback_address();
   ra_unique_id id{};
   Error error;
   if (ra_create_unique_id(&id, RA_TRANSPORT_ZEROMQ, address.c_str(), &error) != RA_STATUS_SUCCESS)

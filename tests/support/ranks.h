@@ -10,7 +10,9 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -67,6 +69,14 @@ inline ra_unique_id make_unique_id(std::int32_t of = transport()) {
   Error error;
   EXPECT_EQ(ra_create_unique_id(&id, of, nullptr, &error), RA_STATUS_SUCCESS) << error;
   return id;
+}
+
+// An address of loopback that no other group has, so that no two can take each other's port.
+inline std::string new_loopback_address() {
+  static std::atomic<unsigned> made{0};
+  const unsigned n = static_cast<unsigned>(getpid()) * 64 + made++;
+  const auto part = [](unsigned x) { return "." + std::to_string(1 + x % 250); };
+  return "127" + part(n / 62500) + part(n / 250) + part(n);
 }
 
 // The tests' own defaults: one thread a rank, since the ranks already are threads, and a hang that ends within a minute.

@@ -66,7 +66,11 @@ class Message {
             zeromq_library().zmq_msg_size(&message_)};
   }
   bool has_more() const { return zeromq_library().zmq_msg_more(&message_) != 0; }
-  int descriptor() const { return zeromq_library().zmq_msg_get(&message_, ZMQ_SRCFD); }  // of the connection it came on
+  int descriptor() const {  // of the connection it came on
+    const int number = zeromq_library().zmq_msg_get(&message_, ZMQ_SRCFD);
+    if (number < 0) fail_with("zmq_msg_get", "ZMQ_SRCFD", zeromq_library().zmq_errno());
+    return number;
+  }
   std::string property(const char* name) const {
     const char* const value = zeromq_library().zmq_msg_gets(&message_, name);
     if (value == nullptr) fail_with("zmq_msg_gets", name, zeromq_library().zmq_errno());
