@@ -9,10 +9,11 @@
 // works, and nothing is left behind: memory, descriptors, threads, files.
 //
 //   RINGATTN_TEST_FULL=1        every call that was counted, with every error
-//   RINGATTN_TEST_POINT=NAME    that one alone, as messages name it
+//   RINGATTN_TEST_POINT=NAME    those alone whose names, as messages have them, begin so
 #include "fault/injection.h"
 
 #include <gtest/gtest.h>
+#include <regex.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -31,7 +32,6 @@
 #include <memory>
 #include <mutex>
 #include <random>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -46,6 +46,10 @@
 #include "support/shard.h"
 #include "transport/zeromq/libraries.h"
 #include "transport/zeromq/private_directory.h"
+
+// libzmq loses a frame where a socket is closed after the first part of a message has been read and not the last.
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() { return "leak:libzmq.so.5\n"; }
 
 namespace ringattn::test {
 namespace {
@@ -423,7 +427,7 @@ TEST_F(Injections, AreSurvivedOrReportedToAll) {
       for (std::size_t n; (n = next++) < end;) {
         const Point& point = points[n];
         const std::string name = point.name();
-        if (only != nullptr && name != only) continue;
+        if (only != nullptr && !name.starts_with(only)) continue;
         name.copy(under_way[worker].data(), under_way[worker].size() - 1);
         under_way[worker][std::min(name.size(), under_way[worker].size() - 1)] = 0;
         const Verdict verdict = judge(point, expected[point.group]);
@@ -504,6 +508,21 @@ TEST_F(Injections, OfADirectoryAreSurvivedOrReported) {
   std::cout << tried << " failures\n";
 }
 
+class Pattern {  // std::regex does not compile without warnings under AddressSanitizer
+ public:
+  explicit Pattern(const std::string& of_all) {
+    if (regcomp(&expression_, ("^(" + of_all + ")$").c_str(), REG_EXTENDED | REG_NOSUB) != 0)
+      throw std::invalid_argument(of_all);
+  }
+  Pattern(const Pattern&) = delete;
+  Pattern& operator=(const Pattern&) = delete;
+  ~Pattern() { regfree(&expression_); }
+  bool matches(const char* name) const { return regexec(&expression_, name, 0, nullptr, 0) == 0; }
+
+ private:
+  regex_t expression_;
+};
+
 // What the code calls is one of functions(), or cannot fail, or not in a way that is seen: so no new call can be forgotten.
 TEST(Calls, AreAllKnown) {
   constexpr const char* harmless =
@@ -520,9 +539,8 @@ TEST(Calls, AreAllKnown) {
       "_Z(N|NK|TV|TS|TI|TT|GV)*S.*|_ZN10__cxxabiv1.*|_Z(TV|TI)N10__cxxabiv1.*|_ZN9__gnu_cxx.*";
   constexpr const char* of_the_system =
       ".*(filesystem|ifstreamIcSt11char_traitsIcEEC|4open|random_device|NSt6thread).*";
-  const std::regex is_harmless(
-      (std::string(harmless) + "|" + allocation + "|" + of_the_library + "|" + of_threads_cpp).c_str());
-  const std::regex is_standard(standard), is_of_the_system(of_the_system);
+  const Pattern is_harmless(std::string(harmless) + "|" + allocation + "|" + of_the_library + "|" + of_threads_cpp);
+  const Pattern is_standard(standard), is_of_the_system(of_the_system);
 
   std::string command = NM " -u";
   int objects = 0;
@@ -535,8 +553,7 @@ TEST(Calls, AreAllKnown) {
   char name[1000];
   for (char line[1200]; std::fgets(line, sizeof line, nm.get()) != nullptr;) {
     if (std::sscanf(line, " %*[Uvw] %999s", name) != 1) continue;
-    const bool computes = std::regex_match(name, is_harmless) ||
-                          (std::regex_match(name, is_standard) && !std::regex_match(name, is_of_the_system));
+    const bool computes = is_harmless.matches(name) || (is_standard.matches(name) && !is_of_the_system.matches(name));
     if (index_of(name) >= 0)
       known.insert(name);
     else if (!computes)
