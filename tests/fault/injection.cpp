@@ -124,6 +124,7 @@ std::vector<Function> make_functions() {
       {"access", {{EACCES, survived}, {ENOENT, survived}}},
       {"stat", {{EACCES, survived}, {ENOMEM, survived}}},
       {"lstat", {{EACCES, survived}, {ENOENT, survived}}},
+      {"fstat", {{EIO, reported}}},
       {"mkdtemp", {{EACCES, reported}, {ENOSPC, reported}, {EEXIST, reported}, {EROFS, reported}}},
       {"rename", {{EACCES, survived}, {ENOSPC, survived}}},
       {"getrlimit", {{EINVAL, survived}}},
@@ -317,6 +318,7 @@ RINGATTN_WRAP(int, flock, (int a, int b), (a, b))
 RINGATTN_WRAP(int, access, (const char* a, int b), (a, b))
 RINGATTN_WRAP(int, stat, (const char* a, struct stat* b), (a, b))
 RINGATTN_WRAP(int, lstat, (const char* a, struct stat* b), (a, b))
+RINGATTN_WRAP(int, fstat, (int a, struct stat* b), (a, b))
 RINGATTN_WRAP(char*, mkdtemp, (char* a), (a))
 RINGATTN_WRAP(int, rename, (const char* a, const char* b), (a, b))
 RINGATTN_WRAP(int, getrlimit, (int a, rlimit* b), (a, b))
