@@ -357,7 +357,9 @@ class World {
     const auto owner = owners_.find(descriptor);
     const int whose = is_tcp && owner != owners_.end() ? owner->second : -1;
     const std::optional<PieceHeader> read = read_header(frame);
-    const bool is_taken = is_single && genuine && is_tcp != is_near(from) && (whose < 0 || whose == from);
+    const bool has_connected = std::ranges::any_of(owners_, [&](const auto& o) { return o.second == from; });
+    const bool is_its_way = !is_tcp || whose == from || (whose < 0 && !has_connected);  // a rank connects once
+    const bool is_taken = is_single && genuine && is_tcp != is_near(from) && is_its_way;
 
     if (!is_taken) {
       const bool is_plausible = read && read->to == own && (read->from == 0 || read->from == 2);
@@ -366,10 +368,7 @@ class World {
       lost_ = !is_single ? -1 : is_tcp ? whose : is_plausible ? read->from : -1;
       must_be_ignored_ = lost_ < 0;
     } else {
-      if (is_tcp) {
-        std::erase_if(owners_, [&](const auto& o) { return o.second == from; });
-        owners_[descriptor] = from;
-      }
+      if (is_tcp) owners_[descriptor] = from;
       expect(from, *genuine);
     }
     const int blocker = links_->blocker();
