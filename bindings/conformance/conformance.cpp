@@ -350,10 +350,7 @@ void run_call(const Json &c) {
   if (call == "estimate_memory") return check(ra_estimate_memory(&config, &p.desc, &requirements, &error));
   if (call == "estimate_time") {
     auto rates = made(ra_init_machine_rates);
-    rates.forward_flops = arguments.value("forward_flops", 1.0);
-    rates.backward_flops = arguments.value("backward_flops", 1.0);
-    rates.link_bytes = arguments.value("link_bytes", 0.0);
-    rates.link_seconds = arguments.value("link_seconds", 0.0);
+    set_all(rates, c, "rates", kept);
     auto estimate = made(ra_init_time_estimate);
     return check(ra_estimate_time(&config, &p.desc, &rates, &estimate, &error));
   }

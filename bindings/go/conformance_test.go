@@ -39,6 +39,7 @@ type errorCase struct {
 	Call      string
 	Config    fields
 	Desc      fields
+	Rates     fields
 	Arguments fields
 	Tensors   map[string]struct {
 		Elements    *int64
@@ -341,8 +342,9 @@ func (c *errorCase) run() error {
 		return err
 	case "estimate_time":
 		rates := ringattn.NewMachineRates()
-		rates.ForwardFlops, rates.BackwardFlops = argument(c, "forward_flops", 1.0), argument(c, "backward_flops", 1.0)
-		rates.LinkBytes, rates.LinkSeconds = argument(c, "link_bytes", 0.0), argument(c, "link_seconds", 0.0)
+		if err := c.Rates.set(&rates); err != nil {
+			return err
+		}
 		_, err := ringattn.EstimateTime(config, desc, rates)
 		return err
 	case "get_shard_length":

@@ -496,6 +496,22 @@ type MachineRates struct {
 	LinkSeconds float64
 }
 
+// NewMachineRates has the library's defaults.
+func NewMachineRates() MachineRates {
+	var raw C.ra_machine_rates
+	C.ra_init_machine_rates(&raw, C.sizeof_ra_machine_rates)
+	var x MachineRates
+	x.fromC(&raw)
+	return x
+}
+
+func (x *MachineRates) fromC(raw *C.ra_machine_rates) {
+	x.ForwardFlops = float64(raw.forward_flops)
+	x.BackwardFlops = float64(raw.backward_flops)
+	x.LinkBytes = float64(raw.link_bytes)
+	x.LinkSeconds = float64(raw.link_seconds)
+}
+
 func (x *MachineRates) toC(k *keeper, raw *C.ra_machine_rates) {
 	raw.struct_size = C.sizeof_ra_machine_rates
 	raw.forward_flops = C.double(x.ForwardFlops)

@@ -106,6 +106,14 @@ func (x *MemoryRequirements) get(from func(*C.ra_memory_requirements)) {
 	x.fromC(&raw)
 }
 
+// get has the library fill it; on failure it stays as it is cleared.
+func (x *TimeEstimate) get(from func(*C.ra_time_estimate)) {
+	var raw C.ra_time_estimate
+	C.ra_init_time_estimate(&raw, C.sizeof_ra_time_estimate)
+	from(&raw)
+	x.fromC(&raw)
+}
+
 // ---------------------------------------------------------------- shards
 
 // ShardLength is how many tokens of one side rank owns, one of worldSize; may be 0. Local, no context needed. Errors:

@@ -570,7 +570,7 @@ typedef struct ra_machine_rates {
   double link_seconds;   /**< latency of a message, >= 0 and finite; default 0 */
 } ra_machine_rates;
 
-/** Clears `rates`. `struct_size` is sizeof(ra_machine_rates). Accepts NULL. */
+/** Fills `rates` with defaults. `struct_size` is sizeof(ra_machine_rates). Accepts NULL. */
 RA_API void ra_init_machine_rates(ra_machine_rates *rates, size_t struct_size);
 
 /** How long a rank's calls take; comparable with ra_call_statistics. */

@@ -151,7 +151,7 @@ struct ra_context {
   ringattn::api::Rank rank;
   std::int64_t timeout_ms;
   std::unique_ptr<ringattn::api::Backend> backend;
-  ringattn::Engine &engine;  // the backend's
+  ringattn::Engine &engine;                      // the backend's
   const std::unique_ptr<ringattn::Trace> trace;  // may be null; outlives the transport
   KeptPlan forward_plan, backward_plan;
   std::int64_t calls = 0;  // collective calls completed: equal on all ranks

@@ -377,7 +377,7 @@ class Tensors {
     ra_tensor t{};
     if (bytes > largest_block || how >= 24) is_plain_ = false;
     if (how == 24) return t;
-    if (how == 25) bytes = bytes * 2 + 64;
+    if (how == 25) bytes = std::min(bytes, largest_block) * 2 + 64;
     if (how == 26 && bytes > 0) bytes -= 1 + input_.below(8);
     bytes = std::clamp<std::int64_t>(bytes, 1, largest_block);
     if (how == 27 && last_.data != nullptr) {  // where another one is

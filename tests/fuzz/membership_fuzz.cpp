@@ -274,7 +274,9 @@ class World {
       check(std::memcmp(&p.failure, &failure, sizeof failure) == 0, "the failure of rank ", rank, " has changed from ",
             p.failure.message, " to ", failure.message);
     } else if (failure.status != RA_STATUS_SUCCESS) {
-      check(failure.rank >= -1 && (rank != 0 || failure.rank < world_size()), "names ", failure.rank);
+      // A rank that takes the group for a larger one is refused by its number.
+      const bool is_of_group = failure.rank < world_size() || failure.status == RA_STATUS_MISMATCH;
+      check(failure.rank >= -1 && (rank != 0 || is_of_group), "names ", failure.rank, ": ", failure.message);
       check(std::memchr(failure.message, 0, sizeof failure.message) != nullptr, "a message without an end");
       const std::string message = failure.message;
       check(!message.empty() || is_changed_, "a failure without a word");

@@ -1105,7 +1105,7 @@ const _: () = {
     ][::core::mem::offset_of!(ra_machine_rates, link_seconds) - 32usize];
 };
 extern "C" {
-    ///Clears `rates`. `struct_size` is sizeof(ra_machine_rates). Accepts NULL.
+    ///Fills `rates` with defaults. `struct_size` is sizeof(ra_machine_rates). Accepts NULL.
     pub fn ra_init_machine_rates(rates: *mut ra_machine_rates, struct_size: usize);
 }
 ///How long a rank's calls take; comparable with ra_call_statistics.

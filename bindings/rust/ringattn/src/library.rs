@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 use crate::docs::c_doc;
 use crate::error::Error;
 use crate::{
-    sys, AttentionDesc, Capabilities, ContextConfig, MachineRates, MemoryRequirements, Result, Status,
-    TimeEstimate,
+    sys, AttentionDesc, Capabilities, ContextConfig, MachineRates, MemoryRequirements, Result,
+    Status, TimeEstimate,
 };
 
 /// Version of the linked library: major, minor, patch.

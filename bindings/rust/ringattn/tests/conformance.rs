@@ -408,12 +408,10 @@ fn run_call(case: &Value) -> Result<()> {
     match call {
         "estimate_memory" => return estimate_memory(&config, desc).map(|_| ()),
         "estimate_time" => {
-            let rate = |name: &str, usual| arguments[name].as_f64().unwrap_or(usual);
-            let rates = MachineRates::new()
-                .forward_flops(rate("forward_flops", 1.0))
-                .backward_flops(rate("backward_flops", 1.0))
-                .link_bytes(rate("link_bytes", 0.0))
-                .link_seconds(rate("link_seconds", 0.0));
+            let mut rates = MachineRates::new();
+            for (field, value) in case["rates"].as_object().into_iter().flatten() {
+                fields::set_machine_rates(&mut rates, field, value);
+            }
             return estimate_time(&config, desc, &rates).map(|_| ());
         }
         "get_shard_length" => return desc.shard_length(world_size, rank, side).map(|_| ()),

@@ -36,6 +36,12 @@ impl Number for f32 {
     }
 }
 
+impl Number for f64 {
+    fn of(value: &Value) -> Option<Self> {
+        value.as_f64()
+    }
+}
+
 pub fn number<T: Number>(value: &Value) -> T {
     T::of(value).unwrap_or_else(|| panic!("{value} does not fit a field of its kind"))
 }

@@ -362,10 +362,6 @@ class ConformanceTest {
   }
 
   private record Call(JsonNode c) {
-    double rate(String name, double otherwise) {
-      return c.path("arguments").path(name).asDouble(otherwise);
-    }
-
     int number(String name, int otherwise) {
       return c.path("arguments").path(name).asInt(otherwise);
     }
@@ -401,13 +397,7 @@ class ConformanceTest {
         case "estimate_memory" -> RingAttention.estimateMemory(config, desc);
         case "estimate_time" ->
             RingAttention.estimateTime(
-                config,
-                desc,
-                new MachineRates()
-                    .forwardFlops(rate("forward_flops", 1))
-                    .backwardFlops(rate("backward_flops", 1))
-                    .linkBytes(rate("link_bytes", 0))
-                    .linkSeconds(rate("link_seconds", 0)));
+                config, desc, filled(new MachineRates(), c.get("rates")));
         case "get_shard_length" -> RingAttention.shardLength(desc, worldSize, rank, side());
         case "get_shard_position" ->
             RingAttention.shardPosition(desc, worldSize, rank, side(), number("index", 0));
