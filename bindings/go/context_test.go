@@ -191,7 +191,8 @@ func TestAsks(t *testing.T) {
 	if needs.Context == 0 || estimate.ForwardWorkspace != needs.ForwardWorkspace || needs.ForwardSchedule != ringattn.ScheduleRing {
 		t.Errorf("requirements are %+v, estimated as %+v", needs, estimate)
 	}
-	if times.ForwardComputeSeconds != needs.ForwardFlops/1e9 || times.BackwardComputeSeconds != needs.BackwardFlops/1e8 {
+	isNear := func(a, b float64) bool { return math.Abs(a-b) <= 1e-9*b }
+	if !isNear(times.ForwardComputeSeconds, needs.ForwardFlops/1e9) || !isNear(times.BackwardComputeSeconds, needs.BackwardFlops/1e8) {
 		t.Errorf("times are %+v for %+v", times, needs)
 	}
 	if !strings.Contains(engine, info.Engine) || !strings.Contains(capabilities.Engines, info.Engine) || info.Engine == "" {

@@ -104,6 +104,8 @@ class ConformanceTest {
       return value.asInt();
     } else if (type == float.class) {
       return real(value);
+    } else if (type == double.class) {
+      return value.asDouble();
     } else if (type == boolean.class) {
       return value.asBoolean();
     } else if (type == long[].class) {
