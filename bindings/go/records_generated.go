@@ -37,7 +37,8 @@ type ContextConfig struct {
 	// from when this rank's GPU is ready for it. Numbers here are milliseconds; parts of one count as a whole
 	// one
 	Timeout time.Duration
-	// what NewUniqueID made, the same on every rank; may be "" where WorldSize is 1
+	// what NewUniqueID made, the same on every rank; may be "" where WorldSize is 1. With TransportNCCL one
+	// that was made for TransportZeroMQ will do, too
 	UniqueID string
 	// with TransportZeroMQ an address of this machine, a number or a name, where this rank takes what others
 	// send it, all by TCP and at a port that is free. "": the one from which rank 0 is reached, and no TCP
@@ -48,7 +49,8 @@ type ContextConfig struct {
 	Engine string
 	// ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not used by
 	// anybody else; UniqueID is then zero, and nobody is waited for. The library never aborts it: after
-	// ErrPeerLost or ErrNCCLError the caller does, then destroys the context. zero: the library makes one
+	// ErrTimeout, ErrPeerLost or ErrNCCLError the caller does, then destroys the context. zero: the library
+	// makes one
 	NCCLComm uintptr
 	// CUDA: no kernel that computes takes more room than so many of the device's streaming multiprocessors
 	// have, which leaves that of the others to communication; 1 .. their number. Each is then launched in
@@ -485,7 +487,8 @@ func (x *MemoryRequirements) fromC(raw *C.ra_memory_requirements) {
 // NewMachineRates has the defaults; the zero value has not.
 type MachineRates struct {
 	// per second of one rank, > 0 and finite: MemoryRequirements.ForwardFlops of some call over its
-	// CallStatistics.ComputeSeconds; no default
+	// CallStatistics.ComputeSeconds, or over TotalSeconds where links were no limit, which has in it what
+	// ranks pack and encrypt; no default
 	ForwardFlops float64
 	// the same for Context.Backward; no default
 	BackwardFlops float64

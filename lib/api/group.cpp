@@ -52,8 +52,15 @@ void require_here(std::int32_t transport) {
 std::string make_id(std::int32_t transport, const char *bind_address) {
   require_here(transport);
   if (transport == RA_TRANSPORT_ZEROMQ) return make_zeromq_id(bind_address);
-  require_none("bind_address", bind_address, transport);
-  return transport == RA_TRANSPORT_LOCAL ? make_local_id() : make_nccl_id();
+  if (transport == RA_TRANSPORT_LOCAL) {
+    require_none("bind_address", bind_address, transport);
+    return make_local_id();
+  }
+  if (bind_address == nullptr) return make_nccl_id();
+  if (const std::string missing = missing_zeromq(); !missing.empty())
+    fail(RA_STATUS_NOT_SUPPORTED, "bind_address is \"", bind_address, "\", where ranks come together over ZeroMQ; ",
+         missing);
+  return make_zeromq_id(bind_address);
 }
 
 std::string to_local_id(const ra_context_config &c) {
@@ -78,7 +85,7 @@ ZeromqGroup to_zeromq_group(const ra_context_config &c) {
 }
 
 void refuse(const ra_context_config &c) noexcept {
-  if (c.world_size == 1 || c.transport == RA_TRANSPORT_NCCL) return;
+  if (c.world_size == 1) return;
   ra_error why;
   clear(&why);
   const ra_status status = report_exception(&why, c.rank);
@@ -90,7 +97,7 @@ void refuse(const ra_context_config &c) noexcept {
     group.encryption = RA_ENCRYPTION_ON;
     if (c.transport == RA_TRANSPORT_LOCAL)
       refuse_local(to_local_id(group), c.world_size, c.rank, status, why.message);
-    else if (c.transport == RA_TRANSPORT_ZEROMQ)
+    else if (c.transport == RA_TRANSPORT_ZEROMQ || (c.unique_id != nullptr && is_zeromq_id(id_of(c))))
       refuse_zeromq(to_zeromq_group(group), status, why.message);
   } catch (...) {
     // They find out by their time-outs.

@@ -11,7 +11,7 @@ namespace ringattn::api {
 void require_place(const ra_context_config &config);  // world_size and rank
 void require_here(std::int32_t transport);  // NOT_SUPPORTED where this build or machine lacks the ra_transport
 
-// A text for one group. Refuses a bind_address that the transport does not know.
+// A text for one group: ranks come together over ZeroMQ where there is a bind_address. Refuses one that the transport does not know.
 std::string make_id(std::int32_t transport, const char *bind_address);
 
 // Each with its own transport: the id of the group, or one of its own for a group of one. Refuses what belongs to other transports.

@@ -5,8 +5,8 @@
 // Both sides post a transfer in the same moment of their plans, so a wait never depends on a later moment of a peer.
 //
 // Failure is a property of the group: the first rank that fails says why, every wait on every rank then throws that
-// reason, and the group never recovers. A wait that no peer ends within the time-out fails the group with TIMEOUT. Over NCCL, where
-// ranks have no other word from each other, each finds out by itself that the transfers with another do not end: PEER_LOST.
+// reason, and the group never recovers. A wait that no peer ends within the time-out fails the group with TIMEOUT. Over NCCL without a
+// control plane (control_plane.h) ranks have no other word from each other: each finds out by itself that its transfers do not end.
 #pragma once
 
 #include <cstddef>

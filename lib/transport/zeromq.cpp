@@ -1,4 +1,5 @@
-// One rank of a group over ZeroMQ: Control (zeromq/control.h) knows who is there, Links (zeromq/links.h) carry the data.
+// One rank of a group over ZeroMQ: Control (zeromq/control.h) knows who is there, Links (zeromq/links.h) carry the data, or, where it
+// is a ControlPlane only, somebody else does.
 //
 //   join   inlets are open -> hello, with their addresses -> all have come -> outlets to all, and a first word on each -> a word from all
 //   wait   looks at data and at Control's news in turn, and sleeps on both
@@ -55,12 +56,17 @@ std::string address_towards(const std::string& host) {
   return is_known ? name : host;
 }
 
-Hello make_hello(const ZeromqGroup& group, const Inlets& inlets) {
+Hello make_hello(const ZeromqGroup& group, ra_backend backend) {
   Hello hello;
   hello.library = ra_get_version();
   hello.world_size = group.world_size;
   hello.rank = group.rank;
-  hello.backend = RA_BACKEND_CPU;
+  hello.backend = backend;
+  return hello;
+}
+
+Hello make_hello(const ZeromqGroup& group, const Inlets& inlets) {
+  Hello hello = make_hello(group, RA_BACKEND_CPU);
   hello.encryption = group.encrypts ? 0 : 1;
   hello.cipher = static_cast<std::int32_t>(best_cipher());
   hello.address = inlets.address();
@@ -85,7 +91,7 @@ class ZeromqTransport final : public Transport {
         inlets_(context_,
                 group.bind_address.empty() ? address_towards(id.host) : own_address(group.bind_address.c_str()),
                 group.bind_address.empty()),
-        control_(context_, id, make_hello(group, inlets_), draw_session(), timeout_ms, std::move(on_failure)) {}
+        control_(context_, id, make_hello(group, inlets_), draw_session(), {}, timeout_ms, std::move(on_failure)) {}
 
   ZeromqTransport(const ZeromqTransport&) = delete;
   ZeromqTransport& operator=(const ZeromqTransport&) = delete;
@@ -221,9 +227,50 @@ class ZeromqTransport final : public Transport {
   std::atomic<bool> has_transfers_{false};
 };
 
+class ZeromqControlPlane final : public ControlPlane {
+ public:
+  ZeromqControlPlane(const ZeromqGroup& group, std::span<const std::byte> extra, std::int64_t timeout_ms,
+                     std::function<void()> on_failure)
+      : rank_(group.rank), claim_(std::in_place, descriptors_of(group.world_size)), context_(16) {
+    const UniqueId id = parse_unique_id(group.id);
+    Hello hello = make_hello(group, RA_BACKEND_CUDA);
+    hello.address = address_towards(id.host);
+    control_.emplace(context_, id, std::move(hello), draw_session(), std::vector(extra.begin(), extra.end()),
+                     timeout_ms, std::move(on_failure));
+  }
+
+  std::vector<std::byte> join() override {
+    try {
+      const Roster& roster = control_->join();
+      claim_.reset();
+      return roster.extra;
+    } catch (const Error& e) {
+      fail({e, rank_});
+      throw;
+    }
+  }
+  void fail(const Failure& failure) noexcept override { control_->fail(failure); }
+  Failure failure() const noexcept override { return control_->failure(); }
+  Failure time_out(const Failure&) override { return control_->time_out(Membership::transfers); }
+  Failure lose_peer(const Failure& found) override { return control_->lose_peer(found); }
+  void set_waits(bool waits) noexcept override {
+    control_->set_waits_for(waits ? Membership::transfers : Membership::nobody);
+  }
+  bool has_left(int rank) const noexcept override { return control_->has_left(rank); }
+  void end_call() noexcept override { control_->end_call(); }
+
+ private:
+  const int rank_;
+  std::optional<DescriptorClaim> claim_;  // until all is open
+  Context context_;
+  std::optional<Control> control_;
+};
+
 }  // namespace
 
 std::string make_zeromq_id(const char* bind_address) { return make_unique_id(bind_address).text(); }
+
+bool is_zeromq_id(const std::string& id) { return zeromq::is_zeromq_id(id); }
 
 std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t timeout_ms,
                                        std::function<void()> on_failure) {
@@ -241,17 +288,23 @@ std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t ti
   }
 }
 
+std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup& group, std::span<const std::byte> extra,
+                                                 std::int64_t timeout_ms, std::function<void()> on_failure) {
+  try {
+    return std::make_unique<ZeromqControlPlane>(group, extra, timeout_ms, std::move(on_failure));
+  } catch (const Error& e) {
+    refuse_zeromq(group, e.status, e.what());
+    throw;
+  }
+}
+
 void refuse_zeromq(const ZeromqGroup& group, ra_status status, const char* message) noexcept {
   try {
     const DescriptorClaim claim(descriptors_of(1));
     const Context context(16);
-    Hello hello;
-    hello.library = ra_get_version();
-    hello.world_size = group.world_size;
-    hello.rank = group.rank;
     constexpr std::int64_t at_most_ms = 1000;
-    const Control control(context, parse_unique_id(group.id), hello, Session(), at_most_ms, {},
-                          {status, group.rank, message});
+    const Control control(context, parse_unique_id(group.id), make_hello(group, RA_BACKEND_CPU), Session(), {},
+                          at_most_ms, {}, {status, group.rank, message});
   } catch (const std::exception&) {
     // The others find out by their time-outs.
   }

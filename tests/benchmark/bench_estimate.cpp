@@ -3,8 +3,8 @@
 //
 //   link         bytes per second of every connection (SO_MAX_PACING_RATE)
 //   measured     median over calls; of a call, from when all ranks are ready until the last has its result
-//   predicted    by the compute rate that the same ranks have where links are not limited, measured in turns with it
-//   knee         the rate at which a call takes 1.25 times as long as without a limit, between the two rows around it
+//   predicted    by the compute rate that a call has where links are not limited, measured in turns with it
+//   knee         the rate at which a call takes 1.25 times as long as that, between the two rows around it
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
@@ -47,10 +47,6 @@ void limit_links(std::uint64_t bytes_per_second) {
   }
 }
 
-struct Measured {
-  double seconds = 0, compute_seconds = 0;  // of the rank that computed longest
-};
-
 class Group {
  public:
   Group(const ra_attention_desc& desc, std::int32_t world_size)
@@ -69,26 +65,19 @@ class Group {
     require_no_failure();
   }
 
-  Measured measure(Pass pass) {
+  double measure(Pass pass) {
     const auto count = static_cast<std::size_t>(ranks_.world_size());
     Clock::time_point begin;
     std::barrier ready(ranks_.world_size(), [&]() noexcept { begin = Clock::now(); });
     std::vector<Clock::time_point> end(count);
-    std::vector<double> computed(count);
     ranks_.run([&](std::int32_t rank, ra_context* context) {
       const auto r = static_cast<std::size_t>(rank);
       ready.arrive_and_wait();
       pass == Pass::forward ? tensors_[r]->forward(context, desc_) : tensors_[r]->backward(context, desc_);
       end[r] = Clock::now();
-      ra_call_statistics statistics;
-      ra_init_call_statistics(&statistics, sizeof statistics);
-      ra_error error;
-      check(ra_get_call_statistics(context, &statistics, &error), error);
-      computed[r] = statistics.compute_seconds;
     });
     require_no_failure();
-    return {std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) - begin).count(),
-            *std::max_element(computed.begin(), computed.end())};
+    return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) - begin).count();
   }
 
   // Of one rank.
@@ -161,7 +150,7 @@ void run(Report& report, const Options& options) {
     const std::string name = pass == Pass::forward ? "forward" : "backward";
     limit_links(no_limit);
     group.measure(pass);  // workspaces grow
-    const double flops = group.flops(pass), rough = flops / group.measure(pass).compute_seconds;
+    const double flops = group.flops(pass), rough = flops / group.measure(pass);
     double knee = 1e12;  // the model's, roughly
     while (group.predict(pass, rough, knee) < 1.1 * group.predict(pass, rough, 1e15)) knee /= 1.1;
 
@@ -169,22 +158,20 @@ void run(Report& report, const Options& options) {
     for (const double step : steps) {
       const double rate = std::round(knee * step);
       progress.begin_step(fmt::format("{}, {:.1f} MB/s", name, rate * 1e-6));
-      std::vector<double> seconds, free_seconds, compute;
+      std::vector<double> seconds, unlimited;
       for (std::size_t n = 0; n < calls; ++n) {
         limit_links(no_limit);
-        const Measured free = group.measure(pass);
-        free_seconds.push_back(free.seconds);
-        compute.push_back(free.compute_seconds);
+        unlimited.push_back(group.measure(pass));
         limit_links(static_cast<std::uint64_t>(rate));
-        seconds.push_back(group.measure(pass).seconds);
+        seconds.push_back(group.measure(pass));
       }
-      const double own = flops / median(compute), predicted = group.predict(pass, own, rate);
+      const double own = flops / median(unlimited), predicted = group.predict(pass, own, rate);
       const double ratio = median(seconds) / predicted;
       report.add_row({name, rate * 1e-6, median(seconds), predicted, ratio});
       worst = std::max({worst, ratio, 1 / ratio});
       rates.push_back(rate);
-      measured_slowdown.push_back(median(seconds) / median(free_seconds));
-      predicted_slowdown.push_back(predicted / group.predict(pass, own, 1e15));
+      measured_slowdown.push_back(median(seconds) / median(unlimited));
+      predicted_slowdown.push_back(predicted / median(unlimited));
     }
     const std::optional<double> at = find_knee(rates, measured_slowdown),
                                 expected = find_knee(rates, predicted_slowdown);

@@ -1,5 +1,5 @@
-// In the place of nccl_library.cpp: the emulated NCCL's functions.
-#include "transport/nccl_library.h"
+// In the place of nccl/library.cpp: the emulated NCCL's functions.
+#include "transport/nccl/library.h"
 
 namespace ringattn {
 

@@ -906,7 +906,7 @@ TEST(Membership, TheHubKnowsNonsense) {
     longer[0].on_frame(1, Frame(frame).zeros(1).bytes);
     expect_nonsense_of(1, longer[0].failure());
   }
-  const Frame wrong[] = {beat(-3, 0, 0),
+  const Frame wrong[] = {beat(Membership::transfers - 1, 0, 0),
                          beat(1, 0, 0),
                          beat(3, 0, 0),
                          record_frame(-1),
@@ -918,7 +918,7 @@ TEST(Membership, TheHubKnowsNonsense) {
                          broken(7, 3, "x"),
                          broken(7, -2, "x"),
                          broken(7, 1, too_long),
-                         timed_out(-3),
+                         timed_out(Membership::transfers - 1),
                          timed_out(1),
                          timed_out(3),
                          timed_out(0).zeros(1),
@@ -1206,6 +1206,29 @@ TEST(Membership, ATimeOutNamesWhoCameLast) {
     EXPECT_EQ(gathered[0].failure().status, RA_STATUS_TIMEOUT);
     EXPECT_EQ(gathered[0].failure().rank, waiter == 1 ? 0 : 1);
   }
+}
+
+// Who waits for transfers does not know whose: it is whoever does not wait himself, but for those that have left, if there is anybody.
+TEST(Membership, ATimeOutOfTransfersNamesWhoDoesNotWait) {
+  constexpr int size = 4;
+  for (int waiter = 0; waiter < size; ++waiter)
+    for (int late = -1; late < size; ++late)
+      for (int gone = -1; gone < size; ++gone) {
+        if (late == waiter || gone == waiter || gone == 0 || (late >= 0 && late == gone)) continue;
+        Ranks ranks(size);
+        for (int r = 0; r < size; ++r)
+          if (r != late && r != gone) ranks[r].set_waits_for(Membership::transfers);
+        if (gone >= 0) ranks[gone].leave();
+        ranks.exchange();
+        ranks[waiter].on_timeout(Membership::transfers, 1000);
+        ranks.exchange();
+        const int named = late >= 0 ? late : gone;
+        for (int r = 0; r < size; ++r) {
+          if (r == gone) continue;
+          EXPECT_EQ(ranks[r].failure().status, RA_STATUS_TIMEOUT);
+          EXPECT_EQ(ranks[r].failure().rank, named) << "waiter " << waiter << ", late " << late << ", gone " << gone;
+        }
+      }
 }
 
 TEST(Membership, OneRankIsWholeAtOnce) {

@@ -1,4 +1,4 @@
-// cuDNN's functions. As of NCCL (transport/nccl_library.h) only the headers are compiled, and the library is loaded when it is first
+// cuDNN's functions. As of NCCL (transport/nccl/library.h) only the headers are compiled, and the library is loaded when it is first
 // needed.
 #pragma once
 

@@ -76,14 +76,15 @@ pthread_t start_thread(void* (*function)(void*), void* argument) {
 
 }  // namespace
 
-Control::Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::int64_t timeout_ms,
-                 std::function<void()> on_failure, const Failure& refusal)
+Control::Control(const Context& context, const UniqueId& id, Hello own, const Session& session,
+                 std::vector<std::byte> extra, std::int64_t timeout_ms, std::function<void()> on_failure,
+                 const Failure& refusal)
     : id_(id),
       own_(std::move(own)),
       timeout_ms_(timeout_ms),
       linger_ms_(refusal.status == RA_STATUS_SUCCESS ? flush_ms : static_cast<int>(timeout_ms)),
       on_failure_(std::move(on_failure)),
-      membership_(own_, session),
+      membership_(own_, session, std::move(extra)),
       socket_(make_socket(context, id_, own_.rank, linger_ms_)),
       monitor_(make_monitor(context, socket_)) {
   if (is_hub()) {
@@ -194,6 +195,12 @@ Failure Control::time_out(int blocker) {
   return time_out_locked(lock, blocker);
 }
 
+Failure Control::lose_peer(const Failure& found) {
+  std::unique_lock lock(mutex_);
+  if (!await_failure(lock)) fail_locked(found);
+  return membership_.failure();
+}
+
 void Control::end_call() noexcept {
   tell([&] { membership_.end_call(); });
 }
@@ -212,13 +219,17 @@ void Control::wait(std::unique_lock<std::mutex>& lock, F&& is_over, int blocker)
   }
 }
 
+// As long as anybody may take to answer, or to be found silent.
+bool Control::await_failure(std::unique_lock<std::mutex>& lock) {
+  constexpr std::chrono::milliseconds answer((Membership::silent_beats + 2) * Membership::beat_ms);
+  return changed_.wait_for(lock, answer, [&] { return membership_.failure().status != RA_STATUS_SUCCESS; });
+}
+
 Failure Control::time_out_locked(std::unique_lock<std::mutex>& lock, int blocker) {
   membership_.on_timeout(blocker, timeout_ms_);
   spread();
   wake_.signal();
-  const auto is_broken = [&] { return membership_.failure().status != RA_STATUS_SUCCESS; };
-  constexpr std::chrono::milliseconds answer((Membership::silent_beats + 2) * Membership::beat_ms);
-  if (!changed_.wait_for(lock, answer, is_broken)) {
+  if (!await_failure(lock)) {
     const int mute = std::max(blocker, 0);  // rank 0, where only that could have said whom all wait for
     fail_locked({RA_STATUS_TIMEOUT, mute, text("rank ", mute, " did not come within timeout_ms = ", timeout_ms_)});
   }

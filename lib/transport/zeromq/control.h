@@ -32,9 +32,10 @@ namespace ringattn::zeromq {
 
 class Control {
  public:
-  // Begins to join, or, with a refusal, says nothing but that. `session` is read on rank 0. `on_failure` is called once, with a lock held, when the group breaks: it must be quick and call nothing here.
-  Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::int64_t timeout_ms,
-          std::function<void()> on_failure, const Failure& refusal = {});
+  // Begins to join, or, with a refusal, says nothing but that. `session` and `extra` are read on rank 0. `on_failure` is called once, with
+  // a lock held, when the group breaks: it must be quick and call nothing here.
+  Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::vector<std::byte> extra,
+          std::int64_t timeout_ms, std::function<void()> on_failure, const Failure& refusal = {});
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
   // Leaves: rank 0 when all others have got as far as it (Membership::may_leave), at the latest after the time-out.
@@ -51,6 +52,8 @@ class Control {
   void set_waits_for(int blocker);
   // It has waited too long for it: returns what the group broke with.
   Failure time_out(int blocker);
+  // It has found somebody gone, by what carries data: returns what the group broke with, for which others get the time to say whom.
+  Failure lose_peer(const Failure& found);
   void end_call() noexcept;
 
   // Signalled when the group breaks or a rank leaves.
@@ -78,6 +81,7 @@ class Control {
   template <class F>
   void wait(std::unique_lock<std::mutex>& lock, F&& is_over, int blocker);
   Failure time_out_locked(std::unique_lock<std::mutex>& lock, int blocker);
+  bool await_failure(std::unique_lock<std::mutex>& lock);
   void fail_locked(const Failure& failure);
   void spread();
 

@@ -1,5 +1,5 @@
 // Functions of ZeroMQ and libsodium. The library is linked with neither: both are loaded when they are first needed, as NCCL is
-// (nccl_library.h), and tests put their own tables in the place of libraries.cpp.
+// (nccl/library.h), and tests put their own tables in the place of libraries.cpp.
 #pragma once
 
 #include <sodium.h>

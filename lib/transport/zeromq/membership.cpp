@@ -106,6 +106,11 @@ namespace {
 
 constexpr std::size_t longest_address = 256, longest_machine = 64;
 
+// Whom to name where no hub is there to be asked whose fault it is.
+int without_hub(int blocker) {
+  return blocker == Membership::whoever ? 0 : blocker == Membership::transfers ? Membership::nobody : blocker;
+}
+
 bool is_control_character(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
 
 bool is_plain(const std::string& characters) {
@@ -219,7 +224,7 @@ void Membership::on_beat() noexcept {
     if (is_over()) return;
     if (overdue_.waiter != nobody && --overdue_.beats == 0) {
       if (is_hub()) return judge(true);
-      return break_by_timeout(member(0).has_left ? std::max(overdue_.blocker, 0) : 0, own_.rank, overdue_.timeout_ms);
+      return break_by_timeout(member(0).has_left ? without_hub(overdue_.blocker) : 0, own_.rank, overdue_.timeout_ms);
     }
     for (int r = 0; r < own_.world_size; ++r)
       if (is_present(r)) send_beat(r);
@@ -255,14 +260,14 @@ void Membership::on_timeout(int blocker, std::int64_t timeout_ms) noexcept {
     const int waits_for = me().waits_for;
     if (!is_whole_ && (is_hub() || !is_present(0))) return break_by_timeout(first_absent(), own_.rank, timeout_ms);
     if (is_hub()) return inquire(own_.rank, waits_for, timeout_ms);
-    if (!is_present(0)) return break_by_timeout(std::max(waits_for, 0), own_.rank, timeout_ms);
+    if (!is_present(0)) return break_by_timeout(without_hub(waits_for), own_.rank, timeout_ms);
     overdue_ = {own_.rank, waits_for, timeout_ms, silent_beats};
     send(0, Writer(Kind::timed_out).number(std::int32_t{waits_for}).number(timeout_ms).frame());
   });
 }
 
 void Membership::set_waits_for(int blocker) noexcept {
-  const bool is_another = blocker >= whoever && blocker < own_.world_size && blocker != own_.rank;
+  const bool is_another = blocker >= transfers && blocker < own_.world_size && blocker != own_.rank;
   me().waits_for = is_another ? blocker : nobody;
 }
 
@@ -378,6 +383,11 @@ void Membership::break_by_nonsense(int from, std::span<const std::byte> frame) {
 }
 
 void Membership::break_by_timeout(int culprit, int waiter, std::int64_t timeout_ms) {
+  if (culprit == nobody)
+    return break_group({RA_STATUS_TIMEOUT, nobody,
+                        text("transfers of rank ", waiter, " did not end within timeout_ms = ", timeout_ms,
+                             ", and every other rank waits for some, too")},
+                       true);
   break_group({RA_STATUS_TIMEOUT, culprit,
                text("rank ", culprit, " did not come within timeout_ms = ", timeout_ms, " (rank ", waiter, " waited)")},
               true);
@@ -514,7 +524,7 @@ bool Membership::take_beat(int from, Reader& read) {
   const std::int64_t calls = read.number<std::int64_t>();
   const std::uint32_t answer = read.number<std::uint32_t>();
   Member& sender = member(from);
-  if (!read.is_complete() || waits_for < whoever || waits_for >= own_.world_size || waits_for == from ||
+  if (!read.is_complete() || waits_for < transfers || waits_for >= own_.world_size || waits_for == from ||
       calls < sender.calls)
     return false;
   sender.waits_for = waits_for;
@@ -607,7 +617,7 @@ bool Membership::take_broken(Reader& read) {
 bool Membership::take_timed_out(int from, Reader& read) {
   const int blocker = read.number<std::int32_t>();
   const std::int64_t timeout_ms = read.number<std::int64_t>();
-  if (!read.is_complete() || blocker < whoever || blocker >= own_.world_size || blocker == from) return false;
+  if (!read.is_complete() || blocker < transfers || blocker >= own_.world_size || blocker == from) return false;
   if (!is_whole_)
     break_by_timeout(first_absent(), from, timeout_ms);
   else if (blocker == nobody)  // the join ended too late for it
@@ -632,21 +642,29 @@ void Membership::inquire(int waiter, int blocker, std::int64_t timeout_ms) {
 // Names the end of the chain, when all have answered or it is to be `now`.
 void Membership::judge(bool now) {
   if (overdue_.waiter == nobody) return;
-  const auto is_mute = [&](int rank) { return is_present(rank) && member(rank).answered != questions_; };
   for (int r = 0; r < own_.world_size && !now; ++r)
     if (is_mute(r)) return;
   int culprit = blocker_of(overdue_.waiter);
+  if (culprit == transfers) return break_by_timeout(nobody, overdue_.waiter, overdue_.timeout_ms);
   if (culprit == nobody) culprit = last_ == overdue_.waiter ? 0 : last_;  // came just now
   for (int hops = 0; hops < own_.world_size && !is_mute(culprit) && !member(culprit).has_left; ++hops) {
     const int next = blocker_of(culprit);
-    if (next == nobody) break;
+    if (next < 0) break;
     culprit = next;
   }
   break_by_timeout(culprit, overdue_.waiter, overdue_.timeout_ms);
 }
 
-// As far as the hub knows. In a gather: the first whose record is missing.
+// As far as the hub knows. In a gather: the first whose record is missing. Of transfers: the first that does not wait, as those that
+// are there do before those that have left, or `transfers` itself where there is none.
 int Membership::blocker_of(int rank) const {
+  if (member(rank).waits_for == transfers) {
+    for (const bool has_left : {false, true})
+      for (int r = 0; r < own_.world_size; ++r)
+        if (r != rank && member(r).has_left == has_left && (has_left || is_mute(r) || member(r).waits_for == nobody))
+          return r;
+    return transfers;
+  }
   if (member(rank).waits_for != whoever) return member(rank).waits_for;
   if (member(rank).rounds <= rounds_) return nobody;
   for (int r = 0; r < own_.world_size; ++r)

@@ -61,8 +61,9 @@ class Membership {
   static constexpr int silent_beats = 4;
   static constexpr std::size_t largest_record = std::size_t{1} << 16;  // of gather
   static constexpr std::size_t largest_frame = std::size_t{1} << 26;   // records of 1,024 ranks
-  // Whom a rank waits for, where that is not another rank: `whoever` has not sent its record of the gather, which only the hub knows.
-  static constexpr int nobody = -1, whoever = -2;
+  // Whom a rank waits for, where that is not another rank: `whoever` has not sent its record of the gather, which only the hub knows;
+  // whose `transfers` are missing that are not over here, which what carries them does not say: somebody who waits for nobody.
+  static constexpr int nobody = -1, whoever = -2, transfers = -3;
 
   // `session` and `extra` are read on rank 0 only.
   Membership(Hello own, const Session& session, std::vector<std::byte> extra = {});
@@ -80,10 +81,10 @@ class Membership {
   // The next round's. At most one round ahead of the last that is complete here.
   void gather(std::span<const std::byte> record) noexcept;
   // This rank has waited too long for `blocker` (nobody: for whoever has not joined; whoever: in a gather), and gives up. TIMEOUT
-  // names the rank that all this waiting is for: the end of the chain of those that wait for each other. It is found within two
-  // beats of the hub, or within silent_beats of one's own where the hub does not answer.
+  // names the rank that all this waiting is for: the end of the chain of those that wait for each other; none where all wait for
+  // transfers. It is found within two beats of the hub, or within silent_beats of one's own where the hub does not answer.
   void on_timeout(int blocker, std::int64_t timeout_ms) noexcept;
-  void set_waits_for(int blocker) noexcept;  // a rank, whoever, or nobody; sends nothing
+  void set_waits_for(int blocker) noexcept;  // a rank, whoever, transfers, or nobody; sends nothing
   void fail(const Failure& failure) noexcept;
   void end_call() noexcept;  // this rank is done with a collective call: the hub is told
   void leave() noexcept;     // says so to all that are there; a group that is not whole breaks
@@ -169,6 +170,7 @@ class Membership {
   void inquire(int waiter, int blocker, std::int64_t timeout_ms);
   void judge(bool now);
   int blocker_of(int rank) const;
+  bool is_mute(int rank) const { return is_present(rank) && member(rank).answered != questions_; }
 
   Hello own_;
   Roster roster_;

@@ -107,7 +107,7 @@ void leave_out_wait(const std::string& wait);
 std::vector<std::string> waits();  // that there have been since reset
 
 // Faults of NCCL. They concern the rank of that number in every communicator.
-void lose_rank(int rank);                     // it never takes part in any transfer again
+void lose_rank(int rank);                     // it never takes part in any transfer, or in joining, again
 void delay_rank(int rank, int milliseconds);  // each of its operations from now on begins that much later
 void fail_async(int rank, int n,
                 int result);  // its n-th operation from now, counting from 1, ends in an asynchronous error

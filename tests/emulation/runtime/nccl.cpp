@@ -226,6 +226,8 @@ ncclResult_t start(Lock& lock, Machine& m, ncclComm& comm, Batch batch) {
 bool is_joined(ncclComm& comm) {
   const Clique& clique = *comm.clique;
   if (clique.joined < comm.num_ranks) return false;
+  for (const ncclComm* const member : clique.members)
+    if (nccl(machine()).lost.count(member->rank) != 0) return false;
   for (const ncclComm* const other : clique.members)
     if (other != &comm && other->device == comm.device) {
       comm.state = fail(comm, ncclInvalidUsage,

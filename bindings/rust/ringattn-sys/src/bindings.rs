@@ -266,7 +266,8 @@ regard to the length of the shards and to shardings that give some ranks more wo
 more num_chunks make the blocks shorter. With RA_TRANSPORT_NCCL also the longest that a
 transfer may take from when this rank's GPU is ready for it*/
     pub timeout_ms: i64,
-    ///ra_unique_id::text, the same on every rank; may be NULL where world_size is 1
+    /**ra_unique_id::text, the same on every rank; may be NULL where world_size is 1. With
+RA_TRANSPORT_NCCL one that was made for RA_TRANSPORT_ZEROMQ will do, too*/
     pub unique_id: *const ::core::ffi::c_char,
     /**with RA_TRANSPORT_ZEROMQ an address of this machine, a number or a name, where this rank takes
 what others send it, all by TCP and at a port that is free. NULL: the one from which rank 0 is
@@ -279,8 +280,8 @@ each block*/
     pub engine: *const ::core::ffi::c_char,
     /**ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not used
 by anybody else; unique_id is then NULL, and nobody is waited for. The library never aborts it:
-after PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the library
-makes one*/
+after TIMEOUT, PEER_LOST or NCCL_ERROR the caller does, then destroys the context. NULL: the
+library makes one*/
     pub nccl_comm: *mut ::core::ffi::c_void,
     /**CUDA: no kernel that computes takes more room than so many of the device's streaming
 multiprocessors have, which leaves that of the others to communication; 1 .. their number. Each is
@@ -366,12 +367,14 @@ extern "C" {
 extern "C" {
     /**Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
 
- `transport` is a ra_transport. With RA_TRANSPORT_ZEROMQ `bind_address` is where rank 0 will listen: "host" or "host:port", a name or a
- number, of the machine that this is called on, which others can connect to; NULL for loopback; without a port, or with 0, one that is
- free now, and it is rank 0's to find it free still. Whoever has the text can join the group: it is to be kept like a password. With the other
- transports `bind_address` is NULL. An id of the local transport is valid in the process that made it, for one group at a time. One of
- NCCL is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has formed. Otherwise an id holds no
- resource, and needs no release.
+ `transport` is a ra_transport. With RA_TRANSPORT_ZEROMQ `bind_address` is where rank 0 will listen: "host" or "host:port", a name
+ or a number, of the machine that this is called on, which others can connect to; NULL for loopback; without a port, or with 0, one
+ that is free now, and it is rank 0's to find it free still. Whoever has the text can join the group: it is to be kept like a
+ password. With RA_TRANSPORT_NCCL and a `bind_address` it is the same: ranks come together where rank 0 listens, and know from then on which
+ of them has failed, is gone or late, within a second, as over ZeroMQ, which this needs on the machine; NCCL carries the
+ data. With NULL the id is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has formed.
+ With RA_TRANSPORT_LOCAL `bind_address` is NULL, and an id is valid in the process that made it, for one group at a time. Otherwise an
+ id holds no resource, and needs no release.
 
  Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), OUT_OF_MEMORY, NCCL_ERROR.*/
     pub fn ra_create_unique_id(
@@ -390,11 +393,11 @@ extern "C" {
 
  Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
  INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY, CUDA_ERROR,
- NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not over NCCL), MISMATCH
+ NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not with an ncclUniqueId), MISMATCH
  (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- is not clear which rank of which group was refused, as over NCCL always, or where rank 0 of RA_TRANSPORT_ZEROMQ did not listen
- yet), and all ranks begin again with a new id.
+ is not clear which rank of which group was refused, as with an ncclUniqueId always, or where rank 0 did not listen yet at its
+ `bind_address`), and all ranks begin again with a new id.
  A context belongs to the process that made it: in one that is forked from it every call with the context gives INVALID_STATE,
  and ra_destroy_context frees nothing, while the first process goes on as if nothing had happened.*/
     pub fn ra_create_context(
@@ -404,8 +407,8 @@ extern "C" {
 }
 extern "C" {
     /**Leaves the group and frees everything. Accepts NULL. Does not wait for other ranks, which get PEER_LOST if they
- were still waiting for this one; but with RA_TRANSPORT_ZEROMQ rank 0, by whom the others know of each other, waits until they are
- done with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it
+ were still waiting for this one; but rank 0 that listens at a `bind_address`, by whom the others know of each other, waits until they
+ are done with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it
  waits until what calls have enqueued is over; graphs that calls were captured in hold the context's memory, and may not be
  launched any more.*/
     pub fn ra_destroy_context(context: *mut ra_context);
@@ -413,18 +416,18 @@ extern "C" {
 extern "C" {
     /**Ends the call in progress on this context, on this rank with ABORTED and on all others with ABORTED naming this rank, and
  returns without waiting for that. From then on the contexts of all ranks say INVALID_STATE until destroyed. May be
- called from any thread. Over NCCL the other ranks get PEER_LOST when their time-out is over, and what is enqueued on this
- one ends with undefined results. Errors: INVALID_ARGUMENT.*/
+ called from any thread. On CUDA what is enqueued ends with undefined results; with an ncclUniqueId or a borrowed nccl_comm the
+ other ranks get TIMEOUT when their time-out is over. Errors: INVALID_ARGUMENT.*/
     pub fn ra_abort_context(context: *mut ra_context, error: *mut ra_error) -> ra_status;
 }
 extern "C" {
     /**SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
  known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
- that was refused or found a wrong result), and all ranks know at once, also between calls; with RA_TRANSPORT_ZEROMQ also by a rank
- whose process ends without destroying its context, or falls silent for a second. That a rank destroyed its context,
- or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. Over NCCL each rank finds
- out for itself, within its time-out: PEER_LOST, with rank -1 where more than one was waited for, or NCCL_ERROR. From any
- thread; never blocks.
+ that was refused or found a wrong result), and all ranks know at once, also between calls; where rank 0 listens at a `bind_address`
+ also by a rank whose process ends without destroying its context, or falls silent for a second. That a rank destroyed its context,
+ or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. With an ncclUniqueId or a
+ borrowed nccl_comm each rank finds out for itself: what NCCL reports, or within its time-out TIMEOUT, with rank -1 where more than
+ one was waited for. From any thread; never blocks.
  Errors: INVALID_ARGUMENT, and those of ra_forward.*/
     pub fn ra_get_async_error(
         context: *const ra_context,
@@ -1072,7 +1075,8 @@ extern "C" {
 pub struct ra_machine_rates {
     pub struct_size: usize,
     /**per second of one rank, > 0 and finite: ra_memory_requirements::forward_flops of some call over its
-ra_call_statistics::compute_seconds; no default*/
+ra_call_statistics::compute_seconds, or over total_seconds where links were no limit, which has in
+it what ranks pack and encrypt; no default*/
     pub forward_flops: f64,
     ///the same for ra_backward; no default
     pub backward_flops: f64,

@@ -8,9 +8,9 @@ macro_rules! c_doc {
 [`Status::Aborted`](crate::Status::Aborted) naming this rank, and returns without waiting
 for that. From then on the contexts of all ranks say
 [`Status::InvalidState`](crate::Status::InvalidState) until destroyed. May be called from
-any thread. Over NCCL the other ranks get [`Status::PeerLost`](crate::Status::PeerLost) when
-their time-out is over, and what is enqueued on this one ends with undefined results.
-Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
+any thread. On CUDA what is enqueued ends with undefined results; with an ncclUniqueId or a
+borrowed `nccl_comm` the other ranks get [`Status::Timeout`](crate::Status::Timeout) when
+their time-out is over. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
     };
     (ra_backward) => {
         r#"Gradients of [`Context::forward`](crate::Context::forward) with respect to this rank's q, k
@@ -155,14 +155,14 @@ large as its largest call needed, until it is destroyed"#
 [`Error::rank`](crate::Error::rank) that every rank names. Looks at what is known and asks
 nobody: the group is broken by [`AbortHandle::abort`](crate::AbortHandle::abort), or by a
 collective call that failed on any rank (not by one that was refused or found a wrong
-result), and all ranks know at once, also between calls; with
-[`Transport::Zeromq`](crate::Transport::Zeromq) also by a rank whose process ends without
-destroying its context, or falls silent for a second. That a rank destroyed its context, or
-does not come, is known only when another has waited for it in a call; until then this says
-`Ok`. Over NCCL each rank finds out for itself, within its time-out:
-[`Status::PeerLost`](crate::Status::PeerLost), without a rank where more than one was waited
-for, or [`Status::NcclError`](crate::Status::NcclError). From any thread; never blocks.
-Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of
+result), and all ranks know at once, also between calls; where rank 0 listens at a
+`bind_address` also by a rank whose process ends without destroying its context, or falls
+silent for a second. That a rank destroyed its context, or does not come, is known only when
+another has waited for it in a call; until then this says `Ok`. With an ncclUniqueId or a
+borrowed `nccl_comm` each rank finds out for itself: what NCCL reports, or within its
+time-out [`Status::Timeout`](crate::Status::Timeout), without a rank where more than one was
+waited for. From any thread; never blocks. Errors:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of
 [`Context::forward`](crate::Context::forward)."#
     };
     (ra_merge_attention) => {

@@ -35,7 +35,8 @@ pub struct ContextConfig {
     /// shorter. With [`Transport::Nccl`] also the longest that a transfer may take from when this
     /// rank's GPU is ready for it.
     pub timeout_ms: i64,
-    /// [`UniqueId`], the same on every rank; may be `None` where `world_size` is 1.
+    /// [`UniqueId`], the same on every rank; may be `None` where `world_size` is 1. With
+    /// [`Transport::Nccl`] one that was made for [`Transport::Zeromq`] will do, too.
     pub unique_id: Option<UniqueId>,
     /// With [`Transport::Zeromq`] an address of this machine, a number or a name, where this rank
     /// takes what others send it, all by TCP and at a port that is free. `None`: the one from which
@@ -156,8 +157,8 @@ impl ContextConfig {
     ///
     /// > ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not
     /// > used by anybody else; `unique_id` is then `None`, and nobody is waited for. The library
-    /// > never aborts it: after [`Status::PeerLost`] or [`Status::NcclError`] the caller does, then
-    /// > destroys the context. `None`: the library makes one.
+    /// > never aborts it: after [`Status::Timeout`], [`Status::PeerLost`] or [`Status::NcclError`]
+    /// > the caller does, then destroys the context. `None`: the library makes one.
     pub unsafe fn nccl_comm(mut self, nccl_comm: *mut c_void) -> Self {
         self.nccl_comm = Pointer(nccl_comm);
         self
@@ -911,7 +912,8 @@ impl MemoryRequirements {
 #[non_exhaustive]
 pub struct MachineRates {
     /// Per second of one rank, > 0 and finite: [`MemoryRequirements::forward_flops`] of some call
-    /// over its [`CallStatistics::compute_seconds`]; no default.
+    /// over its [`CallStatistics::compute_seconds`], or over `total_seconds` where links were no
+    /// limit, which has in it what ranks pack and encrypt; no default.
     pub forward_flops: f64,
     /// The same for [`Context::backward`]; no default.
     pub backward_flops: f64,

@@ -166,7 +166,10 @@ public final class ContextConfig {
     return timeoutMs;
   }
 
-  /** UniqueId.text, the same on every rank; may be null where worldSize is 1. */
+  /**
+   * UniqueId.text, the same on every rank; may be null where worldSize is 1. With Transport.NCCL
+   * one that was made for Transport.ZEROMQ will do, too.
+   */
   public ContextConfig uniqueId(UniqueId uniqueId) {
     this.uniqueId = uniqueId;
     made = null;
@@ -214,8 +217,8 @@ public final class ContextConfig {
   /**
    * ncclComm_t of this rank and device, borrowed until the context is destroyed, meanwhile not used
    * by anybody else; uniqueId is then 0, and nobody is waited for. The library never aborts it:
-   * after Status.PEER_LOST or Status.NCCL_ERROR the caller does, then destroys the context. 0: the
-   * library makes one.
+   * after Status.TIMEOUT, Status.PEER_LOST or Status.NCCL_ERROR the caller does, then destroys the
+   * context. 0: the library makes one.
    */
   public ContextConfig ncclComm(long ncclComm) {
     this.ncclComm = ncclComm;

@@ -42,7 +42,8 @@ public final class MachineRates {
 
   /**
    * Per second of one rank, &gt; 0 and finite: MemoryRequirements.forwardFlops of some call over
-   * its CallStatistics.computeSeconds; no default.
+   * its CallStatistics.computeSeconds, or over totalSeconds where links were no limit, which has in
+   * it what ranks pack and encrypt; no default.
    */
   public MachineRates forwardFlops(double forwardFlops) {
     this.forwardFlops = forwardFlops;

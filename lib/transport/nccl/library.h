@@ -1,6 +1,6 @@
 // NCCL's functions. The library is not linked with NCCL: it is loaded when it is first needed.
 //
-// Tests put an emulation in its place: a folder with their own nccl.h is searched before NVIDIA's, and instead of nccl_library.cpp a
+// Tests put an emulation in its place: a folder with their own nccl.h is searched before NVIDIA's, and instead of nccl/library.cpp a
 // file is linked whose nccl() returns a table of the functions that they define:
 //
 //   #define RINGATTN_ADDRESS(function) ::function,
