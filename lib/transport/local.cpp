@@ -83,6 +83,7 @@ struct Group {
 struct Rendezvous {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<Group>> groups;
+  Clock::time_point swept{};  // when those were last looked for that are to be forgotten
 
   static Rendezvous& instance() {
     static Rendezvous& rendezvous = make_immortal<Rendezvous>();
@@ -91,10 +92,13 @@ struct Rendezvous {
 
   std::shared_ptr<Group> find_or_make(const std::string& id, int world_size) {
     const std::lock_guard lock(mutex);
-    std::erase_if(groups, [](const auto& entry) {
-      const std::lock_guard group_lock(entry.second->mutex);
-      return !entry.second->anyone_present() && Clock::now() - entry.second->left > forgotten_after;
-    });
+    if (const Clock::time_point now = Clock::now(); now - swept > forgotten_after / 10) {  // not for every group that comes
+      swept = now;
+      std::erase_if(groups, [&](const auto& entry) {
+        const std::lock_guard group_lock(entry.second->mutex);
+        return !entry.second->anyone_present() && now - entry.second->left > forgotten_after;
+      });
+    }
     std::shared_ptr<Group>& group = groups[id];
     if (group == nullptr) {
       try {

@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
@@ -263,6 +265,38 @@ TEST(Trace, RefusesWhatIsNoFile) {
       EXPECT_NE(error.text().find("trace_path"), std::string::npos) << error;
     });
   }
+}
+
+// A trace ends where its file cannot grow any more; what is traced goes on.
+TEST(Trace, EndsWhereTheDiskIsFull) {
+  const Folder folder;
+  const std::string path = folder.file(0);
+  std::vector<std::string> warnings;
+  const auto receive = [](std::int32_t, const char* message, void* user) {
+    static_cast<std::vector<std::string>*>(user)->push_back(message);
+  };
+  ra_set_log_callback(receive, &warnings, RA_LOG_LEVEL_WARNING);
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  rlimit narrow = before;
+  narrow.rlim_cur = 1000;  // bytes: a call has more
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &narrow), 0);
+  for_each_rank(
+      1,
+      [](std::int32_t rank, ra_context* context) {
+        for (int n = 0; n < 5; ++n) {
+          Error error;
+          EXPECT_EQ(Shard(make_desc(8), 1, rank).forward(context, &error), RA_STATUS_SUCCESS) << error;
+        }
+      },
+      [&](ra_context_config& config) { config.trace_path = path.c_str(); });
+  EXPECT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  std::signal(SIGXFSZ, handler);
+  ra_set_log_callback(nullptr, nullptr, RA_LOG_LEVEL_WARNING);
+  EXPECT_EQ(std::filesystem::file_size(path), 1000U);
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_NE(warnings[0].find(path), std::string::npos) << warnings[0];
 }
 
 }  // namespace
