@@ -266,14 +266,16 @@ RA_API void ra_init_context_config(ra_context_config *config, size_t struct_size
 /**
  * Makes an id for one new group of ranks; one rank calls it and gives the text to the others.
  *
- * `transport` is a ra_transport. With RA_TRANSPORT_ZEROMQ `bind_address` is where rank 0 will listen: "host" or "host:port", a name
- * or a number, of the machine that this is called on, which others can connect to; NULL for loopback; without a port, or with 0, one
- * that is free now, and it is rank 0's to find it free still. Whoever has the text can join the group: it is to be kept like a
- * password. With RA_TRANSPORT_NCCL and a `bind_address` it is the same: ranks come together where rank 0 listens, and know from then on which
- * of them has failed, is gone or late, within a second, as over ZeroMQ, which this needs on the machine; NCCL carries the
- * data. With NULL the id is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has formed.
- * With RA_TRANSPORT_LOCAL `bind_address` is NULL, and an id is valid in the process that made it, for one group at a time. Otherwise an
- * id holds no resource, and needs no release.
+ * `transport` is a ra_transport. With RA_TRANSPORT_ZEROMQ, and with RA_TRANSPORT_NCCL where `bind_address` is not NULL, the id is an
+ * address, where rank 0 will listen and all ranks come together, by ZeroMQ and libsodium; with RA_TRANSPORT_NCCL it is NCCL that then
+ * carries their data. From then on they know of each other: whoever fails, is gone or falls silent is named on all ranks, as a rule
+ * within a second, and whoever is late when a time-out is over. `bind_address` is "host" or "host:port", a name or a number, of the
+ * machine that this is called on, which others can connect to; with RA_TRANSPORT_ZEROMQ NULL means loopback; without a port, or with 0,
+ * the id has one that is free now, and it is rank 0's to find it free still. Whoever has the text can join the group: it is to be
+ * kept like a password.
+ * With RA_TRANSPORT_NCCL and NULL the id is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has
+ * formed. With RA_TRANSPORT_LOCAL `bind_address` is NULL, and an id is valid in the process that made it, for one group at a time.
+ * Otherwise an id holds no resource, and needs no release.
  *
  * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), OUT_OF_MEMORY, NCCL_ERROR.
  */
@@ -283,16 +285,16 @@ RA_API ra_status ra_create_unique_id(ra_unique_id *id, int32_t transport, const 
  * Joins this rank to its group.
  *
  * Collective and blocking: returns when all `world_size` ranks have joined (ranks of the local transport each call it from
- * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once. With
- * RA_TRANSPORT_ZEROMQ rank 0 may come after the others.
+ * a thread of their own), at the latest after `timeout_ms`. With a world size of 1 it returns at once. Where
+ * the id is an address rank 0 may come after the others.
  *
  * Returns the context, which the caller releases with ra_destroy_context, or NULL with `error` filled:
  * INVALID_ARGUMENT, NOT_SUPPORTED (backend, transport or engine; the message says what is missing), OUT_OF_MEMORY, CUDA_ERROR,
  * NCCL_ERROR (as where two ranks of a group have one GPU), TIMEOUT (naming the first absent rank, but not with an ncclUniqueId), MISMATCH
  * (ranks disagree on the world size, or a rank came twice), PEER_LOST.
  * A call that is refused uses up the id too: the group cannot form any more, the other ranks get PEER_LOST (or TIMEOUT, if it
- * is not clear which rank of which group was refused, as with an ncclUniqueId always, or where rank 0 did not listen yet at its
- * `bind_address`), and all ranks begin again with a new id.
+ * is not clear which rank of which group was refused, as with an ncclUniqueId always, or where the id is an address at which rank
+ * 0 did not listen yet), and all ranks begin again with a new id.
  * A context belongs to the process that made it: in one that is forked from it every call with the context gives INVALID_STATE,
  * and ra_destroy_context frees nothing, while the first process goes on as if nothing had happened.
  */
@@ -300,8 +302,8 @@ RA_API ra_context *ra_create_context(const ra_context_config *config, ra_error *
 
 /**
  * Leaves the group and frees everything. Accepts NULL. Does not wait for other ranks, which get PEER_LOST if they
- * were still waiting for this one; but rank 0 that listens at a `bind_address`, by whom the others know of each other, waits until they
- * are done with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it
+ * were still waiting for this one; but where the id is an address rank 0, by whom the others know of each other, waits until they are
+ * done with the calls that it is done with, at the latest until its time-out. No call may be in progress on the context. On CUDA it
  * waits until what calls have enqueued is over; graphs that calls were captured in hold the context's memory, and may not be
  * launched any more.
  */
@@ -318,7 +320,7 @@ RA_API ra_status ra_abort_context(ra_context *context, ra_error *error);
 /**
  * SUCCESS until something has broken the group, else what did, with the ra_error::rank that every rank names. Looks at what is
  * known and asks nobody: the group is broken by ra_abort_context, or by a collective call that failed on any rank (not by one
- * that was refused or found a wrong result), and all ranks know at once, also between calls; where rank 0 listens at a `bind_address`
+ * that was refused or found a wrong result), and all ranks know at once, also between calls; where the id is an address
  * also by a rank whose process ends without destroying its context, or falls silent for a second. That a rank destroyed its context,
  * or does not come, is known only when another has waited for it in a call; until then this says SUCCESS. With an ncclUniqueId or a
  * borrowed nccl_comm each rank finds out for itself: what NCCL reports, or within its time-out TIMEOUT, with rank -1 where more than
@@ -596,7 +598,7 @@ RA_API void ra_init_time_estimate(ra_time_estimate *estimate, size_t struct_size
  * are computed at lower rates, so that short calls take longer than this says.
  *
  * Of `config` only rank and world_size are read. Local; takes as long as planning for every rank does. Errors: INVALID_ARGUMENT,
- * OUT_OF_MEMORY.
+ * NOT_SUPPORTED (schedule), OUT_OF_MEMORY.
  */
 RA_API ra_status ra_estimate_time(const ra_context_config *config, const ra_attention_desc *desc,
                                   const ra_machine_rates *rates, ra_time_estimate *estimate, ra_error *error);

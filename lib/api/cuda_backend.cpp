@@ -121,7 +121,7 @@ class CudaBackend final : public Backend {
       group.id = make_nccl_id();
     } else {
       group.id.assign(c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text)));
-      require(is_nccl_id(group.id) || is_zeromq_id(group.id), "unique_id is \"", group.id.substr(0, 64),
+      require(is_nccl_id(group.id) || is_zeromq_id(group.id), "unique_id is \"", show_id(group.id),
               "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_NCCL");
       if (const std::string missing = missing_zeromq(); !is_nccl_id(group.id) && !missing.empty())
         fail(RA_STATUS_NOT_SUPPORTED, "unique_id is of a group that comes together over ZeroMQ; ", missing);

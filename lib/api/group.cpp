@@ -36,6 +36,8 @@ std::string id_of(const ra_context_config &c) {
 
 }  // namespace
 
+std::string show_id(const std::string &id) { return id.substr(0, 20); }
+
 void require_place(const ra_context_config &c) {
   require_range("world_size", c.world_size, 1, most_ranks);
   require_range("rank", c.rank, 0, c.world_size - 1);
@@ -68,10 +70,9 @@ std::string to_local_id(const ra_context_config &c) {
   require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with ", name_of(c.transport));
   if (is_alone(c)) return make_local_id();
   const std::string id = id_of(c);
-  require(is_local_id(id), "unique_id is \"", id.substr(0, 64),
+  require(is_local_id(id), "unique_id is \"", show_id(id),
           "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_LOCAL");
-  require(is_own_local_id(id), "unique_id is \"", id.substr(0, 64),
-          "\"; must be made in this process, whole and unchanged");
+  require(is_own_local_id(id), "unique_id is \"", show_id(id), "\"; must be made in this process, whole and unchanged");
   return id;
 }
 

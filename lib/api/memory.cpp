@@ -101,7 +101,9 @@ ra_status ra_estimate_time(const ra_context_config *config, const ra_attention_d
   return guard(error, [&] {
     const ra_context_config c = read(config, "config");
     require_place(c);
-    const Problem p = to_problem(read(desc, "desc"));
+    const ra_attention_desc d = read(desc, "desc");
+    const Problem p = to_problem(d);
+    require_schedule(d);
     const ra_machine_rates m = read(rates, "rates");
     require_positive("forward_flops", m.forward_flops);
     require_positive("backward_flops", m.backward_flops);

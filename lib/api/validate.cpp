@@ -292,11 +292,15 @@ Problem to_problem(const ra_attention_desc &d) {
   return p;
 }
 
-void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine) {
+void require_schedule(const ra_attention_desc &desc) {
   if (desc.schedule > RA_SCHEDULE_ALL_GATHER)
     fail(RA_STATUS_NOT_SUPPORTED, "schedule is ", desc.schedule,
          "; this build has RA_SCHEDULE_AUTO = ", +RA_SCHEDULE_AUTO, ", RA_SCHEDULE_RING = ", +RA_SCHEDULE_RING,
          " and RA_SCHEDULE_ALL_GATHER = ", +RA_SCHEDULE_ALL_GATHER);
+}
+
+void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine) {
+  require_schedule(desc);
   const std::string reason = engine.refusal(problem);
   if (!reason.empty()) fail(RA_STATUS_NOT_SUPPORTED, reason);
 }

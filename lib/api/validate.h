@@ -30,7 +30,8 @@ DType to_dtype(const char *field, std::int32_t dtype);              // RA_DTYPE_
 DType to_dtype(const char *field, std::int32_t dtype, DType same);  // RA_DTYPE_SAME means `same`
 Side to_side(std::int32_t side);
 
-// Refuses what this build cannot serve, with NOT_SUPPORTED and the reason.
+// Refuse what this build cannot serve, with NOT_SUPPORTED and the reason.
+void require_schedule(const ra_attention_desc &desc);
 void require_supported(const ra_attention_desc &desc, const Problem &problem, const Engine &engine);
 
 // Memory of a call: every range is named, so that overlaps are reported by name.

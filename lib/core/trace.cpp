@@ -33,16 +33,15 @@ Trace::Trace(const std::string& path, int rank, int world_size)
       rank_(rank),
       epoch_(std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch() -
                                                                   Clock::now().time_since_epoch())),
-      file_(open_file(path)) {
-  pending_ = text("[\n", R"({"ph":"M","pid":)", rank, R"(,"name":"process_name","args":{"name":"rank )", rank, " of ",
-                  world_size, "\"}},\n", R"({"ph":"M","pid":)", rank,
-                  R"(,"name":"process_sort_index","args":{"sort_index":)", rank, "}}");
-}
+      pending_(text("[\n", R"({"ph":"M","pid":)", rank, R"(,"name":"process_name","args":{"name":"rank )", rank, " of ",
+                    world_size, "\"}},\n", R"({"ph":"M","pid":)", rank,
+                    R"(,"name":"process_sort_index","args":{"sort_index":)", rank, "}}")),
+      file_(open_file(path)) {}
 
 Trace::~Trace() {
   append([] { return std::string("\n]\n"); });
   flush();
-  if (file_ >= 0) close(file_);
+  if (!is_over_) close(file_);
 }
 
 void Trace::end_phase(const char* name, Clock::time_point begin, Clock::time_point end) noexcept {
@@ -50,8 +49,7 @@ void Trace::end_phase(const char* name, Clock::time_point begin, Clock::time_poi
     return text(",\n", R"({"ph":"X","pid":)", rank_, R"(,"tid":0,"name":")", name, R"(","ts":)", at(begin),
                 R"(,"dur":)", microseconds(end - begin), "}");
   });
-  const std::lock_guard lock(mutex_);
-  if (--phases_ == 0 || pending_.size() >= much) flush();
+  if (--phases_ == 0 || has_much()) flush();
 }
 
 void Trace::transfer(bool sends, int peer, std::size_t bytes, Clock::time_point begin) noexcept {
@@ -67,7 +65,7 @@ template <class F>
 void Trace::append(F&& f) noexcept {
   const std::lock_guard lock(mutex_);
   try {
-    if (file_ >= 0) pending_ += f();
+    if (!is_over_) pending_ += f();
   } catch (...) {
     // One event is missing.
   }
@@ -81,19 +79,33 @@ void Trace::say_end(int why) const noexcept {
   }
 }
 
+bool Trace::has_much() noexcept {
+  const std::lock_guard lock(mutex_);
+  return pending_.size() >= much;
+}
+
+// Nobody waits for the file who only adds to what is to be written.
 void Trace::flush() noexcept {
-  for (std::size_t written = 0; file_ >= 0 && written < pending_.size();) {
-    const ssize_t count = write(file_, pending_.data() + written, pending_.size() - written);
+  std::string events;
+  {
+    const std::lock_guard lock(mutex_);
+    events.swap(pending_);
+    if (is_over_) return;
+  }
+  for (std::size_t written = 0; written < events.size();) {
+    const ssize_t count = write(file_, events.data() + written, events.size() - written);
     if (count >= 0) {
       written += static_cast<std::size_t>(count);
     } else if (errno != EINTR) {
       const int why = errno;
       close(file_);
-      file_ = -1;
-      say_end(why);
+      {
+        const std::lock_guard lock(mutex_);
+        is_over_ = true;
+      }
+      return say_end(why);
     }
   }
-  pending_.clear();
 }
 
 // With three digits behind the point, whatever the host's locale.

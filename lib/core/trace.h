@@ -32,7 +32,8 @@ class Trace {
  private:
   template <class F>
   void append(F&& f) noexcept;
-  void flush() noexcept;  // with the lock held
+  void flush() noexcept;  // only by whoever has the phases
+  bool has_much() noexcept;
   void say_end(int why) const noexcept;
   std::string microseconds(std::chrono::nanoseconds time) const;
   std::string at(Clock::time_point time) const;
@@ -43,11 +44,12 @@ class Trace {
   const std::string path_;
   const int rank_;
   const std::chrono::nanoseconds epoch_;  // of Clock, by the system's
+  int phases_ = 0;                        // that have begun and not ended
   std::mutex mutex_;
-  int file_ = -1;
-  std::string pending_;
+  std::string pending_;  // guarded by mutex_, with what follows
   std::int64_t transfers_ = 0;
-  int phases_ = 0;  // that have begun and not ended
+  bool is_over_ = false;
+  const int file_;  // until it is over
 };
 
 // A call, or a phase of one, from now on. One thread at a time has those of a trace, one inside another.

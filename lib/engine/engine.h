@@ -45,11 +45,14 @@ struct Tensor {
     return t;
   }
   Tensor from_row(std::int64_t row) const { return from(0, row, 0); }
-  // Every so manieth row or head of it.
+  // Every so manieth row or head of it. Of one alone the stride may be anything, and so large that the product wraps: nobody uses it.
   Tensor every(std::int64_t row_step, std::int64_t head_step) const {
+    const auto times = [](std::int64_t stride, std::int64_t step) {
+      return static_cast<std::int64_t>(static_cast<std::uint64_t>(stride) * static_cast<std::uint64_t>(step));
+    };
     Tensor t = *this;
-    t.seq_stride *= row_step;
-    t.head_stride *= head_step;
+    t.seq_stride = times(seq_stride, row_step);
+    t.head_stride = times(head_stride, head_step);
     return t;
   }
 };

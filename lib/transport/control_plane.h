@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstddef>
-#include <vector>
+#include <functional>
+#include <span>
 
 #include "transport/transport.h"
 
@@ -11,10 +12,12 @@ namespace ringattn {
 // All but join() is for any thread.
 class ControlPlane {
  public:
-  virtual ~ControlPlane() = default;  // leaves the group
+  virtual ~ControlPlane() = default;
 
-  // Waits until all ranks have come. Returns what rank 0 brought for all of them. Throws as ra_create_context does.
-  virtual std::vector<std::byte> join() = 0;
+  // Waits until all ranks have come, and gives all of them what rank 0 brings: as many bytes on each, which bring(bytes) fills there.
+  // Throws as ra_create_context does.
+  using Bring = std::function<void(std::span<std::byte> bytes)>;
+  virtual void join(std::span<std::byte> brought, const Bring& bring) = 0;
 
   // The first failure that is heard of breaks the group.
   virtual void fail(const Failure& failure) noexcept = 0;
@@ -26,8 +29,11 @@ class ControlPlane {
 
   // What others are told who ask whom all wait for: whether transfers are not over that this rank is ready for.
   virtual void set_waits(bool waits) noexcept = 0;
-  virtual bool has_left(int rank) const noexcept = 0;
+  virtual bool has_left_undone(int rank) const noexcept = 0;  // without the call that this rank is in
   virtual void end_call() noexcept = 0;  // a collective call is over on this rank, to its last transfer
+
+  // Tells the others that this rank leaves; rank 0 waits until they are done with as many calls. So does the destructor, else.
+  virtual void leave() noexcept = 0;
 };
 
 }  // namespace ringattn

@@ -92,7 +92,8 @@ struct Rendezvous {
 
   std::shared_ptr<Group> find_or_make(const std::string& id, int world_size) {
     const std::lock_guard lock(mutex);
-    if (const Clock::time_point now = Clock::now(); now - swept > forgotten_after / 10) {  // not for every group that comes
+    if (const Clock::time_point now = Clock::now();
+        now - swept > forgotten_after / 10) {  // not for every group that comes
       swept = now;
       std::erase_if(groups, [&](const auto& entry) {
         const std::lock_guard group_lock(entry.second->mutex);

@@ -34,7 +34,8 @@ constexpr std::chrono::milliseconds retry(10);   // where there was no room for 
 constexpr std::chrono::milliseconds grace(500);  // in which the last pieces of a rank that has left arrive
 
 // What one rank opens: its own sockets with what wakes them, and two connections with each other rank, and one for the control plane.
-int descriptors_of(int world_size) { return 24 + 5 * world_size; }
+constexpr int own_descriptors = 24;
+int descriptors_of(int world_size) { return own_descriptors + 5 * world_size; }
 
 // The address of this machine from which `host` is reached.
 std::string address_towards(const std::string& host) {
@@ -91,7 +92,7 @@ class ZeromqTransport final : public Transport {
         inlets_(context_,
                 group.bind_address.empty() ? address_towards(id.host) : own_address(group.bind_address.c_str()),
                 group.bind_address.empty()),
-        control_(context_, id, make_hello(group, inlets_), draw_session(), {}, timeout_ms, std::move(on_failure)) {}
+        control_(context_, id, make_hello(group, inlets_), draw_session(), timeout_ms, std::move(on_failure)) {}
 
   ZeromqTransport(const ZeromqTransport&) = delete;
   ZeromqTransport& operator=(const ZeromqTransport&) = delete;
@@ -229,21 +230,23 @@ class ZeromqTransport final : public Transport {
 
 class ZeromqControlPlane final : public ControlPlane {
  public:
-  ZeromqControlPlane(const ZeromqGroup& group, std::span<const std::byte> extra, std::int64_t timeout_ms,
-                     std::function<void()> on_failure)
-      : rank_(group.rank), claim_(std::in_place, descriptors_of(group.world_size)), context_(16) {
+  ZeromqControlPlane(const ZeromqGroup& group, std::int64_t timeout_ms, std::function<void()> on_failure)
+      : rank_(group.rank),
+        claim_(std::in_place, own_descriptors + (group.rank == 0 ? group.world_size : 1)),
+        context_(16) {
     const UniqueId id = parse_unique_id(group.id);
     Hello hello = make_hello(group, RA_BACKEND_CUDA);
     hello.address = address_towards(id.host);
-    control_.emplace(context_, id, std::move(hello), draw_session(), std::vector(extra.begin(), extra.end()),
-                     timeout_ms, std::move(on_failure));
+    control_.emplace(context_, id, std::move(hello), draw_session(), timeout_ms, std::move(on_failure));
   }
 
-  std::vector<std::byte> join() override {
+  void join(std::span<std::byte> brought, const Bring& bring) override {
     try {
-      const Roster& roster = control_->join();
+      control_->join();
       claim_.reset();
-      return roster.extra;
+      if (rank_ == 0) bring(brought);
+      const std::vector<std::byte> all = control_->gather(brought);
+      std::copy_n(all.begin(), brought.size(), brought.begin());
     } catch (const Error& e) {
       fail({e, rank_});
       throw;
@@ -251,13 +254,16 @@ class ZeromqControlPlane final : public ControlPlane {
   }
   void fail(const Failure& failure) noexcept override { control_->fail(failure); }
   Failure failure() const noexcept override { return control_->failure(); }
-  Failure time_out(const Failure&) override { return control_->time_out(Membership::transfers); }
+  Failure time_out(const Failure& found) override {
+    return control_->time_out(found.rank >= 0 ? found.rank : Membership::transfers);
+  }
   Failure lose_peer(const Failure& found) override { return control_->lose_peer(found); }
   void set_waits(bool waits) noexcept override {
     control_->set_waits_for(waits ? Membership::transfers : Membership::nobody);
   }
-  bool has_left(int rank) const noexcept override { return control_->has_left(rank); }
+  bool has_left_undone(int rank) const noexcept override { return control_->has_left_undone(rank); }
   void end_call() noexcept override { control_->end_call(); }
+  void leave() noexcept override { control_->leave(); }
 
  private:
   const int rank_;
@@ -269,8 +275,6 @@ class ZeromqControlPlane final : public ControlPlane {
 }  // namespace
 
 std::string make_zeromq_id(const char* bind_address) { return make_unique_id(bind_address).text(); }
-
-bool is_zeromq_id(const std::string& id) { return zeromq::is_zeromq_id(id); }
 
 std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t timeout_ms,
                                        std::function<void()> on_failure) {
@@ -288,10 +292,10 @@ std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t ti
   }
 }
 
-std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup& group, std::span<const std::byte> extra,
-                                                 std::int64_t timeout_ms, std::function<void()> on_failure) {
+std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup& group, std::int64_t timeout_ms,
+                                                 std::function<void()> on_failure) {
   try {
-    return std::make_unique<ZeromqControlPlane>(group, extra, timeout_ms, std::move(on_failure));
+    return std::make_unique<ZeromqControlPlane>(group, timeout_ms, std::move(on_failure));
   } catch (const Error& e) {
     refuse_zeromq(group, e.status, e.what());
     throw;
@@ -303,8 +307,8 @@ void refuse_zeromq(const ZeromqGroup& group, ra_status status, const char* messa
     const DescriptorClaim claim(descriptors_of(1));
     const Context context(16);
     constexpr std::int64_t at_most_ms = 1000;
-    const Control control(context, parse_unique_id(group.id), make_hello(group, RA_BACKEND_CPU), Session(), {},
-                          at_most_ms, {}, {status, group.rank, message});
+    const Control control(context, parse_unique_id(group.id), make_hello(group, RA_BACKEND_CPU), Session(), at_most_ms,
+                          {}, {status, group.rank, message});
   } catch (const std::exception&) {
     // The others find out by their time-outs.
   }

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <span>
 #include <string>
+#include <string_view>
 
 #include "transport/control_plane.h"
 #include "transport/transport.h"
@@ -18,7 +18,8 @@ std::string missing_zeromq();
 
 // An id for one group: rank 0 will listen on `bind_address` ("host", "host:port"; null: loopback). Throws INVALID_ARGUMENT.
 std::string make_zeromq_id(const char* bind_address);
-bool is_zeromq_id(const std::string& id);  // by its beginning
+constexpr std::string_view zeromq_id_beginning = "ringattn-zeromq-";
+inline bool is_zeromq_id(const std::string& id) { return id.starts_with(zeromq_id_beginning); }
 
 struct ZeromqGroup {
   std::string id;
@@ -35,10 +36,10 @@ struct ZeromqGroup {
 std::unique_ptr<Transport> join_zeromq(const ZeromqGroup& group, std::int64_t timeout_ms,
                                        std::function<void()> on_failure);
 
-// The same without data: the group's id, world size and rank, of GPUs. `extra`, which is read on rank 0, is what it brings for all.
-// Begins to join; `on_failure` as above. Throws as above, and tells the others.
-std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup& group, std::span<const std::byte> extra,
-                                                 std::int64_t timeout_ms, std::function<void()> on_failure);
+// The same without data: the group's id, world size and rank, of GPUs. Begins to join; `on_failure` as above. Throws as above, and
+// tells the others.
+std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup& group, std::int64_t timeout_ms,
+                                                 std::function<void()> on_failure);
 
 // Tells the ranks that wait for this one to join that it never will: for failures before joining. Blocks for a second at most.
 void refuse_zeromq(const ZeromqGroup& group, ra_status status, const char* message) noexcept;

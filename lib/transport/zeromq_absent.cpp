@@ -8,14 +8,11 @@ std::string missing_zeromq() { return "this build was made without ZeroMQ (RINGA
 
 std::string make_zeromq_id(const char*) { fail(RA_STATUS_NOT_SUPPORTED, missing_zeromq()); }
 
-bool is_zeromq_id(const std::string&) { return false; }
-
 std::unique_ptr<Transport> join_zeromq(const ZeromqGroup&, std::int64_t, std::function<void()>) {
   fail(RA_STATUS_NOT_SUPPORTED, missing_zeromq());
 }
 
-std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup&, std::span<const std::byte>, std::int64_t,
-                                                 std::function<void()>) {
+std::unique_ptr<ControlPlane> open_control_plane(const ZeromqGroup&, std::int64_t, std::function<void()>) {
   fail(RA_STATUS_NOT_SUPPORTED, missing_zeromq());
 }
 

@@ -77,6 +77,9 @@ struct Call {
     ra_init_context_info(&info, sizeof info);
     ra_init_capabilities(&capabilities, sizeof capabilities);
     ra_init_memory_requirements(&requirements, sizeof requirements);
+    ra_init_machine_rates(&rates, sizeof rates);
+    rates.forward_flops = rates.backward_flops = 1e9;
+    ra_init_time_estimate(&estimate, sizeof estimate);
     ra_init_call_statistics(&statistics, sizeof statistics);
     std::memset(id.text, 'x', sizeof id.text);
     info.rank = 0x5A5A;
@@ -182,6 +185,8 @@ struct Call {
   ra_capabilities capabilities{};
   ra_attention_desc desc{};
   ra_memory_requirements requirements{};
+  ra_machine_rates rates{};
+  ra_time_estimate estimate{};
   ra_call_statistics statistics{};
   ra_forward_args forward{};
   ra_backward_args backward{};
@@ -197,6 +202,8 @@ struct Call {
   ra_capabilities* p_capabilities = &capabilities;
   ra_attention_desc* p_desc = &desc;
   ra_memory_requirements* p_requirements = &requirements;
+  ra_machine_rates* p_rates = &rates;
+  ra_time_estimate* p_estimate = &estimate;
   ra_call_statistics* p_statistics = &statistics;
   ra_forward_args* p_forward = &forward;
   ra_backward_args* p_backward = &backward;
@@ -241,6 +248,9 @@ const Function kGetMemoryRequirements{"ra_get_memory_requirements", [](Call& c, 
 const Function kEstimateMemory{"ra_estimate_memory", [](Call& c, ra_error* e, ra_status) {
                                  return ra_estimate_memory(c.p_config, c.p_desc, c.p_requirements, e);
                                }};
+const Function kEstimateTime{"ra_estimate_time", [](Call& c, ra_error* e, ra_status) {
+                               return ra_estimate_time(c.p_config, c.p_desc, c.p_rates, c.p_estimate, e);
+                             }};
 const Function kGetCallStatistics{"ra_get_call_statistics", [](Call& c, ra_error* e, ra_status) {
                                     return ra_get_call_statistics(c.context, c.p_statistics, e);
                                   }};
@@ -280,7 +290,7 @@ const Function kRunSelfTest{"ra_run_self_test", [](Call& c, ra_error* e, ra_stat
 using Functions = std::vector<const Function*>;
 
 // Who reads the problem, who reads only how its sequences are cut, and who computes.
-const Functions kTakeProblem{&kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory, &kForward,
+const Functions kTakeProblem{&kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory, &kEstimateTime, &kForward,
                              &kBackward,     &kGetDropoutMask};
 const Functions kTakeSharding{&kGetShardLength, &kGetShardPosition, &kGetShardPositions, &kSplitSequence,
                               &kJoinSequence};
@@ -343,9 +353,11 @@ void null_pointers(Table& t) {
   const auto desc = [](Call& c) { c.p_desc = nullptr; };
   t.push_back({"id is NULL", {&kCreateUniqueId}, [](Call& c) { c.p_id = nullptr; }, {"id", "NULL"}});
   t.push_back({"config is NULL",
-               {&kCreateContext, &kEstimateMemory},
+               {&kCreateContext, &kEstimateMemory, &kEstimateTime},
                [](Call& c) { c.p_config = nullptr; },
                {"config", "NULL"}});
+  t.push_back({"rates is NULL", {&kEstimateTime}, [](Call& c) { c.p_rates = nullptr; }, {"rates", "NULL"}});
+  t.push_back({"estimate is NULL", {&kEstimateTime}, [](Call& c) { c.p_estimate = nullptr; }, {"estimate", "NULL"}});
   t.push_back({"context is NULL",
                {&kAbortContext, &kGetAsyncError, &kGetContextInfo, &kCheckSupport, &kGetMemoryRequirements,
                 &kGetCallStatistics, &kForward, &kBackward, &kRunSelfTest},
@@ -382,7 +394,8 @@ void struct_sizes(Table& t) {
                    {"struct_size", digits(size)}});
     }
   };
-  sizes({&kCreateContext, &kEstimateMemory}, &Call::config);
+  sizes({&kCreateContext, &kEstimateMemory, &kEstimateTime}, &Call::config);
+  sizes({&kEstimateTime}, &Call::rates);
   sizes(kTakeDesc, &Call::desc);
   sizes({&kForward}, &Call::forward);
   sizes({&kBackward}, &Call::backward);
@@ -397,6 +410,7 @@ void struct_sizes(Table& t) {
   too_small({&kGetCapabilities}, &Call::capabilities);
   too_small({&kGetMemoryRequirements, &kEstimateMemory}, &Call::requirements);
   too_small({&kGetCallStatistics}, &Call::statistics);
+  too_small({&kEstimateTime}, &Call::estimate);
 }
 
 std::string id_of_another_process() {
@@ -424,12 +438,24 @@ bool has(std::int32_t ra_capabilities::*what) {
   return ra_get_capabilities(&capabilities, nullptr) == RA_STATUS_SUCCESS && capabilities.*what != 0;
 }
 
+void rates(Table& t) {
+  const Functions estimate{&kEstimateTime};
+  using R = ra_machine_rates;
+  for (const auto& [name, field] :
+       {std::pair{"forward_flops", &R::forward_flops}, std::pair{"backward_flops", &R::backward_flops}})
+    out_of_range(t, estimate, &Call::rates, field, name, {0.0, -1.0, double{NAN}, double{INFINITY}}, {"0"});
+  for (const auto& [name, field] :
+       {std::pair{"link_bytes", &R::link_bytes}, std::pair{"link_seconds", &R::link_seconds}})
+    out_of_range(t, estimate, &Call::rates, field, name, {-1.0, double{NAN}, double{INFINITY}}, {"0"});
+}
+
 void contexts(Table& t) {
   const Functions create{&kCreateContext};
   const Functions either{&kCreateContext, &kEstimateMemory};
+  const Functions all = either + Functions{&kEstimateTime};
   using C = ra_context_config;
-  out_of_range(t, either, &Call::config, &C::rank, "rank", {-1, 1, INT32_MIN, INT32_MAX}, {"world_size|0 .. 0|less|0"});
-  out_of_range(t, either, &Call::config, &C::world_size, "world_size", {0, -1, 4097, INT32_MAX}, {"4096"});
+  out_of_range(t, all, &Call::config, &C::rank, "rank", {-1, 1, INT32_MIN, INT32_MAX}, {"world_size|0 .. 0|less|0"});
+  out_of_range(t, all, &Call::config, &C::world_size, "world_size", {0, -1, 4097, INT32_MAX}, {"4096"});
   out_of_range(t, either, &Call::config, &C::backend, "backend", {-1, 2, 99}, {});
   out_of_range(t, either, &Call::config, &C::transport, "transport", {-1, 3, 99}, {});
   out_of_range(t, either, &Call::config, &C::num_threads, "num_threads", {-1, 1025, INT32_MAX}, {"1024"});
@@ -1191,6 +1217,7 @@ Table make_table() {
   null_pointers(table);
   struct_sizes(table);
   contexts(table);
+  rates(table);
   problems(table);
   documents(table);
   modifiers(table);

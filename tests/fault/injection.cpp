@@ -63,7 +63,6 @@ std::vector<Function> make_functions() {
       {"zmq_has", {}},
       {"zmq_ctx_new", {no_memory, no_file}},
       {"zmq_ctx_set", {{EINVAL, survived}}},
-      {"zmq_ctx_shutdown", {{EFAULT, survived}}},
       {"zmq_ctx_term", {interrupted, done(EFAULT)}},
       {"zmq_socket", {no_file, terminated, invalid}},
       {"zmq_close", {done(ENOTSOCK)}},
@@ -96,7 +95,6 @@ std::vector<Function> make_functions() {
       {"zmq_msg_recv", {terminated, no_socket, {EFSM, reported}, interrupted, again(EAGAIN)}},
 
       {"sodium_init", {}},  // as the library is loaded: tests/transport/zeromq_libraries_test.cpp
-      {"sodium_memzero", {}},
       {"randombytes_buf", {}},
       {"crypto_kdf_derive_from_key", {refused}},
       {"crypto_generichash", {refused}},

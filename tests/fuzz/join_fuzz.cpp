@@ -7,6 +7,7 @@
 #include <string>
 
 #include "fuzz/input.h"
+#include "transport/zeromq.h"
 #include "transport/zeromq/membership.h"
 #include "transport/zeromq/unique_id.h"
 
@@ -90,7 +91,7 @@ void check_failure(const Failure& failure, int from) {
 
 // A frame to the hub of two, from rank 1, which is all that it waits for.
 void read_hello(const Bytes& frame) {
-  Membership hub(hello_of(2, 0), Session{std::byte{7}}, Bytes(3));
+  Membership hub(hello_of(2, 0), Session{std::byte{7}});
   hub.begin();
   hub.on_frame(1, frame);
   if (!hub.is_whole()) {
@@ -119,7 +120,7 @@ void read_welcome(const Bytes& frame) {
   const Roster& roster = spoke.roster();
   check(spoke.failure().status == RA_STATUS_SUCCESS, spoke.failure().message);
   check(roster.ranks.size() == 2 && roster.ranks[1] == hello_of(2, 1), "rank 1 is another");
-  Membership hub(roster.ranks[0], roster.session, roster.extra);
+  Membership hub(roster.ranks[0], roster.session);
   hub.begin();
   hub.on_frame(1, hello[0].bytes);
   const auto written = hub.take_frames();

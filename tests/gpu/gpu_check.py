@@ -11,6 +11,7 @@ programs and the library are in one folder, made by ./dev gpu-check --pack, wher
 import argparse
 import ctypes
 import json
+import operator
 import os
 import pathlib
 import random
@@ -279,7 +280,7 @@ def transports(stage):
 
 
 def processes(stage):
-    """two processes that share the GPU, over NCCL and the loopback interface: results only"""
+    """two processes that share the GPU, over NCCL and the loopback interface: results, and what one knows of the other's end"""
     # NCCL takes two processes on one GPU for a mistake, unless they say that they are on different machines.
     alike = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_NET": "Socket", "NCCL_IB_DISABLE": "1", "NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -290,13 +291,15 @@ def processes(stage):
             return subprocess.Popen([str(word) for word in command], stdout=log, stderr=subprocess.STDOUT,
                                     env=os.environ | alike | {"NCCL_HOSTID": f"ringattn{rank}"}), log
 
-        def run_both(title, command):
+        def run_both(title, command, expected=(0, 0)):
             progress(f"{stage.name}: {title}")
             running = [start(rank, command(rank)) for rank in range(2)]
             end = time.monotonic() + 120
             try:
-                while any(process.poll() is None for process, _ in running) and time.monotonic() < end and not any(
-                        process.poll() for process, _ in running):
+                def as_expected():
+                    return all(process.poll() in (None, status) for (process, _), status in zip(running, expected))
+
+                while any(process.poll() is None for process, _ in running) and time.monotonic() < end and as_expected():
                     time.sleep(0.1)
             finally:
                 for process, _ in running:
@@ -311,9 +314,19 @@ def processes(stage):
                 with open(stage.options.output / f"{stage.name}.log", "a", encoding="utf-8") as kept:
                     kept.write(f"{title}, process {rank}: status {statuses[rank]}\n{text}\n")
                 stage.report.note(f"{title}, process {rank}: status {statuses[rank]}, {last_line(text)}")
-            stage.report.add_bar(f"{title}: processes that fail", sum(status != 0 for status in statuses), "<=", 0)
+            stage.report.add_bar(f"{title}: processes that fail", sum(map(operator.ne, statuses, expected)), "<=", 0)
 
-        run_both("self-test", lambda rank: [sys.executable, __file__, "--worker", rank, "--shared", shared, *stage.arguments])
+        def worker(meeting):
+            return lambda rank: [sys.executable, __file__, "--worker", rank, "--shared", shared, "--meeting", meeting, *stage.arguments]
+
+        if stage.machine.capabilities.has_zeromq:
+            run_both("control plane, self-test", worker("joined"))
+            run_both("control plane, a rank is killed", worker("killed"), (0, -signal.SIGKILL))
+        else:
+            stage.report.add_missing("control plane", "ZeroMQ or libsodium is not here")
+        if not stage.machine.is_cuda:
+            return
+        run_both("self-test", worker("own"))
         example = stage.options.folder / "example_02_gpu_ring"
         run_both("example", lambda rank: [example, "--transport", "nccl", "--ranks", 2, "--rank", rank, "--id", shared / "example_id",
                                           "--tokens", 4096, "--repeats", 1])
@@ -322,20 +335,36 @@ def processes(stage):
 def work(options):
     """One of the processes of `processes`: rank --worker of two."""
     machine = Machine(options)
-    api, id_file = machine.api, pathlib.Path(options.shared) / "id"
+    api, shared = machine.api, pathlib.Path(options.shared)
+    transport = api.RA_TRANSPORT_NCCL if machine.is_cuda else api.RA_TRANSPORT_ZEROMQ
+    id_file, death = shared / f"{options.meeting}_id", shared / "death"
     unique_id = api.ra_unique_id()
     if options.worker == 0:
-        api.call("ra_create_unique_id", unique_id, api.RA_TRANSPORT_NCCL, None)
+        api.call("ra_create_unique_id", unique_id, transport, None if options.meeting == "own" else b"127.0.0.1")
         part = id_file.with_suffix(".part")
         part.write_bytes(unique_id.text)
         part.rename(id_file)
     while not id_file.exists():
         time.sleep(0.01)
-    config = machine.config(options.worker, 2, transport=api.RA_TRANSPORT_NCCL, unique_id=id_file.read_bytes())
+    config = machine.config(options.worker, 2, transport=transport, unique_id=id_file.read_bytes())
     context = api.call("ra_create_context", config)
-    api.call("ra_run_self_test", context, 50, 1)
+    if options.meeting != "killed":
+        api.call("ra_run_self_test", context, 50, 1)
+        print("50 random problems within the tolerance")
+    else:
+        api.call("ra_run_self_test", context, 5, 1)
+        if options.worker == 1:
+            death.write_text(str(time.time()), encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            api.call("ra_run_self_test", context, 1000, 1)
+            sys.exit("a rank was killed, and nobody noticed")
+        except api.Error as error:
+            late = time.time() - float(death.read_text(encoding="utf-8"))
+            print(f"{error}; {late:.3f} s after rank 1 was killed")
+            if error.status != api.RA_STATUS_PEER_LOST or error.rank != 1 or late > 1:
+                sys.exit(1)
     api.functions.ra_destroy_context(context)
-    print("50 random problems within the tolerance")
 
 
 # ---------------------------------------------------------------- speed
@@ -642,6 +671,7 @@ def main():
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--shared", help=argparse.SUPPRESS)
+    parser.add_argument("--meeting", choices=("own", "joined", "killed"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in (*options.stages, *options.without):
         if name not in STAGES:

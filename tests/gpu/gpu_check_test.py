@@ -40,6 +40,9 @@ def main():
         assert [row["direction"] for row in file["rows"]] == ["forward", "forward + backward"]
         assert all(row["ring_seconds"] > 0 for row in file["rows"])
 
+        status, text, file = run(output, "processes", *on_cpu)
+        assert status == 0 and [bar["holds"] for bar in bars(file, "processes").values()] == [True, True], text
+
         output = pathlib.Path(folder) / "gpu"
         status, text, file = run(output, "transports", "ring", "memory", *on_gpu)
         assert status == 0 and file["gpu"] == "emulated GPU" and file["driver"] and "memory of 3 ranks" in text

@@ -72,6 +72,7 @@ class Api:
     class Error(Exception):
         def __init__(self, status, error):
             super().__init__(f"{status}: {error.message.decode()}")
+            self.status, self.rank = error.status, error.rank
 
     def make(self, name, **fields):
         struct = getattr(self, name)()

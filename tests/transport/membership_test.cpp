@@ -82,7 +82,7 @@ Bytes record_of(int rank, std::int64_t round, std::int64_t size) {
 }
 
 struct Process {
-  explicit Process(const Hello& hello) : rank(hello.rank), membership(hello, Session{std::byte{42}}, Bytes(5)) {}
+  explicit Process(const Hello& hello) : rank(hello.rank), membership(hello, Session{std::byte{42}}) {}
 
   int rank;
   Membership membership;
@@ -497,7 +497,6 @@ TEST(Membership, WithoutFaultsAllJoinGatherAndLeave) {
       for (int r = 0; r < world_size; ++r)
         ASSERT_EQ(p->membership.roster().ranks[static_cast<std::size_t>(r)], hello_of(world_size, r));
       ASSERT_EQ(p->membership.roster().session[0], std::byte{42});
-      ASSERT_EQ(p->membership.roster().extra, Bytes(5));
       ASSERT_EQ(p->gathered.size(), static_cast<std::size_t>(p->begun));
     }
     expect_right_gathers(world);
@@ -865,7 +864,7 @@ Frame broken(int status, int rank, const std::string& message) {
   return Frame(6).i32(status).i32(rank).i32(0).i32(0).text(message);
 }
 Frame leave() { return Frame(7); }
-Frame left(int rank, std::int64_t rounds) { return Frame(8).i32(rank).i64(rounds); }
+Frame left(int rank, std::int64_t rounds, std::int64_t calls = 0) { return Frame(8).i32(rank).i64(rounds).i64(calls); }
 Frame timed_out(int blocker) { return Frame(9).i32(blocker).i64(1000); }
 
 void expect_nonsense_of(int from, const Failure& failure) {
@@ -1002,7 +1001,6 @@ TEST(Membership, ASpokeKnowsNonsense) {
   }
   Frame welcome = welcome_frame();
   for (int r = 0; r < 3; ++r) welcome.hello(hello_of(3, r));
-  welcome.i32(0);
   const Frame wrong[] = {welcome,
                          beat_of_hub(0, 0),
                          beat_of_hub(3, 0),
@@ -1014,6 +1012,7 @@ TEST(Membership, ASpokeKnowsNonsense) {
                          left(1, 1),
                          left(3, 1),
                          left(2, 0),
+                         left(2, 1, -1),
                          broken(0, 0, "x"),
                          broken(12, 0, "x"),
                          broken(7, -2, "x"),
@@ -1044,10 +1043,10 @@ TEST(Membership, ASpokeKnowsNonsense) {
 }
 
 TEST(Membership, ASpokeReadsItsWelcome) {
-  const auto welcome = [](const std::vector<Hello>& hellos, std::int64_t extra) {
+  const auto welcome = [](const std::vector<Hello>& hellos, std::size_t more = 0) {
     Frame frame = welcome_frame();
     for (const Hello& hello : hellos) frame.hello(hello);
-    return frame.i32(extra).zeros(3);
+    return frame.zeros(more);
   };
   const auto failure_after = [](const Frame& frame) {
     Membership spoke(hello_of(2, 1), {});
@@ -1057,15 +1056,14 @@ TEST(Membership, ASpokeReadsItsWelcome) {
     return spoke.failure();
   };
   const Hello hub = hello_of(2, 0), own = hello_of(2, 1);
-  EXPECT_EQ(failure_after(welcome({hub, own}, 3)).status, RA_STATUS_SUCCESS);
-  expect_nonsense_of(0, failure_after(welcome({hub, own}, 2)));
-  expect_nonsense_of(0, failure_after(welcome({hub, own}, 4)));
-  expect_nonsense_of(0, failure_after(welcome({hub}, 3)));
-  expect_nonsense_of(0, failure_after(welcome({own, hub}, 3)));
-  expect_nonsense_of(0, failure_after(welcome({hello_of(3, 0), own}, 3)));
+  EXPECT_EQ(failure_after(welcome({hub, own})).status, RA_STATUS_SUCCESS);
+  expect_nonsense_of(0, failure_after(welcome({hub, own}, 1)));
+  expect_nonsense_of(0, failure_after(welcome({hub})));
+  expect_nonsense_of(0, failure_after(welcome({own, hub})));
+  expect_nonsense_of(0, failure_after(welcome({hello_of(3, 0), own})));
   Hello other = own;
   other.address = "tcp://elsewhere:1";
-  const Failure twice = failure_after(welcome({hub, other}, 3));
+  const Failure twice = failure_after(welcome({hub, other}));
   EXPECT_EQ(twice.status, RA_STATUS_MISMATCH);
   EXPECT_EQ(twice.rank, 1);
   EXPECT_STREQ(twice.message, "rank is 1 twice, at tcp://elsewhere:1 and at tcp://10.0.0.1:4000; each rank comes once");
@@ -1208,27 +1206,35 @@ TEST(Membership, ATimeOutNamesWhoCameLast) {
   }
 }
 
-// Who waits for transfers does not know whose: it is whoever does not wait himself, but for those that have left, if there is anybody.
+// Who waits for transfers does not know whose. It is whoever does not wait himself and is not done with that call, but for those that have
+// left; nobody is named if there is nobody.
 TEST(Membership, ATimeOutOfTransfersNamesWhoDoesNotWait) {
   constexpr int size = 4;
   for (int waiter = 0; waiter < size; ++waiter)
     for (int late = -1; late < size; ++late)
-      for (int gone = -1; gone < size; ++gone) {
-        if (late == waiter || gone == waiter || gone == 0 || (late >= 0 && late == gone)) continue;
-        Ranks ranks(size);
-        for (int r = 0; r < size; ++r)
-          if (r != late && r != gone) ranks[r].set_waits_for(Membership::transfers);
-        if (gone >= 0) ranks[gone].leave();
-        ranks.exchange();
-        ranks[waiter].on_timeout(Membership::transfers, 1000);
-        ranks.exchange();
-        const int named = late >= 0 ? late : gone;
-        for (int r = 0; r < size; ++r) {
-          if (r == gone) continue;
-          EXPECT_EQ(ranks[r].failure().status, RA_STATUS_TIMEOUT);
-          EXPECT_EQ(ranks[r].failure().rank, named) << "waiter " << waiter << ", late " << late << ", gone " << gone;
+      for (int gone = -1; gone < size; ++gone)
+        for (int done = -1; done < size; ++done) {
+          if (late == waiter || gone == waiter || done == waiter || gone == 0) continue;
+          Ranks ranks(size);
+          if (done >= 0) ranks[done].end_call();  // before the others
+          for (int r = 0; r < size; ++r)
+            if (r != late && r != gone && r != done) ranks[r].set_waits_for(Membership::transfers);
+          if (gone >= 0) ranks[gone].leave();
+          ranks.exchange();
+          for (int r = 0; r < size; ++r)
+            if (r != gone) {
+              EXPECT_EQ(ranks[r].has_left_undone(gone), gone >= 0 && (gone != done || r == done));
+            }
+          ranks[waiter].on_timeout(Membership::transfers, 1000);
+          ranks.exchange();
+          const int named = late >= 0 && late != done && late != gone ? late : gone != done ? gone : -1;
+          for (int r = 0; r < size; ++r) {
+            if (r == gone) continue;
+            EXPECT_EQ(ranks[r].failure().status, RA_STATUS_TIMEOUT);
+            EXPECT_EQ(ranks[r].failure().rank, named)
+                << "waiter " << waiter << ", late " << late << ", gone " << gone << ", done " << done;
+          }
         }
-      }
 }
 
 TEST(Membership, OneRankIsWholeAtOnce) {

@@ -1,4 +1,6 @@
 // What the ZeroMQ transport is built on: ids, keys and sealed pieces.
+#include "transport/zeromq.h"
+
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>

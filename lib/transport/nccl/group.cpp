@@ -13,7 +13,7 @@ namespace {
 using cuda::BesideCapture;
 using cuda::Event;
 
-constexpr milliseconds grace{500};  // in which the last transfers of a rank that has left end
+constexpr milliseconds grace{500};  // in which the last transfers of a rank that leaves end
 
 // A rank that has no word of the others.
 class Alone final : public ControlPlane {
@@ -21,7 +21,7 @@ class Alone final : public ControlPlane {
   Alone(std::vector<std::byte> id, std::function<void()> on_failure)
       : id_(std::move(id)), on_failure_(std::move(on_failure)) {}
 
-  std::vector<std::byte> join() override { return id_; }
+  void join(std::span<std::byte> brought, const Bring&) override { std::ranges::copy(id_, brought.begin()); }
   void fail(const Failure& failure) noexcept override {
     {
       const std::lock_guard lock(mutex_);
@@ -40,8 +40,9 @@ class Alone final : public ControlPlane {
   }
   Failure lose_peer(const Failure& found) override { return time_out(found); }
   void set_waits(bool) noexcept override {}
-  bool has_left(int) const noexcept override { return false; }
+  bool has_left_undone(int) const noexcept override { return false; }
   void end_call() noexcept override {}
+  void leave() noexcept override {}
 
  private:
   const std::vector<std::byte> id_;
@@ -55,15 +56,7 @@ std::unique_ptr<ControlPlane> open_control(const NcclGroup& group, std::int64_t 
   if (group.borrowed != nullptr || is_nccl_id(group.id))
     return std::make_unique<Alone>(group.borrowed != nullptr ? std::vector<std::byte>() : parse_id(group.id),
                                    std::move(on_failure));
-  const ZeromqGroup same{group.id, {}, true, group.world_size, group.rank};
-  std::vector<std::byte> id;
-  try {
-    if (group.rank == 0) id = draw_id();
-  } catch (const Error& error) {
-    refuse_zeromq(same, error.status, error.what());
-    throw;
-  }
-  return open_control_plane(same, id, timeout_ms, std::move(on_failure));
+  return open_control_plane({group.id, {}, true, group.world_size, group.rank}, timeout_ms, std::move(on_failure));
 }
 
 }  // namespace
@@ -93,16 +86,13 @@ Group::Group(const NcclGroup& group, int device, std::int64_t timeout_ms)
       is_borrowed_(group.borrowed != nullptr),
       control_(open_control(group, timeout_ms, [this] { note_failure(); })) {}
 
-void Group::wait_until(const std::function<bool()>& is_done, const std::vector<int>& peers, const char* what) {
+void Group::wait_until(const std::function<bool()>& is_done, const std::vector<int>& peers, const char* what,
+                       Clock::time_point begin) {
   std::optional<Waiting> waiting;
-  Clock::time_point begin{};
   Departure departure;
   for (int turn = 0; !is_done(); ++turn) {
     throw_failure();
-    if (turn == 0) {
-      waiting.emplace(*this);
-      begin = Clock::now();
-    }
+    if (turn == 0) waiting.emplace(*this);
     const auto waited = Clock::now() - begin;
     if (waited > timeout_)
       throw control_
@@ -130,16 +120,14 @@ ncclResult_t Group::ask(const char* function) {
 }
 
 void Group::join() {
-  const std::vector<std::byte> bytes = control_->join();
-  ncclUniqueId id;
-  if (bytes.size() != sizeof id.internal)
-    ringattn::fail(RA_STATUS_INTERNAL_ERROR, "rank 0 brought ", bytes.size(), " bytes as NCCL's id");
-  std::memcpy(id.internal, bytes.data(), bytes.size());
+  const Clock::time_point begin = Clock::now();
+  ncclUniqueId id{};
+  control_->join(std::as_writable_bytes(std::span(id.internal)), draw_id);
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   call("ncclCommInitRankConfig",
        [&] { return nccl().ncclCommInitRankConfig(&comm_, world_size_, id, rank_, &config); });
-  settle("ncclCommInitRankConfig", {});
+  settle("ncclCommInitRankConfig", {}, begin);
 }
 
 void Group::check_borrowed(const NcclGroup& group) {
@@ -251,7 +239,7 @@ void Group::note_failure() noexcept {
 
 void Group::await_departed(const std::vector<int>& peers, Departure& departure) const {
   const auto look_at = [&](int rank) {
-    if (departure.rank < 0 && rank != rank_ && control_->has_left(rank)) departure = {rank, Clock::now()};
+    if (departure.rank < 0 && rank != rank_ && control_->has_left_undone(rank)) departure = {rank, Clock::now()};
   };
   for (const int rank : peers) look_at(rank);
   for (int rank = 0; rank < (peers.empty() ? world_size_ : 0); ++rank) look_at(rank);
@@ -304,14 +292,26 @@ void Group::put_away(std::unique_ptr<Exchange> exchange) noexcept {  // with the
 }
 
 void Group::end(bool is_broken) noexcept {
+  if (!is_broken) control_->leave();  // before NCCL is ended, which may wait until the others end it, too
   const std::lock_guard lock(calls_);
   is_aborted_ = true;
   if (comm_ == nullptr || is_borrowed_) return;
-  if (is_broken)
+  if (is_broken || !finalize())
     nccl().ncclCommAbort(comm_);
   else
     nccl().ncclCommDestroy(comm_);
   comm_ = nullptr;
+}
+
+// Nothing is under way here any more, and the others are waited for no longer than what is under way to them may take.
+bool Group::finalize() noexcept {
+  const Clock::time_point begin = Clock::now();
+  ncclResult_t state = nccl().ncclCommFinalize(comm_);
+  while (state == ncclInProgress && !is_broken_ && Clock::now() - begin < grace) {
+    std::this_thread::sleep_for(milliseconds(1));
+    if (nccl().ncclCommGetAsyncError(comm_, &state) != ncclSuccess) return false;
+  }
+  return state == ncclSuccess;
 }
 
 }  // namespace ringattn::nccl_detail

@@ -86,7 +86,6 @@ class Group {
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
 
-  milliseconds timeout() const { return timeout_; }
   ncclComm_t comm() const { return comm_; }
 
   void fail(const Failure& failure) noexcept { control_->fail(failure); }
@@ -120,14 +119,15 @@ class Group {
 
   // Waits for `peers` until is_done() says so, not beyond the time-out, and for nothing once the group is broken: whatever ends then
   // has not been done.
-  void wait_until(const std::function<bool()>& is_done, const std::vector<int>& peers, const char* what);
+  void wait_until(const std::function<bool()>& is_done, const std::vector<int>& peers, const char* what,
+                  Clock::time_point begin = Clock::now());
 
   // What the communicator says of the function that it was called for last: ncclSuccess or ncclInProgress.
   ncclResult_t ask(const char* function);
 
   // Waits until the communicator has begun what it was last asked for; an event recorded earlier would miss it.
-  void settle(const char* function, const std::vector<int>& peers) {
-    wait_until([&] { return ask(function) == ncclSuccess; }, peers, function);
+  void settle(const char* function, const std::vector<int>& peers, Clock::time_point begin = Clock::now()) {
+    wait_until([&] { return ask(function) == ncclSuccess; }, peers, function, begin);
   }
 
   void join();  // with the other ranks
@@ -175,6 +175,7 @@ class Group {
   void wait_for(Exchange& oldest);
   void put_away(std::unique_ptr<Exchange> exchange) noexcept;  // with the lock held
   void end(bool is_broken) noexcept;
+  bool finalize() noexcept;
 
   const int rank_;
   const int world_size_;

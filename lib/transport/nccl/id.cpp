@@ -1,5 +1,6 @@
 #include "transport/nccl/id.h"
 
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <span>
@@ -16,12 +17,11 @@ constexpr const char* id_prefix = "ringattn-nccl-";
 
 namespace nccl_detail {
 
-std::vector<std::byte> draw_id() {
-  ncclUniqueId id;
-  const ncclResult_t result = nccl().ncclGetUniqueId(&id);
+void draw_id(std::span<std::byte> id) {
+  ncclUniqueId drawn;
+  const ncclResult_t result = nccl().ncclGetUniqueId(&drawn);
   if (result != ncclSuccess) throw nccl_error("ncclGetUniqueId", result, nullptr);
-  const auto bytes = std::as_bytes(std::span(id.internal));
-  return {bytes.begin(), bytes.end()};
+  std::memcpy(id.data(), drawn.internal, id.size());
 }
 
 std::vector<std::byte> parse_id(const std::string& text) {
@@ -34,8 +34,10 @@ std::vector<std::byte> parse_id(const std::string& text) {
 }  // namespace nccl_detail
 
 std::string make_nccl_id() {
+  std::array<std::byte, sizeof(ncclUniqueId)> id;
+  nccl_detail::draw_id(id);
   std::string digits = id_prefix;
-  for (const std::byte byte : nccl_detail::draw_id()) {
+  for (const std::byte byte : id) {
     char pair[3];
     std::snprintf(pair, sizeof pair, "%02x", std::to_integer<unsigned>(byte));
     digits += pair;

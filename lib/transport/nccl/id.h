@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string>
 #include <vector>
 
 namespace ringattn::nccl_detail {
 
-std::vector<std::byte> draw_id();  // NCCL listens for it in this process
+void draw_id(std::span<std::byte> id);  // NCCL listens for it in this process
 std::vector<std::byte> parse_id(const std::string& text);
 
 }  // namespace ringattn::nccl_detail

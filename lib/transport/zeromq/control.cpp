@@ -76,15 +76,14 @@ pthread_t start_thread(void* (*function)(void*), void* argument) {
 
 }  // namespace
 
-Control::Control(const Context& context, const UniqueId& id, Hello own, const Session& session,
-                 std::vector<std::byte> extra, std::int64_t timeout_ms, std::function<void()> on_failure,
-                 const Failure& refusal)
+Control::Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::int64_t timeout_ms,
+                 std::function<void()> on_failure, const Failure& refusal)
     : id_(id),
       own_(std::move(own)),
       timeout_ms_(timeout_ms),
       linger_ms_(refusal.status == RA_STATUS_SUCCESS ? flush_ms : static_cast<int>(timeout_ms)),
       on_failure_(std::move(on_failure)),
-      membership_(own_, session, std::move(extra)),
+      membership_(own_, session),
       socket_(make_socket(context, id_, own_.rank, linger_ms_)),
       monitor_(make_monitor(context, socket_)) {
   if (is_hub()) {
@@ -117,9 +116,10 @@ Control::Control(const Context& context, const UniqueId& id, Hello own, const Se
   thread_ = start_thread(body, this);
 }
 
-Control::~Control() {
+void Control::leave() noexcept {
   {
     std::unique_lock lock(mutex_);
+    if (std::exchange(leaves_, true)) return;
     const auto is_free = [&] { return membership_.may_leave() || membership_.failure().status != RA_STATUS_SUCCESS; };
     changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms_), is_free);
     // A group that breaks before it is whole: those who come now are to hear why.
@@ -129,6 +129,14 @@ Control::~Control() {
       changed_.wait_for(lock, std::chrono::milliseconds(std::min<std::int64_t>(timeout_ms_, linger_ms_)),
                         have_all_come);
     membership_.leave();
+  }
+  wake_.signal();
+}
+
+Control::~Control() {
+  leave();
+  {
+    const std::lock_guard lock(mutex_);
     ends_ = true;
   }
   wake_.signal();
@@ -178,6 +186,11 @@ Failure Control::failure() const noexcept {
 bool Control::can_tell() const {
   const std::lock_guard lock(mutex_);
   return can_tell_;
+}
+
+bool Control::has_left_undone(int rank) const {
+  const std::lock_guard lock(mutex_);
+  return membership_.has_left_undone(rank);
 }
 
 bool Control::has_left(int rank) const {

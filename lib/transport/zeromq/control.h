@@ -32,14 +32,13 @@ namespace ringattn::zeromq {
 
 class Control {
  public:
-  // Begins to join, or, with a refusal, says nothing but that. `session` and `extra` are read on rank 0. `on_failure` is called once, with
-  // a lock held, when the group breaks: it must be quick and call nothing here.
-  Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::vector<std::byte> extra,
-          std::int64_t timeout_ms, std::function<void()> on_failure, const Failure& refusal = {});
+  // Begins to join, or, with a refusal, says nothing but that. `session` is read on rank 0. `on_failure` is called once, with a lock held,
+  // when the group breaks: it must be quick and call nothing here.
+  Control(const Context& context, const UniqueId& id, Hello own, const Session& session, std::int64_t timeout_ms,
+          std::function<void()> on_failure, const Failure& refusal = {});
   Control(const Control&) = delete;
   Control& operator=(const Control&) = delete;
-  // Leaves: rank 0 when all others have got as far as it (Membership::may_leave), at the latest after the time-out.
-  ~Control();
+  ~Control();  // leaves
 
   const Roster& join();  // waits until the group is whole
   std::vector<std::byte> gather(std::span<const std::byte> record);
@@ -48,6 +47,7 @@ class Control {
   Failure failure() const noexcept;
   bool can_tell() const;  // the others of a failure: false once the thread has failed itself
   bool has_left(int rank) const;
+  bool has_left_undone(int rank) const;
   // This rank waits for `blocker` from now on, or for nobody (-1).
   void set_waits_for(int blocker);
   // It has waited too long for it: returns what the group broke with.
@@ -55,6 +55,8 @@ class Control {
   // It has found somebody gone, by what carries data: returns what the group broke with, for which others get the time to say whom.
   Failure lose_peer(const Failure& found);
   void end_call() noexcept;
+  // Rank 0 leaves when all others have got as far as it (Membership::may_leave), at the latest after the time-out.
+  void leave() noexcept;
 
   // Signalled when the group breaks or a rank leaves.
   Signal& news() { return news_; }
@@ -97,7 +99,7 @@ class Control {
   bool is_failure_told_ = false, can_tell_ = true;
   int left_told_ = 0;
   std::set<int> guests_;  // of rank 0: ranks that have come
-  bool ends_ = false;
+  bool leaves_ = false, ends_ = false;
   std::int64_t rounds_ = 0;  // of gather
   std::string refusal_;      // why rank 0 would not let this rank in, as far as it said
 

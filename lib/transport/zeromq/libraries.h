@@ -16,7 +16,6 @@ namespace ringattn {
   F(zmq_has)                         \
   F(zmq_ctx_new)                     \
   F(zmq_ctx_set)                     \
-  F(zmq_ctx_shutdown)                \
   F(zmq_ctx_term)                    \
   F(zmq_socket)                      \
   F(zmq_close)                       \
@@ -39,7 +38,6 @@ namespace ringattn {
 
 #define RINGATTN_SODIUM_FUNCTIONS(F)                     \
   F(sodium_init)                                         \
-  F(sodium_memzero)                                      \
   F(randombytes_buf)                                     \
   F(crypto_kdf_derive_from_key)                          \
   F(crypto_generichash)                                  \

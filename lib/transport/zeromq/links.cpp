@@ -5,8 +5,6 @@
 #include <memory>
 #include <utility>
 
-#include "core/log.h"
-
 namespace ringattn::zeromq {
 namespace {
 
@@ -79,12 +77,10 @@ Links::Links(const Context& context, Inlets& inlets, const Secret& secret, const
     const Hello& hello = roster.ranks[static_cast<std::size_t>(r)];
     const Address address = split(hello.address);
     const bool is_near = !machine.empty() && hello.machine == machine && !address.machine.empty();
-    const std::string& chosen = is_near ? address.machine : address.tcp;
-    auto made = std::make_unique<Link>(make_outlet(context, chosen),
+    auto made = std::make_unique<Link>(make_outlet(context, is_near ? address.machine : address.tcp),
                                        is_near    ? Protection::checked
                                        : encrypts ? Protection::encrypted
-                                                  : Protection::authenticated,
-                                       chosen);
+                                                  : Protection::authenticated);
     made->out = link_key(secret, roster.session, rank, r);
     made->in = link_key(secret, roster.session, r, rank);
     links_[static_cast<std::size_t>(r)] = std::move(made);
@@ -215,6 +211,7 @@ void Links::take(Message& frame, bool is_tcp) {
   };
   // Whose connection this is, as far as it has shown that.
   const int descriptor = frame.descriptor();
+  if (is_tcp && descriptor < 0) return;  // nothing more comes of it; a rank whose it was is gone
   const auto known = std::ranges::find(descriptors_, descriptor, &std::pair<int, int>::first);
   const int owner = !is_tcp || known == descriptors_.end() ? -1 : known->second;
 

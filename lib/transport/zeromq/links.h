@@ -94,10 +94,9 @@ class Links {
     std::vector<std::byte> payload;
   };
   struct Link {
-    Link(Socket s, Protection p, std::string a) : socket(std::move(s)), protection(p), address(std::move(a)) {}
+    Link(Socket s, Protection p) : socket(std::move(s)), protection(p) {}
     Socket socket;  // to it
     Protection protection;
-    std::string address;
     LinkKey out{}, in{};
     std::uint64_t number_out = 0, number_in = 0;  // of the next piece, whatever its kind
     std::uint64_t sent = 0, taken = 0;            // pieces of data to it, and those of them that it has taken

@@ -12,13 +12,14 @@ namespace ringattn::zeromq {
 enum class Membership::Kind : std::uint8_t {
   hello =
       1,  // to the hub: wire (u32), library, world_size, rank, backend, encryption, cipher (i32), address, machine (text)
-  welcome = 2,  // to a spoke: session, what follows the first byte of HELLO for each rank, length of extra (u32), extra
+  welcome = 2,  // to a spoke: session, what follows the first byte of HELLO for each rank
   beat = 3,    // to the hub: waits_for (i32), calls (i64), answer (u32); to a spoke: first absent (i32), question (u32)
   record = 4,  // to the hub: round (i64), bytes to the frame's end
-  records = 5,    // to a spoke: the same, of all ranks
-  broken = 6,     // both ways: status, rank, cuda_error, nccl_result (i32), message (text)
-  leave = 7,      // to the hub: nothing
-  left = 8,       // to a spoke: rank (i32), rounds (i64) that its record is, or will be, among
+  records = 5,  // to a spoke: the same, of all ranks
+  broken = 6,   // both ways: status, rank, cuda_error, nccl_result (i32), message (text)
+  leave = 7,    // to the hub: nothing
+  left =
+      8,  // to a spoke: rank (i32), rounds (i64) that its record is, or will be, among, calls (i64) that it was done with
   timed_out = 9,  // to the hub: blocker (i32), timeout_ms (i64)
 };
 
@@ -156,12 +157,11 @@ std::string twice(const Hello& one, const Hello& other) {
 
 }  // namespace
 
-Membership::Membership(Hello own, const Session& session, std::vector<std::byte> extra) : own_(std::move(own)) {
+Membership::Membership(Hello own, const Session& session) : own_(std::move(own)) {
   members_.resize(static_cast<std::size_t>(own_.world_size));
   me().is_here = true;
   if (!is_hub()) return;
   roster_.session = session;
-  roster_.extra = std::move(extra);
   roster_.ranks.resize(members_.size());
   roster_.ranks[0] = own_;
 }
@@ -289,7 +289,7 @@ void Membership::leave() noexcept {
                   true);
     if (!is_over()) {
       if (is_hub())
-        send_to_all(Writer(Kind::left).number(std::int32_t{0}).number(rounds_).frame());
+        send_to_all(Writer(Kind::left).number(std::int32_t{0}).number(rounds_).number(me().calls).frame());
       else if (is_present(0))
         send(0, Writer(Kind::leave).frame());
     }
@@ -309,6 +309,8 @@ int Membership::first_absent() const {
 }
 
 bool Membership::has_left(int rank) const { return rank >= 0 && rank < own_.world_size && member(rank).has_left; }
+
+bool Membership::has_left_undone(int rank) const { return has_left(rank) && member(rank).calls <= me().calls; }
 
 const std::vector<std::byte>* Membership::records(std::int64_t round) const {
   if (round < 0 || round >= rounds_ || round < rounds_ - 2) return nullptr;
@@ -468,7 +470,7 @@ bool Membership::take_hello(int from, Reader& read, bool came_before) {
   Writer welcome(Kind::welcome);
   welcome.bytes(roster_.session);
   for (const Hello& h : roster_.ranks) welcome.hello(h);
-  send_to_all(welcome.number(static_cast<std::uint32_t>(roster_.extra.size())).bytes(roster_.extra).frame());
+  send_to_all(welcome.frame());
   return true;
 }
 
@@ -507,8 +509,6 @@ bool Membership::take_welcome(Reader& read) {
     read_hello(read, hello);
     if (hello.rank != r || !difference(hello, r, own_).empty()) return false;
   }
-  const auto extra = read.take(read.number<std::uint32_t>());
-  roster.extra.assign(extra.begin(), extra.end());
   if (!read.is_complete()) return false;
   if (const Hello& hello = roster.ranks[static_cast<std::size_t>(own_.rank)]; hello != own_) {
     break_group({RA_STATUS_MISMATCH, own_.rank, twice(hello, own_)}, true);
@@ -649,19 +649,21 @@ void Membership::judge(bool now) {
   if (culprit == nobody) culprit = last_ == overdue_.waiter ? 0 : last_;  // came just now
   for (int hops = 0; hops < own_.world_size && !is_mute(culprit) && !member(culprit).has_left; ++hops) {
     const int next = blocker_of(culprit);
-    if (next < 0) break;
+    if (next == transfers) return break_by_timeout(nobody, overdue_.waiter, overdue_.timeout_ms);
+    if (next == nobody) break;
     culprit = next;
   }
   break_by_timeout(culprit, overdue_.waiter, overdue_.timeout_ms);
 }
 
-// As far as the hub knows. In a gather: the first whose record is missing. Of transfers: the first that does not wait, as those that
-// are there do before those that have left, or `transfers` itself where there is none.
+// As far as the hub knows. In a gather: the first whose record is missing. Of transfers: the first that does not wait and is not done
+// with the call either, of those that are there before those that have left; or `transfers` itself where there is none.
 int Membership::blocker_of(int rank) const {
   if (member(rank).waits_for == transfers) {
     for (const bool has_left : {false, true})
       for (int r = 0; r < own_.world_size; ++r)
-        if (r != rank && member(r).has_left == has_left && (has_left || is_mute(r) || member(r).waits_for == nobody))
+        if (r != rank && member(r).has_left == has_left && member(r).calls <= member(rank).calls &&
+            (has_left || is_mute(r) || member(r).waits_for == nobody))
           return r;
     return transfers;
   }
@@ -675,19 +677,21 @@ int Membership::blocker_of(int rank) const {
 bool Membership::take_leave(int from, Reader& read) {
   if (!read.is_complete() || !is_whole_) return false;
   member(from).has_left = true;
-  send_to_all(Writer(Kind::left).number(std::int32_t{from}).number(member(from).rounds).frame());
+  const Member& gone = member(from);
+  send_to_all(Writer(Kind::left).number(std::int32_t{from}).number(gone.rounds).number(gone.calls).frame());
   judge(false);
   return true;
 }
 
 bool Membership::take_left(Reader& read) {
   const int rank = read.number<std::int32_t>();
-  const std::int64_t rounds = read.number<std::int64_t>();
+  const std::int64_t rounds = read.number<std::int64_t>(), calls = read.number<std::int64_t>();
   if (!read.is_complete() || !is_whole_ || rank < 0 || rank >= own_.world_size || rank == own_.rank || has_left(rank) ||
-      rounds < rounds_)
+      rounds < rounds_ || calls < 0)
     return false;
   member(rank).has_left = true;
   member(rank).rounds = rounds;
+  member(rank).calls = calls;
   return true;
 }
 

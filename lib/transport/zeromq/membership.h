@@ -52,7 +52,6 @@ using Session = std::array<std::byte, 16>;  // drawn by the hub: keys of one run
 struct Roster {
   Session session{};
   std::vector<Hello> ranks;
-  std::vector<std::byte> extra;  // of the hub's own, for all: an ncclUniqueId
 };
 
 class Membership {
@@ -65,8 +64,7 @@ class Membership {
   // whose `transfers` are missing that are not over here, which what carries them does not say: somebody who waits for nobody.
   static constexpr int nobody = -1, whoever = -2, transfers = -3;
 
-  // `session` and `extra` are read on rank 0 only.
-  Membership(Hello own, const Session& session, std::vector<std::byte> extra = {});
+  Membership(Hello own, const Session& session);  // `session` is read on rank 0 only
 
   struct Frame {
     int to;  // on rank 0 any rank that has sent something, be it one of the group or not; two connections of one rank both get it
@@ -98,6 +96,7 @@ class Membership {
   int first_absent() const;  // of a group that is not whole: a rank that is missing, as far as known
   const Failure& failure() const { return seen_; }  // as this rank is to report it; SUCCESS while there is none
   bool has_left(int rank) const;
+  bool has_left_undone(int rank) const;  // and was never done with the call that this rank is in
   // The records of `round` (0, 1, ...) in the order of ranks, or null if they are not all here. Kept until those of the round after
   // the next are.
   const std::vector<std::byte>* records(std::int64_t round) const;
@@ -116,7 +115,7 @@ class Membership {
     int silent = 0;  // own beats since it was heard
     int waits_for = nobody;
     std::uint32_t answered = 0;  // the last question of the hub
-    std::int64_t calls = 0;      // done
+    std::int64_t calls = 0;      // done; on a spoke known of those that have left
     std::int64_t rounds = 0;     // that its record is here of; once it has left: that it ever will be of
     std::array<std::vector<std::byte>, 2> records;  // of the last two
   };

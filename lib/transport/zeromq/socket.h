@@ -66,11 +66,8 @@ class Message {
             zeromq_library().zmq_msg_size(&message_)};
   }
   bool has_more() const { return zeromq_library().zmq_msg_more(&message_) != 0; }
-  int descriptor() const {  // of the connection it came on
-    const int number = zeromq_library().zmq_msg_get(&message_, ZMQ_SRCFD);
-    if (number < 0) fail_with("zmq_msg_get", "ZMQ_SRCFD", zeromq_library().zmq_errno());
-    return number;
-  }
+  // Of the connection it came on; -1 of one whose other end was gone before ZeroMQ could ask who it is.
+  int descriptor() const { return zeromq_library().zmq_msg_get(&message_, ZMQ_SRCFD); }
   std::string property(const char* name) const {
     const char* const value = zeromq_library().zmq_msg_gets(&message_, name);
     if (value == nullptr) fail_with("zmq_msg_gets", name, zeromq_library().zmq_errno());

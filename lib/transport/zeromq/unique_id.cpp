@@ -17,12 +17,13 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "transport/zeromq.h"
 #include "transport/zeromq/libraries.h"
 
 namespace ringattn::zeromq {
 namespace {
 
-constexpr std::string_view family = "ringattn-zeromq-", beginning = "ringattn-zeromq-1-";
+constexpr std::string_view family = zeromq_id_beginning, beginning = "ringattn-zeromq-1-";
 constexpr std::string_view digits = "0123456789abcdef";
 constexpr std::size_t secret_digits = 2 * std::tuple_size_v<Secret>;
 
@@ -259,8 +260,6 @@ std::string UniqueId::text() const {
 }
 
 std::string UniqueId::endpoint() const { return "tcp://" + with_port(host, port); }
-
-bool is_zeromq_id(const std::string& text) { return text.starts_with(family); }
 
 UniqueId parse_unique_id(const std::string& text) {
   Reader reader(text);

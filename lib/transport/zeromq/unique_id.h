@@ -19,7 +19,6 @@ struct UniqueId {
   std::string endpoint() const;  // "tcp://127.0.0.1:40001", "tcp://[::1]:40001"
 };
 
-bool is_zeromq_id(const std::string& text);         // by its beginning
 UniqueId parse_unique_id(const std::string& text);  // throws INVALID_ARGUMENT: what is wrong with unique_id
 
 // "host", "host:port", "[v6]:port" or null (loopback), names resolved; a port that is not given, or 0, is one that is free now. A wildcard

@@ -86,6 +86,7 @@ longer than this says.
 
 Of config only rank and `world_size` are read. Local; takes as long as planning for every
 rank does. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument),
+[`Status::NotSupported`](crate::Status::NotSupported) (schedule),
 [`Status::OutOfMemory`](crate::Status::OutOfMemory)."#
     };
     (ra_forward) => {
@@ -155,13 +156,13 @@ large as its largest call needed, until it is destroyed"#
 [`Error::rank`](crate::Error::rank) that every rank names. Looks at what is known and asks
 nobody: the group is broken by [`AbortHandle::abort`](crate::AbortHandle::abort), or by a
 collective call that failed on any rank (not by one that was refused or found a wrong
-result), and all ranks know at once, also between calls; where rank 0 listens at a
-`bind_address` also by a rank whose process ends without destroying its context, or falls
-silent for a second. That a rank destroyed its context, or does not come, is known only when
-another has waited for it in a call; until then this says `Ok`. With an ncclUniqueId or a
-borrowed `nccl_comm` each rank finds out for itself: what NCCL reports, or within its
-time-out [`Status::Timeout`](crate::Status::Timeout), without a rank where more than one was
-waited for. From any thread; never blocks. Errors:
+result), and all ranks know at once, also between calls; where the id is an address also by
+a rank whose process ends without destroying its context, or falls silent for a second. That
+a rank destroyed its context, or does not come, is known only when another has waited for it
+in a call; until then this says `Ok`. With an ncclUniqueId or a borrowed `nccl_comm` each
+rank finds out for itself: what NCCL reports, or within its time-out
+[`Status::Timeout`](crate::Status::Timeout), without a rank where more than one was waited
+for. From any thread; never blocks. Errors:
 [`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of
 [`Context::forward`](crate::Context::forward)."#
     };
