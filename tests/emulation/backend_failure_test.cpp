@@ -487,47 +487,6 @@ TEST(ControlPlane, ARankThatLeavesIsALostPeerToThoseThatWaitForIt) {
   }
 }
 
-// But whoever has done its part of a call may leave before the others are done with theirs.
-TEST(ControlPlane, ARankThatIsDoneMayLeave) {
-  constexpr int size = 4;
-  emulation::reset({.devices = size});
-  Problem p = travelling_oracle(size).problem;
-  p.causal = true;  // with contiguous shards: who is first needs nobody, and nobody needs the last
-  reference::Random random(1);
-  const reference::Oracle oracle{p, random};
-  const ra_unique_id id = controlled.make_id(nullptr);
-  std::vector<Clock::duration> lives(size);
-  const Clock::time_point begin = Clock::now();
-  std::barrier together(size);
-  run_threads(size, [&](std::int32_t rank) {
-    ra_context_config config = make_config(size, rank, &id);
-    config.engine = nullptr;
-    config.num_threads = 0;
-    config.backend = RA_BACKEND_CUDA;
-    config.transport = RA_TRANSPORT_NCCL;
-    config.device = rank;
-    config.timeout_ms = long_timeout_ms;
-    Error error;
-    Context context(ra_create_context(&config, &error));
-    ASSERT_NE(context, nullptr) << error;
-    Streams streams(rank);
-    DeviceShards shards(oracle, size, rank, rank);
-    shards.upload(streams.first);
-    ASSERT_EQ(shards.forward(context.get(), streams.first, &error), RA_STATUS_SUCCESS) << error;  // they agree
-    ok(cudaStreamSynchronize(streams.first));
-    together.arrive_and_wait();
-    if (rank == 0) emulation::delay_rank(3, 1500);
-    together.arrive_and_wait();
-    ASSERT_EQ(shards.forward(context.get(), streams.first, &error), RA_STATUS_SUCCESS) << error;
-    ok(cudaStreamSynchronize(streams.first));
-    EXPECT_EQ(ra_get_async_error(context.get(), &error), RA_STATUS_SUCCESS) << error;
-    lives[static_cast<std::size_t>(rank)] = Clock::now() - begin;
-    context.reset();
-  });
-  EXPECT_GT(lives[2] - lives[1], std::chrono::milliseconds(1000)) << "nobody was done before the others";
-  expect_nothing_left();
-}
-
 // What keeps ranks from joining is known to all of them at once, too.
 TEST(ControlPlane, ARankThatCannotJoinIsNamedByAll) {
   struct Fault {
