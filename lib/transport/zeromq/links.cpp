@@ -211,7 +211,7 @@ void Links::take(Message& frame, bool is_tcp) {
   };
   // Whose connection this is, as far as it has shown that.
   const int descriptor = frame.descriptor();
-  if (is_tcp && descriptor < 0) return;  // nothing more comes of it; a rank whose it was is gone
+  const bool is_nameless = is_tcp && descriptor < 0;
   const auto known = std::ranges::find(descriptors_, descriptor, &std::pair<int, int>::first);
   const int owner = !is_tcp || known == descriptors_.end() ? -1 : known->second;
 
@@ -224,10 +224,12 @@ void Links::take(Message& frame, bool is_tcp) {
     return;  // a stranger's
   }
   const int from = header->from;
-  const bool is_new = is_tcp && owner < 0;
+  const bool is_new = is_tcp && owner < 0 && !is_nameless;
   if (is_new && std::ranges::find(descriptors_, from, &std::pair<int, int>::second) != descriptors_.end())
     return;  // a rank connects once; this is a stranger who repeats what he has seen of it
   Link& l = link(from);
+  if (is_nameless && header->number != l.number_in)
+    return;  // the next is taken if it is authentic, and nobody is accused
   const bool is_opening = header->kind == PieceKind::opening;
   const Protection due = is_opening ? Protection::authenticated : l.protection;
   const bool is_way = is_tcp == (l.protection != Protection::checked);
