@@ -895,8 +895,9 @@ extern "C" {
     ) -> ra_status;
 }
 /**What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during a forward call is
- forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its transport and
- threads, and short lists of what is to be computed: about 500 bytes for each document, the same for each mask slice and, for the
+ forward_tensors + forward_workspace, and the same with backward_. Not counted are the context itself, its threads, its transport,
+ which over ZeroMQ has up to 4 MiB each way of messages under way with each rank that it exchanges chunks with, and short lists of what
+ is to be computed: about 500 bytes for each document, the same for each mask slice and, for the
  heads of each phase, each segment of a branch, where all that a rank has side by side, or that stripes divide alike, are as one; with
  100 for each of their ranks, and 100 for each chunk of each rank.
 

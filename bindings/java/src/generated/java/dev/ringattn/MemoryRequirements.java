@@ -8,10 +8,11 @@ import dev.ringattn.internal.RingAttnConstants;
 /**
  * What one rank needs for one problem, in bytes, and what its calls will do. A rank's memory during
  * a forward call is forwardTensors + forwardWorkspace, and the same with backward_. Not counted are
- * the context itself, its transport and threads, and short lists of what is to be computed: about
- * 500 bytes for each document, the same for each mask slice and, for the heads of each phase, each
- * segment of a branch, where all that a rank has side by side, or that stripes divide alike, are as
- * one; with 100 for each of their ranks, and 100 for each chunk of each rank.
+ * the context itself, its threads, its transport, which over ZeroMQ has up to 4 MiB each way of
+ * messages under way with each rank that it exchanges chunks with, and short lists of what is to be
+ * computed: about 500 bytes for each document, the same for each mask slice and, for the heads of
+ * each phase, each segment of a branch, where all that a rank has side by side, or that stripes
+ * divide alike, are as one; with 100 for each of their ranks, and 100 for each chunk of each rank.
  *
  * <p>Mask slices and dilated attention are computed in layers, one after the other: a layer has the
  * slices that share no rows, of the heads that keep the same positions in a branch. Steps, hops,
