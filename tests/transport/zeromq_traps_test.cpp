@@ -6,6 +6,7 @@
 //   reconnecting                      a rank that comes before rank 0 tries again; a link of data that is gone stays gone
 //   zmq_unbind                        ends connections that are there; nothing is unbound, but the way to the socket is removed
 //   a successor                       whoever comes after a rank, or in its place, is not taken for it
+//   a connection that is gone         has no descriptor when what it brought is read; that is no failure
 //   an oversized message              ends the connection though it was "sent"; no rank sends one
 //   binding an ipc path               steals it from whoever has it; no two ranks have the same
 #include <arpa/inet.h>
@@ -26,6 +27,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -442,6 +444,32 @@ TEST(OversizedMessage, OfAStrangerIsDropped) {
   std::ranges::fill(message.data(), std::byte{'R'});
   EXPECT_TRUE(stranger.send(message));
   for (std::uint64_t tag = 1; tag < 20; ++tag) pair.pass(100'000, tag);
+}
+
+// ---------------------------------------------------------------- connections that are gone as they come
+
+decltype(&zmq_msg_get) real_get = nullptr;
+int get_no_descriptor(const zmq_msg_t* message, int property) {
+  return property == ZMQ_SRCFD ? -1 : real_get(message, property);
+}
+
+// Those whose other end is gone before ZeroMQ asks who it is have no descriptor. What they brought is a stranger's, which is dropped, or
+// a rank's, which is taken.
+TEST(NamelessConnection, AccusesNobody) {
+  Zeromq& table = const_cast<Zeromq&>(zeromq_library());
+  real_get = std::exchange(table.zmq_msg_get, &get_no_descriptor);
+  Pair pair(false);
+  const Context context(4);
+  Socket stranger(context, ZMQ_PUSH);
+  stranger.set(ZMQ_LINGER, 0);
+  stranger.connect(tcp_of(pair.ends[1].inlets));
+  for (std::uint64_t tag = 1; tag < 20; ++tag) {
+    Message message(1000);
+    std::ranges::fill(message.data(), std::byte{'R'});
+    EXPECT_TRUE(stranger.send(message));
+    pair.pass(3 * Links::piece_size / 2, tag);
+  }
+  table.zmq_msg_get = real_get;
 }
 
 // ---------------------------------------------------------------- paths
