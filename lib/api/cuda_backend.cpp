@@ -108,27 +108,6 @@ class CudaBackend final : public Backend {
   void end() noexcept override { queue_->end(); }
 
  private:
-  static NcclGroup to_nccl_group(const ra_context_config &c) {
-    require(c.bind_address == nullptr, "bind_address is \"", c.bind_address == nullptr ? "" : c.bind_address,
-            "\"; must be NULL with RA_TRANSPORT_NCCL");
-    require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with RA_TRANSPORT_NCCL");
-    NcclGroup group{{}, static_cast<ncclComm *>(c.nccl_comm), c.world_size, c.rank};
-    if (group.borrowed != nullptr) {
-      require(c.unique_id == nullptr, "unique_id is set; must be NULL with an nccl_comm");
-    } else if (c.unique_id == nullptr) {
-      require(c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size,
-              "; must come from ra_create_unique_id, or nccl_comm be set");
-      group.id = make_nccl_id();
-    } else {
-      group.id.assign(c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text)));
-      require(is_nccl_id(group.id) || is_zeromq_id(group.id), "unique_id is \"", show_id(group.id),
-              "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_NCCL");
-      if (const std::string missing = missing_zeromq(); !is_nccl_id(group.id) && !missing.empty())
-        fail(RA_STATUS_NOT_SUPPORTED, "unique_id is of a group that comes together over ZeroMQ; ", missing);
-    }
-    return group;
-  }
-
   // What is wrong with this place, or nothing.
   std::string refusal(const void *byte) const {
     cudaPointerAttributes attributes{};

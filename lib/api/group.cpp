@@ -6,7 +6,6 @@
 #include "api/validate.h"
 #include "plan/problem.h"
 #include "transport/local.h"
-#include "transport/nccl.h"
 
 namespace ringattn::api {
 namespace {
@@ -83,6 +82,26 @@ ZeromqGroup to_zeromq_group(const ra_context_config &c) {
   require(alone || !id.empty(),
           "unique_id is \"\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_ZEROMQ");
   return {id, c.bind_address == nullptr ? "" : c.bind_address, c.encryption == RA_ENCRYPTION_ON, c.world_size, c.rank};
+}
+
+NcclGroup to_nccl_group(const ra_context_config &c) {
+  require_none("bind_address", c.bind_address, c.transport);
+  require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with ", name_of(c.transport));
+  NcclGroup group{{}, static_cast<ncclComm *>(c.nccl_comm), c.world_size, c.rank};
+  if (group.borrowed != nullptr) {
+    require(c.unique_id == nullptr, "unique_id is set; must be NULL with an nccl_comm");
+  } else if (c.unique_id == nullptr) {
+    require(c.world_size == 1, "unique_id is NULL while world_size is ", c.world_size,
+            "; must come from ra_create_unique_id, or nccl_comm be set");
+    group.id = make_nccl_id();
+  } else {
+    group.id = id_of(c);
+    require(is_nccl_id(group.id) || is_zeromq_id(group.id), "unique_id is \"", show_id(group.id),
+            "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_NCCL");
+    if (const std::string missing = missing_zeromq(); !is_nccl_id(group.id) && !missing.empty())
+      fail(RA_STATUS_NOT_SUPPORTED, "unique_id is of a group that comes together over ZeroMQ; ", missing);
+  }
+  return group;
 }
 
 void refuse(const ra_context_config &c) noexcept {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "ringattn/ringattn.h"
+#include "transport/nccl.h"
 #include "transport/zeromq.h"
 
 namespace ringattn::api {
@@ -18,6 +19,7 @@ std::string make_id(std::int32_t transport, const char *bind_address);
 // Each with its own transport: the id of the group, or one of its own for a group of one. Refuses what belongs to other transports.
 std::string to_local_id(const ra_context_config &config);
 ZeromqGroup to_zeromq_group(const ra_context_config &config);
+NcclGroup to_nccl_group(const ra_context_config &config);
 
 // In a catch block. Others may be waiting for this rank, which has no context: they are told, if it is clear who they are. That
 // breaks the group, for this rank too: they may be gone before it could come with a better config.

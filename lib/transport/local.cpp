@@ -286,8 +286,7 @@ class LocalTransport final : public Transport {
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {
-        group_->fail(
-            {RA_STATUS_PEER_LOST, blocker, text("rank ", blocker, " left while rank ", rank_, " waited for it")});
+        group_->fail(left_by(blocker, rank_));
         continue;
       }
       if (late) {

@@ -8,4 +8,6 @@ std::string missing_nccl() { return "this build was made without CUDA (RINGATTN_
 
 std::string make_nccl_id() { fail(RA_STATUS_NOT_SUPPORTED, missing_nccl()); }
 
+bool is_nccl_id(const std::string&) { return false; }
+
 }  // namespace ringattn

@@ -9,6 +9,7 @@
 // control plane (control_plane.h) ranks have no other word from each other: each finds out by itself that its transfers do not end.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -63,6 +64,12 @@ struct Failure {
     return error;
   }
 };
+
+// Of a rank that has left while another waited for it, which it does for so long, where its last messages may be under way.
+constexpr std::chrono::milliseconds farewell{500};
+inline Failure left_by(int gone, int waiter) {
+  return {RA_STATUS_PEER_LOST, gone, text("rank ", gone, " left while rank ", waiter, " waited for it")};
+}
 
 class Transport {
  public:

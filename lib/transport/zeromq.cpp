@@ -30,8 +30,7 @@ namespace {
 using namespace zeromq;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds retry(10);   // where there was no room for what is to be sent
-constexpr std::chrono::milliseconds grace(500);  // in which the last pieces of a rank that has left arrive
+constexpr std::chrono::milliseconds retry(10);  // where there was no room for what is to be sent
 
 // What one rank opens: its own sockets with what wakes them, and two connections with each other rank, and one for the control plane.
 constexpr int own_descriptors = 24;
@@ -194,14 +193,13 @@ class ZeromqTransport final : public Transport {
       const bool has_left = control_.has_left(rank);
       if (!has_left) left = {};
       if (has_left && left == Clock::time_point()) left = now;
-      if (has_left && now - left >= grace)
-        fail_at(RA_STATUS_PEER_LOST, rank, "rank ", rank, " left while rank ", rank_, " waited for it");
+      if (has_left && now - left >= farewell) throw left_by(rank, rank_).to_error();
       if (now >= deadline) throw control_.time_out(rank).to_error();
       if (items.empty()) {
         if (links_ != nullptr) items = links_->items();
         items.push_back(control_.news().item());
       }
-      auto until = std::min(deadline, has_left ? left + grace : deadline);
+      auto until = std::min(deadline, has_left ? left + farewell : deadline);
       if (links_ != nullptr && links_->lacks_room()) until = std::min(until, now + retry);
       poll(items, std::max<std::int64_t>(std::chrono::ceil<std::chrono::milliseconds>(until - now).count(), 0));
     }

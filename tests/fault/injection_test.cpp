@@ -44,6 +44,7 @@
 #include "support/random.h"
 #include "support/ranks.h"
 #include "support/shard.h"
+#include "transport/zeromq.h"
 #include "transport/zeromq/libraries.h"
 #include "transport/zeromq/private_directory.h"
 

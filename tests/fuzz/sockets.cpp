@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/memory.h"
+#include "transport/zeromq.h"
 #include "transport/zeromq/libraries.h"
 
 namespace ringattn {

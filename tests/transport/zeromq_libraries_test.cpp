@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "transport/zeromq.h"
 #include "transport/zeromq/libraries.h"
 
 namespace ringattn {

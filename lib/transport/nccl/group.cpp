@@ -13,8 +13,6 @@ namespace {
 using cuda::BesideCapture;
 using cuda::Event;
 
-constexpr milliseconds grace{500};  // in which the last transfers of a rank that leaves end
-
 // A rank that has no word of the others.
 class Alone final : public ControlPlane {
  public:
@@ -243,9 +241,7 @@ void Group::await_departed(const std::vector<int>& peers, Departure& departure) 
   };
   for (const int rank : peers) look_at(rank);
   for (int rank = 0; rank < (peers.empty() ? world_size_ : 0); ++rank) look_at(rank);
-  if (departure.rank >= 0 && Clock::now() - departure.since > grace)
-    throw Error(RA_STATUS_PEER_LOST, text("rank ", departure.rank, " left while rank ", rank_, " waited for it"),
-                departure.rank);
+  if (departure.rank >= 0 && Clock::now() - departure.since > farewell) throw left_by(departure.rank, rank_).to_error();
 }
 
 void Group::look() noexcept {
@@ -307,7 +303,7 @@ void Group::end(bool is_broken) noexcept {
 bool Group::finalize() noexcept {
   const Clock::time_point begin = Clock::now();
   ncclResult_t state = nccl().ncclCommFinalize(comm_);
-  while (state == ncclInProgress && !is_broken_ && Clock::now() - begin < grace) {
+  while (state == ncclInProgress && !is_broken_ && Clock::now() - begin < farewell) {
     std::this_thread::sleep_for(milliseconds(1));
     if (nccl().ncclCommGetAsyncError(comm_, &state) != ncclSuccess) return false;
   }

@@ -48,7 +48,7 @@ class Control {
   bool can_tell() const;  // the others of a failure: false once the thread has failed itself
   bool has_left(int rank) const;
   bool has_left_undone(int rank) const;
-  // This rank waits for `blocker` from now on, or for nobody (-1).
+  // This rank waits for `blocker` from now on: a rank, or what Membership has for others.
   void set_waits_for(int blocker);
   // It has waited too long for it: returns what the group broke with.
   Failure time_out(int blocker);

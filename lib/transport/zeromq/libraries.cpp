@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/memory.h"
+#include "transport/zeromq.h"
 
 namespace ringattn {
 namespace {

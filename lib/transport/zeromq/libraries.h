@@ -66,7 +66,4 @@ static_assert(ZMQ_VERSION >= oldest_zeromq, "zmq.h is older than ZeroMQ 4.3");
 const Zeromq& zeromq_library();
 const Sodium& sodium_library();  // sodium_init has been called
 
-// Why RA_TRANSPORT_ZEROMQ cannot be used here; empty if it can. Loads both.
-std::string missing_zeromq();
-
 }  // namespace ringattn
