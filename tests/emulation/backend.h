@@ -29,6 +29,13 @@ class CudaRanks {
           if (tweak) tweak(config);
         }) {}
 
+  CudaRanks(const CudaRanks&) = delete;
+  CudaRanks& operator=(const CudaRanks&) = delete;
+  // All at once: one that leaves alone waits a little for the others.
+  ~CudaRanks() {
+    run_threads(ranks_.world_size(), [&](std::int32_t rank) { ranks_.destroy(rank); });
+  }
+
   int devices() const { return devices_; }
   Ranks& operator*() { return ranks_; }
   Ranks* operator->() { return &ranks_; }

@@ -109,6 +109,7 @@ bool fail_one_call(const Way& way, const char* function, int n, int result, cons
         EXPECT_EQ(errors[i].nccl_result, seen.nccl_result) << seen;
       }
     }
+    run_threads(size, [&](std::int32_t rank) { contexts[static_cast<std::size_t>(rank)].reset(); });
   }
 
   // What may fail without harm: it is asked again, made up for by waiting, or it comes as a context goes.
