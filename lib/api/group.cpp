@@ -29,13 +29,25 @@ bool is_alone(const ra_context_config &c) {
   return c.unique_id == nullptr;
 }
 
+// What only ranks over ZeroMQ choose.
+void require_no_links(const ra_context_config &c) {
+  require_none("bind_address", c.bind_address, c.transport);
+  require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with ", name_of(c.transport));
+}
+
+// For ranks that come together over ZeroMQ, whatever carries their data: as `what` says.
+void require_zeromq(const char *what) {
+  const std::string missing = missing_zeromq();
+  if (!missing.empty()) fail(RA_STATUS_NOT_SUPPORTED, what, "; ", missing);
+}
+
+std::string show_id(const std::string &id) { return id.substr(0, 20); }  // in which nothing is secret
+
 std::string id_of(const ra_context_config &c) {
   return {c.unique_id, strnlen(c.unique_id, sizeof(ra_unique_id::text))};
 }
 
 }  // namespace
-
-std::string show_id(const std::string &id) { return id.substr(0, 20); }
 
 void require_place(const ra_context_config &c) {
   require_range("world_size", c.world_size, 1, most_ranks);
@@ -58,15 +70,12 @@ std::string make_id(std::int32_t transport, const char *bind_address) {
     return make_local_id();
   }
   if (bind_address == nullptr) return make_nccl_id();
-  if (const std::string missing = missing_zeromq(); !missing.empty())
-    fail(RA_STATUS_NOT_SUPPORTED, "bind_address is \"", bind_address, "\", where ranks come together over ZeroMQ; ",
-         missing);
+  require_zeromq("bind_address is not NULL: ranks come together there over ZeroMQ");
   return make_zeromq_id(bind_address);
 }
 
 std::string to_local_id(const ra_context_config &c) {
-  require_none("bind_address", c.bind_address, c.transport);
-  require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with ", name_of(c.transport));
+  require_no_links(c);
   if (is_alone(c)) return make_local_id();
   const std::string id = id_of(c);
   require(is_local_id(id), "unique_id is \"", show_id(id),
@@ -85,8 +94,7 @@ ZeromqGroup to_zeromq_group(const ra_context_config &c) {
 }
 
 NcclGroup to_nccl_group(const ra_context_config &c) {
-  require_none("bind_address", c.bind_address, c.transport);
-  require(c.encryption == RA_ENCRYPTION_ON, "encryption is ", c.encryption, "; must be 0 with ", name_of(c.transport));
+  require_no_links(c);
   NcclGroup group{{}, static_cast<ncclComm *>(c.nccl_comm), c.world_size, c.rank};
   if (group.borrowed != nullptr) {
     require(c.unique_id == nullptr, "unique_id is set; must be NULL with an nccl_comm");
@@ -98,8 +106,7 @@ NcclGroup to_nccl_group(const ra_context_config &c) {
     group.id = id_of(c);
     require(is_nccl_id(group.id) || is_zeromq_id(group.id), "unique_id is \"", show_id(group.id),
             "\"; must be a text made by ra_create_unique_id for RA_TRANSPORT_NCCL");
-    if (const std::string missing = missing_zeromq(); !is_nccl_id(group.id) && !missing.empty())
-      fail(RA_STATUS_NOT_SUPPORTED, "unique_id is of a group that comes together over ZeroMQ; ", missing);
+    if (is_zeromq_id(group.id)) require_zeromq("unique_id is of ranks that come together over ZeroMQ");
   }
   return group;
 }

@@ -10,7 +10,6 @@
 namespace ringattn::api {
 
 void require_place(const ra_context_config &config);  // world_size and rank
-std::string show_id(const std::string &id);           // its beginning, in which nothing is secret
 void require_here(std::int32_t transport);  // NOT_SUPPORTED where this build or machine lacks the ra_transport
 
 // A text for one group: ranks come together over ZeroMQ where there is a bind_address. Refuses one that the transport does not know.
