@@ -15,7 +15,7 @@ class ControlPlane {
   virtual ~ControlPlane() = default;
 
   // Waits until all ranks have come, and gives all of them what rank 0 brings: as many bytes on each, which bring(bytes) fills there.
-  // Throws as ra_create_context does.
+  // Throws as ra_create_context does; the caller tells the others, by fail().
   using Bring = std::function<void(std::span<std::byte> bytes)>;
   virtual void join(std::span<std::byte> brought, const Bring& bring) = 0;
 

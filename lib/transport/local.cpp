@@ -286,7 +286,7 @@ class LocalTransport final : public Transport {
       member(rank_).waits_for = blocker;
       if (blocker < 0) return;
       if (member(blocker).state == Member::gone) {
-        group_->fail(left_by(blocker, rank_));
+        group_->fail(left_while_waited_for(blocker, rank_));
         continue;
       }
       if (late) {

@@ -65,9 +65,9 @@ struct Failure {
   }
 };
 
-// Of a rank that has left while another waited for it, which it does for so long, where its last messages may be under way.
+// How long a rank that has left is still waited for where its last messages may be under way, and what the group breaks with then.
 constexpr std::chrono::milliseconds farewell{500};
-inline Failure left_by(int gone, int waiter) {
+inline Failure left_while_waited_for(int gone, int waiter) {
   return {RA_STATUS_PEER_LOST, gone, text("rank ", gone, " left while rank ", waiter, " waited for it")};
 }
 

@@ -193,7 +193,7 @@ class ZeromqTransport final : public Transport {
       const bool has_left = control_.has_left(rank);
       if (!has_left) left = {};
       if (has_left && left == Clock::time_point()) left = now;
-      if (has_left && now - left >= farewell) throw left_by(rank, rank_).to_error();
+      if (has_left && now - left >= farewell) throw left_while_waited_for(rank, rank_).to_error();
       if (now >= deadline) throw control_.time_out(rank).to_error();
       if (items.empty()) {
         if (links_ != nullptr) items = links_->items();
@@ -239,16 +239,11 @@ class ZeromqControlPlane final : public ControlPlane {
   }
 
   void join(std::span<std::byte> brought, const Bring& bring) override {
-    try {
-      control_->join();
-      claim_.reset();
-      if (rank_ == 0) bring(brought);
-      const std::vector<std::byte> all = control_->gather(brought);
-      std::copy_n(all.begin(), brought.size(), brought.begin());
-    } catch (const Error& e) {
-      fail({e, rank_});
-      throw;
-    }
+    control_->join();
+    claim_.reset();
+    if (rank_ == 0) bring(brought);
+    const std::vector<std::byte> all = control_->gather(brought);
+    std::copy_n(all.begin(), brought.size(), brought.begin());
   }
   void fail(const Failure& failure) noexcept override { control_->fail(failure); }
   Failure failure() const noexcept override { return control_->failure(); }

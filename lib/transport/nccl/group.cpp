@@ -198,9 +198,8 @@ void Group::run() noexcept {
     if (!is_broken_ && !(leaves_ && watched_.empty()))
       changed_.wait_for(lock, watched_.empty() && !leaves_ ? 4 * period : period);
   }
-  const bool is_broken = is_broken_;
   lock.unlock();
-  end(is_broken);
+  end();
   lock.lock();
   has_ended_ = true;
   changed_.notify_all();
@@ -241,7 +240,8 @@ void Group::await_departed(const std::vector<int>& peers, Departure& departure) 
   };
   for (const int rank : peers) look_at(rank);
   for (int rank = 0; rank < (peers.empty() ? world_size_ : 0); ++rank) look_at(rank);
-  if (departure.rank >= 0 && Clock::now() - departure.since > farewell) throw left_by(departure.rank, rank_).to_error();
+  if (departure.rank >= 0 && Clock::now() - departure.since > farewell)
+    throw left_while_waited_for(departure.rank, rank_).to_error();
 }
 
 void Group::look() noexcept {
@@ -287,12 +287,12 @@ void Group::put_away(std::unique_ptr<Exchange> exchange) noexcept {  // with the
   unused_.push(std::move(exchange));
 }
 
-void Group::end(bool is_broken) noexcept {
-  if (!is_broken) control_->leave();  // before NCCL is ended, which may wait until the others end it, too
+void Group::end() noexcept {
+  if (!is_broken_) control_->leave();  // before NCCL is ended, which may wait until the others end it, too
   const std::lock_guard lock(calls_);
   is_aborted_ = true;
   if (comm_ == nullptr || is_borrowed_) return;
-  if (is_broken || !finalize())
+  if (is_broken_ || !finalize())
     nccl().ncclCommAbort(comm_);
   else
     nccl().ncclCommDestroy(comm_);

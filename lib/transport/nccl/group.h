@@ -174,7 +174,7 @@ class Group {
   void look() noexcept;
   void wait_for(Exchange& oldest);
   void put_away(std::unique_ptr<Exchange> exchange) noexcept;  // with the lock held
-  void end(bool is_broken) noexcept;
+  void end() noexcept;
   bool finalize() noexcept;
 
   const int rank_;

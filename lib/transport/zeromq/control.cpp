@@ -164,7 +164,7 @@ std::vector<std::byte> Control::gather(std::span<const std::byte> record) {
       [&] {
         all = membership_.records(round);
         const int lost = all == nullptr ? membership_.left_before(round) : -1;
-        if (lost >= 0) fail_locked(left_by(lost, own_.rank));
+        if (lost >= 0) fail_locked(left_while_waited_for(lost, own_.rank));
         return all != nullptr;
       },
       Membership::whoever);
