@@ -16,6 +16,18 @@
 
 namespace ringattn::test {
 
+// Of a rank that has a GPU, with the library's own engine.
+inline ra_context_config make_cuda_config(std::int32_t world_size, std::int32_t rank, const ra_unique_id* id,
+                                          std::int32_t transport, int device) {
+  ra_context_config config = make_config(world_size, rank, id);
+  config.engine = nullptr;
+  config.num_threads = 0;
+  config.backend = RA_BACKEND_CUDA;
+  config.transport = transport;
+  config.device = device;
+  return config;
+}
+
 // Contexts of RA_BACKEND_CUDA: rank r is on device r modulo `devices`.
 class CudaRanks {
  public:

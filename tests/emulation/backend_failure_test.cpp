@@ -28,7 +28,7 @@ struct Way {
 
   ra_unique_id make_id(Error* error) const {
     ra_unique_id id{};
-    const std::string address = has_control_plane ? new_loopback_address() : "";
+    const std::string address = new_loopback_address();
     ra_create_unique_id(&id, transport, has_control_plane ? address.c_str() : nullptr, error);
     return id;
   }
@@ -71,12 +71,7 @@ bool fail_one_call(const Way& way, const char* function, int n, int result, cons
       run_threads(size, [&](std::int32_t rank) {
         const auto i = static_cast<std::size_t>(rank);
         Error& error = errors[i];
-        ra_context_config config = make_config(size, rank, &id);
-        config.engine = nullptr;
-        config.num_threads = 0;
-        config.backend = RA_BACKEND_CUDA;
-        config.transport = way.transport;
-        config.device = rank;
+        ra_context_config config = make_cuda_config(size, rank, &id, way.transport, rank);
         config.timeout_ms = timeout_ms;
         contexts[i].reset(ra_create_context(&config, &error));
         if (contexts[i] == nullptr) return;
@@ -320,11 +315,7 @@ TEST_P(BackendFailure, AnotherCallThanBeforeIsAMismatchOnAllRanks) {
 TEST_P(BackendFailure, AnAbsentRankIsATimeout) {
   emulation::reset({.devices = 2});
   const ra_unique_id id = GetParam().make_id(nullptr);
-  ra_context_config config = make_config(2, 0, &id);
-  config.engine = nullptr;
-  config.num_threads = 0;
-  config.backend = RA_BACKEND_CUDA;
-  config.transport = GetParam().transport;
+  ra_context_config config = make_cuda_config(2, 0, &id, GetParam().transport, 0);
   config.timeout_ms = timeout_ms;
   Error error;
   EXPECT_EQ(Context(ra_create_context(&config, &error)), nullptr);
@@ -460,12 +451,7 @@ TEST(ControlPlane, ARankThatLeavesIsALostPeerToThoseThatWaitForIt) {
     std::vector<Error> errors(size);
     const Clock::time_point begin = Clock::now();
     run_threads(size, [&](std::int32_t rank) {
-      ra_context_config config = make_config(size, rank, &id);
-      config.engine = nullptr;
-      config.num_threads = 0;
-      config.backend = RA_BACKEND_CUDA;
-      config.transport = RA_TRANSPORT_NCCL;
-      config.device = rank;
+      ra_context_config config = make_cuda_config(size, rank, &id, RA_TRANSPORT_NCCL, rank);
       config.timeout_ms = long_timeout_ms;
       Error& error = errors[static_cast<std::size_t>(rank)];
       const Context context(ra_create_context(&config, &error));
@@ -514,12 +500,7 @@ TEST(ControlPlane, ARankThatCannotJoinIsNamedByAll) {
     std::vector<Error> errors(size);
     const Clock::time_point begin = Clock::now();
     run_threads(size, [&](std::int32_t rank) {
-      ra_context_config config = make_config(size, rank, &id);
-      config.engine = nullptr;
-      config.num_threads = 0;
-      config.backend = RA_BACKEND_CUDA;
-      config.transport = RA_TRANSPORT_NCCL;
-      config.device = rank;
+      ra_context_config config = make_cuda_config(size, rank, &id, RA_TRANSPORT_NCCL, rank);
       config.timeout_ms = long_timeout_ms;
       if (rank == 1) {
         std::this_thread::sleep_for(std::chrono::milliseconds(100));  // rank 0 listens
@@ -546,12 +527,7 @@ TEST(ControlPlane, ARankThatIsGoneBeforeNcclHasJoinedIsNamed) {
   emulation::lose_rank(1);
   const Clock::time_point begin = Clock::now();
   run_threads(2, [&](std::int32_t rank) {
-    ra_context_config config = make_config(2, rank, &id);
-    config.engine = nullptr;
-    config.num_threads = 0;
-    config.backend = RA_BACKEND_CUDA;
-    config.transport = RA_TRANSPORT_NCCL;
-    config.device = rank;
+    ra_context_config config = make_cuda_config(2, rank, &id, RA_TRANSPORT_NCCL, rank);
     config.timeout_ms = long_timeout_ms;
     const Proxy::Client client(proxy, rank);
     EXPECT_EQ(Context(ra_create_context(&config, &errors[static_cast<std::size_t>(rank)])), nullptr);

@@ -274,12 +274,7 @@ TEST(BackendGroup, TwoRanksOnOneDeviceAreRefusedByNccl) {
   emulation::reset({.devices = 2});
   const ra_unique_id id = make_unique_id(RA_TRANSPORT_NCCL);
   run_threads(2, [&](std::int32_t rank) {
-    ra_context_config config = make_config(2, rank, &id);
-    config.engine = nullptr;
-    config.num_threads = 0;
-    config.backend = RA_BACKEND_CUDA;
-    config.transport = RA_TRANSPORT_NCCL;
-    config.device = 1;
+    ra_context_config config = make_cuda_config(2, rank, &id, RA_TRANSPORT_NCCL, 1);
     config.timeout_ms = 5000;
     Error error;
     EXPECT_EQ(Context(ra_create_context(&config, &error)), nullptr);

@@ -295,10 +295,11 @@ def processes(stage):
             progress(f"{stage.name}: {title}")
             running = [start(rank, command(rank)) for rank in range(2)]
             end = time.monotonic() + 120
-            try:
-                def as_expected():
-                    return all(process.poll() in (None, status) for (process, _), status in zip(running, expected))
 
+            def as_expected():
+                return all(process.poll() in (None, status) for (process, _), status in zip(running, expected))
+
+            try:
                 while any(process.poll() is None for process, _ in running) and time.monotonic() < end and as_expected():
                     time.sleep(0.1)
             finally:
