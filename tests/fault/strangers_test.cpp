@@ -25,8 +25,8 @@
 #include "support/oracle_run.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "transport/zeromq/frame.h"
 #include "transport/zeromq/keys.h"
-#include "transport/zeromq/membership.h"
 #include "transport/zeromq/seal.h"
 #include "transport/zeromq/socket.h"
 

@@ -35,7 +35,6 @@
 #include "support/random.h"
 #include "support/ranks.h"
 #include "support/shard.h"
-#include "transport/zeromq/membership.h"
 
 namespace ringattn::test {
 namespace {

@@ -22,7 +22,8 @@ using fuzz::Input;
 using Bytes = std::vector<std::byte>;
 
 constexpr std::size_t longest_frame = 256, longest_record = 300, most_steps = 80;
-constexpr std::byte welcome_kind{2}, broken_kind{6};
+constexpr auto welcome_kind = static_cast<std::byte>(FrameKind::welcome),
+               broken_kind = static_cast<std::byte>(FrameKind::broken);
 
 Hello hello_of(int world_size, int rank) {
   Hello hello;
@@ -209,7 +210,7 @@ class World {
     }
   }
 
-  // One that is laid out as membership.cpp says, of small numbers.
+  // One that is laid out as frame.h says, of small numbers.
   Bytes likely_frame(bool is_to_hub) {
     const int kind = 3 + input_.below(7);
     Bytes frame{static_cast<std::byte>(kind)};

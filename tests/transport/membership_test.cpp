@@ -829,7 +829,7 @@ struct Pair : Ranks {
   Pair() : Ranks(2) {}
 };
 
-// A frame as membership.cpp describes it.
+// A frame as frame.h describes it.
 struct Frame {
   Bytes bytes;
   explicit Frame(int kind) { number(kind, 1); }

@@ -36,6 +36,7 @@
 #include "support/ranks.h"
 #include "transport/zeromq.h"
 #include "transport/zeromq/links.h"
+#include "transport/zeromq/membership.h"
 #include "transport/zeromq/unique_id.h"
 
 namespace ringattn::zeromq {

@@ -23,7 +23,7 @@
 #include <vector>
 
 #include "core/trace.h"
-#include "transport/zeromq/membership.h"
+#include "transport/zeromq/frame.h"
 #include "transport/zeromq/private_directory.h"
 #include "transport/zeromq/seal.h"
 #include "transport/zeromq/socket.h"

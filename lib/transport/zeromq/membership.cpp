@@ -1,132 +1,14 @@
 #include "transport/zeromq/membership.h"
 
 #include <algorithm>
-#include <string_view>
-#include <type_traits>
 #include <utility>
 
 namespace ringattn::zeromq {
-
-// The first byte of a frame. What follows is little-endian, without padding; a text is its length (16 bits) and its bytes. HELLO up to
-// its wire version, and BROKEN, are the same in all wire versions: else nobody could tell another version that it is one.
-enum class Membership::Kind : std::uint8_t {
-  hello =
-      1,  // to the hub: wire (u32), library, world_size, rank, backend, encryption, cipher (i32), address, machine (text)
-  welcome = 2,  // to a spoke: session, what follows the first byte of HELLO for each rank
-  beat = 3,    // to the hub: waits_for (i32), calls (i64), answer (u32); to a spoke: first absent (i32), question (u32)
-  record = 4,  // to the hub: round (i64), bytes to the frame's end
-  records = 5,  // to a spoke: the same, of all ranks
-  broken = 6,   // both ways: status, rank, cuda_error, nccl_result (i32), message (text)
-  leave = 7,    // to the hub: nothing
-  left =
-      8,  // to a spoke: rank (i32), rounds (i64) that its record is, or will be, among, calls (i64) that it was done with
-  timed_out = 9,  // to the hub: blocker (i32), timeout_ms (i64)
-};
-
-// Reads a frame front to back. Past its end everything is 0 or empty, and is_complete() false for good.
-class Membership::Reader {
- public:
-  explicit Reader(std::span<const std::byte> frame) : rest_(frame) {}
-
-  template <class T>
-  T number() {
-    std::make_unsigned_t<T> value = 0;
-    const std::span<const std::byte> bytes = take(sizeof(T));
-    for (std::size_t i = 0; i < bytes.size(); ++i)
-      value = static_cast<decltype(value)>(value | static_cast<decltype(value)>(bytes[i]) << 8 * i);
-    return static_cast<T>(value);
-  }
-  std::span<const std::byte> take(std::size_t size) {
-    if (size > rest_.size()) {
-      is_good_ = false;
-      rest_ = {};
-    }
-    if (!is_good_) return {};
-    const std::span<const std::byte> bytes = rest_.first(size);
-    rest_ = rest_.subspan(size);
-    return bytes;
-  }
-  std::span<const std::byte> take_rest() { return take(rest_.size()); }
-  std::string text(std::size_t longest) {
-    const std::size_t size = number<std::uint16_t>();
-    if (size > longest) is_good_ = false;
-    std::string characters;
-    for (const std::byte byte : take(size)) characters += static_cast<char>(byte);
-    return characters;
-  }
-  void refuse() { is_good_ = false; }
-  bool is_good() const { return is_good_; }
-  bool is_complete() const { return is_good_ && rest_.empty(); }  // and nothing is left over
-
- private:
-  std::span<const std::byte> rest_;
-  bool is_good_ = true;
-};
-
-class Membership::Writer {
- public:
-  explicit Writer(Kind kind, std::size_t size = 0) {
-    bytes_.reserve(size + 64);
-    number(static_cast<std::uint8_t>(kind));
-  }
-  template <class T>
-  Writer& number(T value) {
-    for (std::size_t i = 0; i < sizeof(T); ++i)
-      bytes_.push_back(static_cast<std::byte>(static_cast<std::make_unsigned_t<T>>(value) >> 8 * i & 0xff));
-    return *this;
-  }
-  Writer& bytes(std::span<const std::byte> some) {
-    bytes_.insert(bytes_.end(), some.begin(), some.end());
-    return *this;
-  }
-  Writer& text(std::string_view characters) {
-    number(static_cast<std::uint16_t>(characters.size()));
-    return bytes(std::as_bytes(std::span(characters)));
-  }
-  Writer& hello(const Hello& h) {
-    number(h.wire)
-        .number(h.library)
-        .number(h.world_size)
-        .number(h.rank)
-        .number(h.backend)
-        .number(h.encryption)
-        .number(h.cipher);
-    return text(h.address).text(h.machine);
-  }
-  Writer& failure(const Failure& f) {
-    for (const int x : {static_cast<int>(f.status), f.rank, f.cuda_error, f.nccl_result}) number(std::int32_t{x});
-    return text(f.message);
-  }
-  std::vector<std::byte> frame() { return std::move(bytes_); }
-
- private:
-  std::vector<std::byte> bytes_;
-};
-
 namespace {
-
-constexpr std::size_t longest_address = 256, longest_machine = 64;
 
 // Whom to name where no hub is there to be asked whose fault it is.
 int without_hub(int blocker) {
   return blocker == Membership::whoever ? 0 : blocker == Membership::transfers ? Membership::nobody : blocker;
-}
-
-bool is_control_character(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
-
-bool is_plain(const std::string& characters) {
-  return std::none_of(characters.begin(), characters.end(), is_control_character);
-}
-
-// What is after the wire version.
-template <class Reader>
-void read_hello(Reader& read, Hello& hello) {
-  for (std::int32_t* const field :
-       {&hello.library, &hello.world_size, &hello.rank, &hello.backend, &hello.encryption, &hello.cipher})
-    *field = read.template number<std::int32_t>();
-  hello.address = read.text(longest_address);
-  hello.machine = read.text(longest_machine);
-  if (!is_plain(hello.address) || !is_plain(hello.machine)) read.refuse();
 }
 
 // The part of a version that has to be the same: before 1.0 a minor version may change anything.
@@ -180,8 +62,7 @@ void Membership::guarded(F&& f) noexcept {
 
 void Membership::begin() {
   if (is_over()) return;
-  if (own_.address.size() > longest_address || own_.machine.size() > longest_machine || !is_plain(own_.address) ||
-      !is_plain(own_.machine))
+  if (!can_say(own_))
     return break_group(
         {RA_STATUS_INTERNAL_ERROR, own_.rank,
          text("the address of rank ", own_.rank, " has ", own_.address.size(), " characters, its machine ",
@@ -190,7 +71,7 @@ void Membership::begin() {
   if (own_.world_size == 1)
     is_whole_ = true;
   else if (!is_hub())
-    send(0, Writer(Kind::hello).hello(own_).frame());
+    send(0, write_hello(own_));
 }
 
 void Membership::on_frame(int from, std::span<const std::byte> frame) noexcept {
@@ -249,7 +130,7 @@ void Membership::gather(std::span<const std::byte> record) noexcept {
     if (is_hub())
       end_rounds(own_.rank);
     else if (is_present(0))
-      send(0, Writer(Kind::record, record.size()).number(round).bytes(record).frame());
+      send(0, write_record({round, record}));
   });
 }
 
@@ -262,7 +143,7 @@ void Membership::on_timeout(int blocker, std::int64_t timeout_ms) noexcept {
     if (is_hub()) return inquire(own_.rank, waits_for, timeout_ms);
     if (!is_present(0)) return break_by_timeout(without_hub(waits_for), own_.rank, timeout_ms);
     overdue_ = {own_.rank, waits_for, timeout_ms, silent_beats};
-    send(0, Writer(Kind::timed_out).number(std::int32_t{waits_for}).number(timeout_ms).frame());
+    send(0, write_timed_out({waits_for, timeout_ms}));
   });
 }
 
@@ -289,9 +170,9 @@ void Membership::leave() noexcept {
                   true);
     if (!is_over()) {
       if (is_hub())
-        send_to_all(Writer(Kind::left).number(std::int32_t{0}).number(rounds_).number(me().calls).frame());
+        send_to_all(write_left({own_.rank, rounds_, me().calls}));
       else if (is_present(0))
-        send(0, Writer(Kind::leave).frame());
+        send(0, write_leave());
     }
   });
   me().has_left = true;
@@ -346,12 +227,8 @@ void Membership::send_to_all(const std::vector<std::byte>& frame) {
 }
 
 void Membership::send_beat(int to) {
-  Writer write(Kind::beat);
-  if (is_hub())
-    write.number(std::int32_t{first_absent()}).number(questions_);
-  else
-    write.number(std::int32_t{me().waits_for}).number(me().calls).number(me().answered);
-  send(to, write.frame());
+  send(to, is_hub() ? write_question({first_absent(), questions_})
+                    : write_beat({me().waits_for, me().calls, me().answered}));
 }
 
 // The first failure counts. It is known before anything is allocated.
@@ -369,7 +246,7 @@ void Membership::break_group(const Failure& failure, bool is_to_be_told) noexcep
 }
 
 void Membership::tell() {
-  const std::vector<std::byte> frame = Writer(Kind::broken, sizeof broken_.message).failure(broken_).frame();
+  const std::vector<std::byte> frame = write_broken(broken_);
   if (is_hub())
     send_to_all(frame);
   else if (!member(0).has_left)
@@ -398,27 +275,27 @@ void Membership::break_by_timeout(int culprit, int waiter, std::int64_t timeout_
 // ---- What arrives.
 
 bool Membership::take_as_hub(int from, std::span<const std::byte> frame) {
-  Reader read(frame);
-  const Kind kind = static_cast<Kind>(read.number<std::uint8_t>());
+  FrameReader read(frame);
+  const FrameKind kind = read.kind();
   if (is_over() || from >= own_.world_size) {
-    if (kind == Kind::hello) answer_stranger(from, read);
+    if (kind == FrameKind::hello) answer_stranger(from, read);
     return true;
   }
   Member& sender = member(from);
   if (sender.has_left) return true;
   const bool was_here = std::exchange(sender.is_here, true);  // it is to be told from now on, whatever this is
   sender.silent = 0;
-  if (kind == Kind::broken) return take_broken(read);  // also from a rank that will not join
-  if (kind == Kind::hello) return take_hello(from, read, was_here);
+  if (kind == FrameKind::broken) return take_broken(read);  // also from a rank that will not join
+  if (kind == FrameKind::hello) return take_hello(from, read, was_here);
   if (!was_here) return false;
   switch (kind) {
-    case Kind::beat:
+    case FrameKind::beat:
       return take_beat(from, read);
-    case Kind::record:
+    case FrameKind::record:
       return take_record(from, read);
-    case Kind::timed_out:
+    case FrameKind::timed_out:
       return take_timed_out(from, read);
-    case Kind::leave:
+    case FrameKind::leave:
       return take_leave(from, read);
     default:
       return false;
@@ -426,32 +303,27 @@ bool Membership::take_as_hub(int from, std::span<const std::byte> frame) {
 }
 
 bool Membership::take_as_spoke(std::span<const std::byte> frame) {
-  Reader read(frame);
-  switch (static_cast<Kind>(read.number<std::uint8_t>())) {
-    case Kind::welcome:
+  FrameReader read(frame);
+  switch (read.kind()) {
+    case FrameKind::welcome:
       return take_welcome(read);
-    case Kind::beat:
+    case FrameKind::beat:
       return take_question(read);
-    case Kind::records:
+    case FrameKind::records:
       return take_records(read);
-    case Kind::broken:
+    case FrameKind::broken:
       return take_broken(read);
-    case Kind::left:
+    case FrameKind::left:
       return take_left(read);
     default:
       return false;
   }
 }
 
-bool Membership::take_hello(int from, Reader& read, bool came_before) {
-  Hello hello;
-  hello.wire = read.number<std::uint32_t>();
+bool Membership::take_hello(int from, FrameReader& read, bool came_before) {
+  Hello hello = read.hello(own_.wire);
   if (!read.is_good()) return false;
-  const bool is_known = hello.wire == own_.wire;  // else the rest may be anything
-  if (is_known) {
-    read_hello(read, hello);
-    if (!read.is_complete() || hello.rank != from) return false;
-  }
+  if (hello.wire == own_.wire && (!read.is_complete() || hello.rank != from)) return false;
   const auto refuse = [&](int culprit, const std::string& message) {
     break_group({RA_STATUS_MISMATCH, culprit, message}, true);
     return true;
@@ -467,28 +339,23 @@ bool Membership::take_hello(int from, Reader& read, bool came_before) {
   }
   last_ = from;
   is_whole_ = true;
-  Writer welcome(Kind::welcome);
-  welcome.bytes(roster_.session);
-  for (const Hello& h : roster_.ranks) welcome.hello(h);
-  send_to_all(welcome.frame());
+  send_to_all(write_welcome(roster_));
   return true;
 }
 
 // Somebody says hello who has no place here, or comes when all is over. A group that is forming breaks, since that rank takes it for its
 // own; one that is whole is not disturbed.
-void Membership::answer_stranger(int from, Reader& read) {
+void Membership::answer_stranger(int from, FrameReader& read) {
   Failure answer = broken_;
   if (answer.status == RA_STATUS_SUCCESS) {
-    Hello hello;
-    hello.wire = read.number<std::uint32_t>();
-    if (hello.wire == own_.wire) read_hello(read, hello);
+    const Hello hello = read.hello(own_.wire);
     if (me().has_left || !read.is_good()) return;
     const std::string message = difference(hello, from, own_);
     if (message.empty()) return;
     answer = {RA_STATUS_MISMATCH, contradicting(from), message};
     if (!is_whole_) break_group(answer, true);
   }
-  send(from, Writer(Kind::broken, sizeof answer.message).failure(answer).frame());
+  send(from, write_broken(answer));
 }
 
 // The culprit where a newcomer is not like those who came before: alone against two or more that agree, but not one of two.
@@ -498,18 +365,14 @@ int Membership::contradicting(int newcomer) const {
   return others >= 2 ? newcomer : nobody;
 }
 
-bool Membership::take_welcome(Reader& read) {
+bool Membership::take_welcome(FrameReader& read) {
   if (is_whole_) return false;
-  Roster roster;
-  const auto session = read.take(roster.session.size());
-  std::copy(session.begin(), session.end(), roster.session.begin());
-  for (int r = 0; r < own_.world_size && read.is_good(); ++r) {
-    Hello& hello = roster.ranks.emplace_back();
-    hello.wire = read.number<std::uint32_t>();
-    read_hello(read, hello);
+  Roster roster = read.welcome(own_.world_size);
+  if (!read.is_complete()) return false;
+  for (int r = 0; r < own_.world_size; ++r) {
+    const Hello& hello = roster.ranks[static_cast<std::size_t>(r)];
     if (hello.rank != r || !difference(hello, r, own_).empty()) return false;
   }
-  if (!read.is_complete()) return false;
   if (const Hello& hello = roster.ranks[static_cast<std::size_t>(own_.rank)]; hello != own_) {
     break_group({RA_STATUS_MISMATCH, own_.rank, twice(hello, own_)}, true);
     return true;
@@ -519,10 +382,8 @@ bool Membership::take_welcome(Reader& read) {
   return true;
 }
 
-bool Membership::take_beat(int from, Reader& read) {
-  const int waits_for = read.number<std::int32_t>();
-  const std::int64_t calls = read.number<std::int64_t>();
-  const std::uint32_t answer = read.number<std::uint32_t>();
+bool Membership::take_beat(int from, FrameReader& read) {
+  const auto [waits_for, calls, answer] = read.beat();
   Member& sender = member(from);
   if (!read.is_complete() || waits_for < transfers || waits_for >= own_.world_size || waits_for == from ||
       calls < sender.calls)
@@ -534,9 +395,8 @@ bool Membership::take_beat(int from, Reader& read) {
   return true;
 }
 
-bool Membership::take_question(Reader& read) {
-  const int absent = read.number<std::int32_t>();
-  const std::uint32_t question = read.number<std::uint32_t>();
+bool Membership::take_question(FrameReader& read) {
+  const auto [absent, question] = read.question();
   if (!read.is_complete() || absent >= own_.world_size || (is_whole_ ? absent != nobody : absent < 0)) return false;
   if (!is_whole_) absent_ = absent;
   if (question != me().answered) {
@@ -546,9 +406,8 @@ bool Membership::take_question(Reader& read) {
   return true;
 }
 
-bool Membership::take_record(int from, Reader& read) {
-  const std::int64_t round = read.number<std::int64_t>();
-  const auto record = read.take_rest();
+bool Membership::take_record(int from, FrameReader& read) {
+  const auto [round, record] = read.record();
   Member& sender = member(from);
   if (!read.is_complete() || !is_whole_ || round != sender.rounds || round > rounds_ + 1 ||
       record.size() > longest_record())
@@ -582,15 +441,14 @@ void Membership::end_rounds(int last) {
     std::vector<std::byte>& all = all_[slot];
     all.clear();
     for (const Member& m : members_) all.insert(all.end(), m.records[slot].begin(), m.records[slot].end());
-    send_to_all(Writer(Kind::records, all.size()).number(rounds_).bytes(all).frame());
+    send_to_all(write_records({rounds_, all}));
     ++rounds_;
     last_ = last;
   }
 }
 
-bool Membership::take_records(Reader& read) {
-  const std::int64_t round = read.number<std::int64_t>();
-  const auto all = read.take_rest();
+bool Membership::take_records(FrameReader& read) {
+  const auto [round, all] = read.record();
   if (!read.is_complete() || !is_whole_ || round != rounds_ || round >= me().rounds) return false;
   const std::size_t slot = static_cast<std::size_t>(round % 2);
   if (all.size() != me().records[slot].size() * members_.size()) return false;
@@ -599,24 +457,17 @@ bool Membership::take_records(Reader& read) {
   return true;
 }
 
-bool Membership::take_broken(Reader& read) {
-  const int status = read.number<std::int32_t>();
-  Failure failure(static_cast<ra_status>(status), read.number<std::int32_t>(), {});
-  failure.cuda_error = read.number<std::int32_t>();
-  failure.nccl_result = read.number<std::int32_t>();
-  std::string message = read.text(sizeof failure.message - 1);
-  if (!read.is_complete() || status <= RA_STATUS_SUCCESS || status > RA_STATUS_INTERNAL_ERROR ||
-      failure.rank < nobody || (is_hub() && failure.rank >= own_.world_size))  // a hub may have a larger group in mind
+bool Membership::take_broken(FrameReader& read) {
+  const Failure failure = read.broken();
+  if (!read.is_complete() || failure.rank < nobody ||
+      (is_hub() && failure.rank >= own_.world_size))  // a hub may have a larger group in mind
     return false;
-  std::replace_if(message.begin(), message.end(), is_control_character, '?');
-  message.copy(failure.message, message.size());
   break_group(failure, is_hub());
   return true;
 }
 
-bool Membership::take_timed_out(int from, Reader& read) {
-  const int blocker = read.number<std::int32_t>();
-  const std::int64_t timeout_ms = read.number<std::int64_t>();
+bool Membership::take_timed_out(int from, FrameReader& read) {
+  const auto [blocker, timeout_ms] = read.timed_out();
   if (!read.is_complete() || blocker < transfers || blocker >= own_.world_size || blocker == from) return false;
   if (!is_whole_)
     break_by_timeout(first_absent(), from, timeout_ms);
@@ -674,18 +525,17 @@ int Membership::blocker_of(int rank) const {
   return nobody;
 }
 
-bool Membership::take_leave(int from, Reader& read) {
+bool Membership::take_leave(int from, FrameReader& read) {
   if (!read.is_complete() || !is_whole_) return false;
   member(from).has_left = true;
   const Member& gone = member(from);
-  send_to_all(Writer(Kind::left).number(std::int32_t{from}).number(gone.rounds).number(gone.calls).frame());
+  send_to_all(write_left({from, gone.rounds, gone.calls}));
   judge(false);
   return true;
 }
 
-bool Membership::take_left(Reader& read) {
-  const int rank = read.number<std::int32_t>();
-  const std::int64_t rounds = read.number<std::int64_t>(), calls = read.number<std::int64_t>();
+bool Membership::take_left(FrameReader& read) {
+  const auto [rank, rounds, calls] = read.left();
   if (!read.is_complete() || !is_whole_ || rank < 0 || rank >= own_.world_size || rank == own_.rank || has_left(rank) ||
       rounds < rounds_ || calls < 0)
     return false;

@@ -1,6 +1,6 @@
 // What a rank knows of its group: who has come, who is alive, why the group broke. A pure state machine: it is told what arrives and
-// that time passes, and says what is to be sent. It knows no sockets, no clock and no threads (control.h has them), so that
-// thousands of groups can be simulated in a second, each repeatable by its seed.
+// that time passes, and says what is to be sent. It knows no sockets, no clock and no threads (control.h has them), nor how frames are
+// laid out (frame.h), so that thousands of groups can be simulated in a second, each repeatable by its seed.
 //
 // The group is a star: rank 0 is the hub, everybody else hears of the others through it.
 //
@@ -27,32 +27,9 @@
 #include <vector>
 
 #include "transport/transport.h"
+#include "transport/zeromq/frame.h"
 
 namespace ringattn::zeromq {
-
-constexpr std::uint32_t wire_version = 1;  // of frames and pieces; ranks of one group have the same
-
-// What a rank says of itself. Ranks must agree in the first three, and each comes once.
-struct Hello {
-  std::uint32_t wire = wire_version;
-  std::int32_t library = 0;  // ra_get_version()
-  std::int32_t world_size = 1;
-  std::int32_t rank = 0;
-  std::int32_t backend = 0;     // ra_backend: all the same
-  std::int32_t encryption = 0;  // ra_encryption: all the same
-  std::int32_t cipher = 0;      // the best Cipher (seal.h) that it can do
-  std::string address;  // where others send it what they send ("ipc://...", "tcp://..."); at most 256 characters
-  std::string machine;  // equal on two ranks if one can open the other's ipc address; at most 64 characters
-  friend bool operator==(const Hello&, const Hello&) = default;
-};
-
-using Session = std::array<std::byte, 16>;  // drawn by the hub: keys of one run of a group are no use in another
-
-// What WELCOME brought.
-struct Roster {
-  Session session{};
-  std::vector<Hello> ranks;
-};
 
 class Membership {
  public:
@@ -126,9 +103,6 @@ class Membership {
     std::int64_t timeout_ms = 0;
     int beats = 0;  // that are left
   };
-  class Reader;
-  class Writer;
-  enum class Kind : std::uint8_t;
 
   template <class F>
   void guarded(F&& f) noexcept;
@@ -152,17 +126,17 @@ class Membership {
   // False if the frame means nothing.
   bool take_as_hub(int from, std::span<const std::byte> frame);
   bool take_as_spoke(std::span<const std::byte> frame);
-  bool take_hello(int from, Reader& read, bool came_before);
-  void answer_stranger(int from, Reader& read);
-  bool take_welcome(Reader& read);
-  bool take_beat(int from, Reader& read);
-  bool take_question(Reader& read);
-  bool take_record(int from, Reader& read);
-  bool take_records(Reader& read);
-  bool take_broken(Reader& read);
-  bool take_timed_out(int from, Reader& read);
-  bool take_leave(int from, Reader& read);
-  bool take_left(Reader& read);
+  bool take_hello(int from, FrameReader& read, bool came_before);
+  void answer_stranger(int from, FrameReader& read);
+  bool take_welcome(FrameReader& read);
+  bool take_beat(int from, FrameReader& read);
+  bool take_question(FrameReader& read);
+  bool take_record(int from, FrameReader& read);
+  bool take_records(FrameReader& read);
+  bool take_broken(FrameReader& read);
+  bool take_timed_out(int from, FrameReader& read);
+  bool take_leave(int from, FrameReader& read);
+  bool take_left(FrameReader& read);
 
   int contradicting(int newcomer) const;
   void end_rounds(int last);
