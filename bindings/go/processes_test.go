@@ -3,6 +3,7 @@ package ringattn_test
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -121,45 +122,55 @@ func TestPeersInOtherProcessesEnd(t *testing.T) {
 			victim, says := startFellow(t, cell.victim, cell.order, id)
 			var over atomic.Bool
 			var recovered atomic.Int64
-			var dereferencing, atWork sync.WaitGroup
+			var dereferencing sync.WaitGroup
 			dereferencing.Add(1)
 			go func() {
 				defer dereferencing.Done()
 				dereferenceNil(&over, &recovered)
 			}()
-			var failures [fellows]error
-			atWork.Add(int(fellows) - 1)
+			defer over.Store(true)
+
+			news := make(chan error, 2*fellows) // nil from each that is at work, and whatever ends one
 			go func() {
-				atWork.Wait()
 				if line, err := says.ReadString('\n'); line != "works\n" {
-					t.Error(line, err)
-				}
-				recovered.Store(0)
-				for recovered.Load() < 1000 { // while the ring runs
-					runtime.Gosched()
-				}
-				if err := victim.Process.Signal(cell.signal); err != nil {
-					t.Error(err)
+					news <- fmt.Errorf("the peer says %q: %v", line, err)
+				} else {
+					news <- nil
 				}
 			}()
-			inTime(t, "finding out", func() {
+			var failures, reasons [fellows]error
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
 				onEveryRank(fellows, func(rank int32) error {
 					if rank == cell.victim {
 						return nil
 					}
-					begun := sync.OnceFunc(atWork.Done)
-					defer begun()
 					c, err := join(ringattn.TransportZeroMQ, id, fellows, rank)
-					if err != nil {
-						failures[rank] = err
-						return nil
+					if err == nil {
+						defer c.Close()
+						p := newProblem(t, describe(64), fellows, rank)
+						err = work(c, p, cell.order == "backward", func() { news <- nil })
+						reasons[rank] = c.AsyncError()
 					}
-					defer c.Close()
-					failures[rank] = work(c, newProblem(t, describe(64), fellows, rank), cell.order == "backward", begun)
-					mustBe(t, c.AsyncError(), ringattn.ErrPeerLost)
+					failures[rank] = err
+					news <- err
 					return nil
 				})
-			})
+			}()
+			for range fellows {
+				if err := <-news; err != nil {
+					t.Fatalf("before the peer is struck: %v", err) // whoever waits for what has failed is left to it
+				}
+			}
+			recovered.Store(0)
+			for recovered.Load() < 1000 { // while the ring runs
+				runtime.Gosched()
+			}
+			if err := victim.Process.Signal(cell.signal); err != nil {
+				t.Error(err)
+			}
+			inTime(t, "finding out", func() { <-ended })
 			over.Store(true)
 			dereferencing.Wait()
 			for rank, err := range failures {
@@ -167,6 +178,7 @@ func TestPeersInOtherProcessesEnd(t *testing.T) {
 				if int32(rank) == cell.victim {
 					continue
 				}
+				mustBe(t, reasons[rank], ringattn.ErrPeerLost)
 				if !errors.As(err, &failure) || failure.Rank != cell.victim || (failure.Status != ringattn.StatusPeerLost &&
 					!strings.Contains(failure.Message, "PEER_LOST")) { // it broke between two calls
 					t.Errorf("rank %d says %v; must name rank %d", rank, err, cell.victim)

@@ -6,8 +6,8 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{mpsc, Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -263,6 +263,9 @@ fn a_rank_that_leaves_is_named() {
 /// A ring over ZeroMQ, of ranks here and of one in another process.
 const FELLOWS: i32 = 3;
 
+/// A rank is at work, or why it will not be.
+type Begins = mpsc::Sender<std::result::Result<(), String>>;
+
 fn join(id: &str, world_size: i32, rank: i32) -> Result<Context> {
     let config = ContextConfig::new()
         .transport(Transport::Zeromq)
@@ -307,11 +310,13 @@ impl Fellow {
         Self(child)
     }
 
-    fn wait_until_it_works(&mut self) {
+    fn listen(&mut self, begins: Begins) {
         let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
-        assert!(lines
-            .map_while(|line| line.ok())
-            .any(|line| line == "works"));
+        thread::spawn(move || {
+            let mut lines = lines.map_while(|line| line.ok());
+            let works = lines.any(|line| line == "works");
+            let _ = begins.send(works.then_some(()).ok_or("the peer has ended".to_string()));
+        });
     }
 
     fn send(&self, signal: libc::c_int) {
@@ -326,8 +331,34 @@ impl Drop for Fellow {
     }
 }
 
+/// Makes calls, or only asks, until that fails.
+fn work(id: &str, rank: i32, is_idle: bool, begins: Begins) -> Error {
+    let context = join(id, FELLOWS, rank);
+    let context = match context.and_then(|context| attend(&context, rank).map(|()| context)) {
+        Ok(context) => context,
+        Err(error) => {
+            let _ = begins.send(Err(error.to_string()));
+            return error;
+        }
+    };
+    let _ = begins.send(Ok(()));
+    drop(begins);
+    loop {
+        let done = if is_idle {
+            thread::sleep(Duration::from_millis(1));
+            context.async_error()
+        } else {
+            attend(&context, rank)
+        };
+        if let Err(error) = done {
+            return error;
+        }
+    }
+}
+
 /// The peer is killed while this process's ranks call, or stopped while one of them only asks; other
-/// threads panic and catch it meanwhile.
+/// threads panic and catch it meanwhile. Threads are not waited for before all are at work: one that
+/// fails there must not leave this to wait for those that wait for it.
 #[test]
 fn peers_in_other_processes_end() {
     if !capabilities().unwrap().has_zeromq {
@@ -336,50 +367,38 @@ fn peers_in_other_processes_end() {
     let _alone = alone(); // what panics print is kept
     for (victim, signal) in [(0, libc::SIGKILL), (1, libc::SIGSTOP)] {
         let id = UniqueId::new(Transport::Zeromq, None).unwrap();
-        let id = id.as_str();
-        let mut fellow = Fellow::new(victim, id);
-        let (is_over, caught, at_work) = (
-            AtomicBool::new(false),
-            AtomicU64::new(0),
-            Barrier::new(FELLOWS as usize),
-        );
-        let run = |rank: i32| -> Result<()> {
-            let context = join(id, FELLOWS, rank)?;
-            attend(&context, rank)?;
-            at_work.wait();
-            let is_idle = signal == libc::SIGSTOP && rank != 0;
-            loop {
-                if is_idle {
-                    context.async_error()?;
-                    thread::sleep(Duration::from_millis(1));
-                } else {
-                    attend(&context, rank)?;
-                }
-            }
-        };
+        let mut fellow = Fellow::new(victim, id.as_str());
+        let (begins, begun) = mpsc::channel();
+        fellow.listen(begins.clone());
+        let ranks: Vec<_> = (0..FELLOWS)
+            .filter(|&rank| rank != victim)
+            .map(|rank| {
+                let (id, begins) = (id.as_str().to_string(), begins.clone());
+                let is_idle = signal == libc::SIGSTOP && rank != 0;
+                thread::spawn(move || work(&id, rank, is_idle, begins))
+            })
+            .collect();
+        drop(begins);
+        for _ in 0..FELLOWS {
+            let news = begun.recv().expect("a rank panicked");
+            news.expect("all ranks are at work");
+        }
+        let caught = AtomicU64::new(0);
         let errors: Vec<Error> = thread::scope(|scope| {
+            let (is_over, over) = mpsc::channel::<()>();
             scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
+                let over = over; // until the other end is dropped
+                while over.try_recv() == Err(mpsc::TryRecvError::Empty) {
                     std::panic::catch_unwind(|| panic!("on purpose")).unwrap_err();
                     caught.fetch_add(1, Ordering::Relaxed);
                 }
             });
-            let ranks: Vec<_> = (0..FELLOWS)
-                .filter(|&rank| rank != victim)
-                .map(|rank| scope.spawn(move || run(rank)))
-                .collect();
-            fellow.wait_until_it_works();
-            at_work.wait();
-            let before = caught.load(Ordering::Relaxed);
-            while caught.load(Ordering::Relaxed) < before + 100 {
+            while caught.load(Ordering::Relaxed) < 100 {
                 thread::yield_now(); // the ring runs
             }
             fellow.send(signal);
-            let errors = ranks
-                .into_iter()
-                .map(|rank| rank.join().unwrap().unwrap_err())
-                .collect();
-            is_over.store(true, Ordering::Relaxed);
+            let errors = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+            drop(is_over);
             errors
         });
         for error in errors {
@@ -403,31 +422,25 @@ fn peers_in_other_processes_end() {
 
 #[test]
 fn abort_from_other_threads_ends_a_call() {
-    let (handle, aborted) = (Mutex::new(None), Barrier::new(2));
-    let errors = on_ranks(2, |context, rank| {
-        if rank == 1 {
-            *handle.lock().unwrap() = Some(context.abort_handle());
-            let error = attend(&context, rank).unwrap_err(); // the other rank never comes
-            aborted.wait();
-            return error;
-        }
-        while handle.lock().unwrap().is_none() {
-            thread::yield_now();
-        }
-        thread::sleep(Duration::from_millis(20)); // so that it waits, as a rule
-        let handle: AbortHandle = handle.lock().unwrap().clone().unwrap();
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| handle.abort().unwrap());
-            }
-        });
-        assert_eq!(handle.async_error().unwrap_err().status(), Status::Aborted);
-        aborted.wait();
-        attend(&context, rank).unwrap_err()
+    let mut group = on_ranks(2, |context, _| context);
+    let (second, first) = (group.pop().unwrap(), group.pop().unwrap());
+    let handle = second.abort_handle();
+    let waiting = thread::spawn(move || {
+        let error = attend(&second, 1).unwrap_err(); // the other rank never comes
+        (error, second)
     });
-    assert_eq!(errors[1].status(), Status::Aborted, "{}", errors[1]);
-    assert_eq!(errors[1].rank(), Some(1));
-    assert_eq!(errors[0].status(), Status::InvalidState, "{}", errors[0]);
+    thread::sleep(Duration::from_millis(20)); // so that it waits, as a rule
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| handle.abort().unwrap());
+        }
+    });
+    assert_eq!(handle.async_error().unwrap_err().status(), Status::Aborted);
+    let (error, _second) = waiting.join().unwrap();
+    assert_eq!(error.status(), Status::Aborted, "{error}");
+    assert_eq!(error.rank(), Some(1));
+    let error = attend(&first, 0).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidState, "{error}");
 }
 
 #[test]

@@ -131,6 +131,12 @@ class ProcessesTest {
       System.out.println("done");
     }
 
+    /** Ends the JVM, and with it whoever waits for what has failed. */
+    private static void giveUp(String why) {
+      System.out.println(why);
+      Runtime.getRuntime().halt(1);
+    }
+
     private static void watch(UniqueId id, Process fellow) throws Exception {
       fellow
           .getOutputStream()
@@ -145,13 +151,13 @@ class ProcessesTest {
           new Thread(
               () -> {
                 try {
-                  begun.await();
                   BufferedReader says =
                       new BufferedReader(new InputStreamReader(fellow.getInputStream()));
                   String line = says.readLine();
-                  if (!line.equals("works")) {
-                    System.out.println(line);
+                  if (!"works".equals(line)) {
+                    giveUp("the other JVM says " + line);
                   }
+                  begun.await();
                   long before = nulls.caught.get();
                   while (nulls.caught.get() < before + 10_000) { // while the ring runs
                     Thread.sleep(1);
@@ -162,6 +168,7 @@ class ProcessesTest {
                   System.out.println(e);
                 }
               });
+      striking.setDaemon(true); // what it waits for may not come
       striking.start();
       Ranks.run(
           WORLD_SIZE,
@@ -178,8 +185,14 @@ class ProcessesTest {
                   || reason.get().rank() != VICTIM) {
                 System.out.println("rank " + rank + ": " + failure + "; " + reason);
               }
+            } catch (RuntimeException e) {
+              giveUp("rank " + rank + ": " + e);
             }
           });
+      if (begun.getCount() > 0) {
+        giveUp("not all ranks made a call before one failed");
+      }
+      striking.join();
       nulls.isOver.set(true);
       catching.join();
     }
