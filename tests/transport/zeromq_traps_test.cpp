@@ -108,7 +108,10 @@ struct End {
 
 // Two ends, and the roster that both have.
 struct Pair {
-  explicit Pair(bool is_machine_open) : ends{End(is_machine_open), End(is_machine_open)} {
+  // `before` is called with the inlets of rank 1, when nobody has connected yet.
+  explicit Pair(bool is_machine_open, const std::function<void(const Inlets&)>& before = {})
+      : ends{End(is_machine_open), End(is_machine_open)} {
+    if (before) before(ends[1].inlets);
     roster.session.fill(std::byte{1});
     for (int rank = 0; rank < 2; ++rank) {
       Hello hello;
@@ -469,6 +472,32 @@ TEST(NamelessConnection, AccusesNobody) {
     std::ranges::fill(message.data(), std::byte{'R'});
     EXPECT_TRUE(stranger.send(message));
     pair.pass(3 * Links::piece_size / 2, tag);
+  }
+  table.zmq_msg_get = real_get;
+}
+
+int get_one_descriptor(const zmq_msg_t* message, int property) {
+  const int descriptor = real_get(message, property);
+  return property == ZMQ_SRCFD && descriptor >= 0 ? 0 : descriptor;
+}
+
+// A stranger's words, not all of which are read when he is gone and a rank has his descriptor, as the system gives it to whoever is next.
+TEST(DescriptorThatWasAStrangers, AccusesNobody) {
+  Zeromq& table = const_cast<Zeromq&>(zeromq_library());
+  real_get = std::exchange(table.zmq_msg_get, &get_one_descriptor);
+  {
+    Pair pair(false, [](const Inlets& of_rank_1) {
+      const Context context(4);
+      Socket stranger(context, ZMQ_PUSH);
+      stranger.set(ZMQ_LINGER, 10'000);
+      stranger.connect(tcp_of(of_rank_1));
+      for (int n = 0; n < 10; ++n) {
+        Message message(1000);
+        std::ranges::fill(message.data(), std::byte{'R'});
+        EXPECT_TRUE(stranger.send(message));
+      }
+    });
+    pair.pass(3 * Links::piece_size / 2, 1);
   }
   table.zmq_msg_get = real_get;
 }

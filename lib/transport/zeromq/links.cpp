@@ -195,7 +195,11 @@ bool Links::put(int to, PieceKind kind, Send* transfer) {
 
 bool Links::take_from(Socket& socket, bool is_tcp) {
   Message frame;
-  if (!socket.receive(frame)) return false;
+  if (!socket.receive(frame)) {
+    if (is_tcp)
+      for (Connection& c : connections_) c.is_alone = true;
+    return false;
+  }
   bool is_single = true;
   while (frame.has_more()) {  // nobody of the group sends such
     is_single = false;
@@ -211,30 +215,31 @@ void Links::take(Message& frame, bool is_tcp) {
   };
   // Whose connection this is, as far as it has shown that.
   const int descriptor = frame.descriptor();
-  const bool is_nameless = is_tcp && descriptor < 0;
-  const auto known = std::ranges::find(descriptors_, descriptor, &std::pair<int, int>::first);
-  const int owner = !is_tcp || known == descriptors_.end() ? -1 : known->second;
+  const auto known = std::ranges::find(connections_, descriptor, &Connection::descriptor);
+  const bool is_known = is_tcp && known != connections_.end();
+  const int owner = is_known ? known->rank : -1;
+  const bool is_nameless = is_tcp && descriptor < 0, is_doubtful = is_nameless || (is_known && !known->is_alone);
 
   const std::optional<PieceHeader> header = read_header(frame.data());
   const bool is_plausible = header && header->to == rank_ && header->from >= 0 &&
                             header->from < static_cast<int>(links_.size()) && header->from != rank_ &&
                             (owner < 0 || owner == header->from);
   if (!is_plausible) {
-    if (owner >= 0) lost(owner, " has brought what is no piece");
+    if (owner >= 0 && !is_doubtful) lost(owner, " has brought what is no piece");
     return;  // a stranger's
   }
   const int from = header->from;
   const bool is_new = is_tcp && owner < 0 && !is_nameless;
-  if (is_new && std::ranges::find(descriptors_, from, &std::pair<int, int>::second) != descriptors_.end())
+  if (is_new && std::ranges::find(connections_, from, &Connection::rank) != connections_.end())
     return;  // a rank connects once; this is a stranger who repeats what he has seen of it
   Link& l = link(from);
-  if (is_nameless && header->number != l.number_in)
+  if (is_doubtful && header->number != l.number_in)
     return;  // the next is taken if it is authentic, and nobody is accused
   const bool is_opening = header->kind == PieceKind::opening;
   const Protection due = is_opening ? Protection::authenticated : l.protection;
   const bool is_way = is_tcp == (l.protection != Protection::checked);
   const auto junk = [&](const char* why) {
-    if (owner >= 0 || !is_tcp) lost(from, why);
+    if (!is_tcp || (owner >= 0 && !is_doubtful)) lost(from, why);
   };
   if (!is_way || header->protection != due || header->cipher != cipher_)
     return junk(" has brought a piece that is not protected as agreed");
@@ -250,7 +255,7 @@ void Links::take(Message& frame, bool is_tcp) {
   const std::span<std::byte> room =
       transfer != nullptr ? transfer->data.subspan(header->offset, header->length) : std::span(aside);
   if (!open(frame.data(), *header, l.in, room)) return junk(" has brought a piece that was changed on its way");
-  if (is_new) descriptors_.emplace_back(descriptor, from);
+  if (is_new) connections_.push_back({descriptor, from});
   if (header->number != l.number_in)
     lost(from, " has brought piece ", header->number, " where ", l.number_in, " was next");
   ++l.number_in;

@@ -124,7 +124,13 @@ class Links {
   std::vector<std::unique_ptr<Link>> links_;  // by rank; null for this one
   std::vector<Send> sends_;
   std::vector<Receive> receives_;
-  std::vector<std::pair<int, int>> descriptors_;  // TCP connections that a rank has used, and which
+  // A TCP connection that a rank has used. Its descriptor may have been a stranger's before, who is gone, and what he sent may be read
+  // after the rank's first words: until all that had come by then has been read, the rank is not accused of what comes by it.
+  struct Connection {
+    int descriptor, rank;
+    bool is_alone = false;
+  };
+  std::vector<Connection> connections_;
 };
 
 }  // namespace ringattn::zeromq
