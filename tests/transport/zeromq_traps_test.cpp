@@ -7,6 +7,7 @@
 //   zmq_unbind                        ends connections that are there; nothing is unbound, but the way to the socket is removed
 //   a successor                       whoever comes after a rank, or in its place, is not taken for it
 //   a connection that is gone         has no descriptor when what it brought is read; that is no failure
+//   a descriptor                      is the next one's when what a stranger brought is read; that is not the next one's fault
 //   an oversized message              ends the connection though it was "sent"; no rank sends one
 //   binding an ipc path               steals it from whoever has it; no two ranks have the same
 #include <arpa/inet.h>
@@ -267,24 +268,27 @@ TEST(DescriptorsRunOut, IsAnError) {
 
 // ---------------------------------------------------------------- monitors
 
-// More events than a queue of ZeroMQ holds by default, as fast as they can be made.
-TEST(Monitor, IsNotFilledByAFloodOfConnections) {
-  Group group(2);
-  const UniqueId id = parse_unique_id(group.id);
+// A stranger connects to where rank 0 listens, says something and goes.
+void come_and_go(const UniqueId& id) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(id.port);
   inet_pton(AF_INET, id.host.c_str(), &address.sin_addr);
+  const int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const linger at_once{1, 0};  // leaves no port behind
+  setsockopt(connection, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+  if (connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
+    [[maybe_unused]] const auto sent = send(connection, "?", 1, MSG_NOSIGNAL);
+  }
+  close(connection);
+}
+
+// More events than a queue of ZeroMQ holds by default, as fast as they can be made.
+TEST(Monitor, IsNotFilledByAFloodOfConnections) {
+  Group group(2);
+  const UniqueId id = parse_unique_id(group.id);
   std::thread flood([&] {
-    for (int n = 0; n < 2'000; ++n) {
-      const int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-      const linger at_once{1, 0};  // leaves no port behind
-      setsockopt(connection, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-      if (connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
-        [[maybe_unused]] const auto sent = send(connection, "?", 1, MSG_NOSIGNAL);
-      }
-      close(connection);
-    }
+    for (int n = 0; n < 2'000; ++n) come_and_go(id);
   });
   group.pass_on(1000);
   flood.join();
@@ -500,6 +504,54 @@ TEST(DescriptorThatWasAStrangers, AccusesNobody) {
     pair.pass(3 * Links::piece_size / 2, 1);
   }
   table.zmq_msg_get = real_get;
+}
+
+// The same of the control plane: that a stranger has gone is read when a rank that has his descriptor has said hello, since the thread that
+// reads both had no turn in between. Here it has none while it reads that the rank asks to be let in, nor once it has answered.
+struct Lateness {
+  decltype(&zmq_msg_recv) receive;
+  decltype(&zmq_msg_send) send;
+  UniqueId id;
+  void* answers = nullptr;  // the socket that admits
+};
+Lateness late;
+
+int receive_late(zmq_msg_t* message, void* socket, int flags) {
+  const int size = late.receive(message, socket, flags);
+  const bool has_more = size > 0 && zeromq_library().zmq_msg_more(message) == 1;
+  if (size == 3 && has_more &&
+      std::memcmp(zeromq_library().zmq_msg_data(message), "1.0", 3) == 0) {  // a request (RFC 27)
+    late.answers = socket;
+    come_and_go(late.id);
+    std::this_thread::sleep_for(200ms);
+  }
+  std::uint16_t event = 0;
+  if (size == 6 && has_more) std::memcpy(&event, zeromq_library().zmq_msg_data(message), sizeof event);
+  if (event == ZMQ_EVENT_DISCONNECTED)
+    std::memset(static_cast<char*>(zeromq_library().zmq_msg_data(message)) + 2, 0, 4);  // of descriptor 0
+  return size;
+}
+int send_late(zmq_msg_t* message, void* socket, int flags) {
+  const int size = late.send(message, socket, flags);
+  if (socket == late.answers && (flags & ZMQ_SNDMORE) == 0) std::this_thread::sleep_for(200ms);
+  return size;
+}
+
+TEST(DescriptorThatWasAStrangers, EndsNoMembership) {
+  Zeromq& table = const_cast<Zeromq&>(zeromq_library());
+  real_get = std::exchange(table.zmq_msg_get, &get_one_descriptor);
+  const std::string id = make_zeromq_id(nullptr);
+  late = {std::exchange(table.zmq_msg_recv, &receive_late), std::exchange(table.zmq_msg_send, &send_late),
+          parse_unique_id(id)};
+  test::run_threads(2, [&](int rank) {
+    const auto transport = join_zeromq({id, "", true, 2, rank}, patience_ms, {});
+    const std::byte word{};
+    EXPECT_EQ(transport->all_gather(std::span(&word, 1)).size(), 2u);
+    transport->end_call();
+  });
+  table.zmq_msg_get = real_get;
+  table.zmq_msg_recv = late.receive;
+  table.zmq_msg_send = late.send;
 }
 
 // ---------------------------------------------------------------- paths

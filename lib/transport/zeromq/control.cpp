@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "plan/problem.h"
@@ -325,7 +326,7 @@ void Control::turn() {
 
   if (admission_ != nullptr) answer_admissions();
   read_frames();
-  read_events();
+  read_events(most_at_once);
   const auto now = Clock::now();
   const std::lock_guard lock(mutex_);
   if (now >= next_beat_) {
@@ -372,6 +373,8 @@ void Control::answer_admissions() {
       if (parts < request.size()) request[parts] = part.text();
       ++parts;
     }
+    // Whose descriptor the newcomer has, if he was before, went before he asked.
+    read_events(std::numeric_limits<std::size_t>::max());
     bool is_open;
     {
       const std::lock_guard lock(mutex_);
@@ -404,10 +407,10 @@ int Control::rank_of_key(std::span<const std::byte> public_key) {
 }
 
 // An event is two messages, of which the first is its number, 16 bits, and its value, 32 bits.
-void Control::read_events() {
+void Control::read_events(std::size_t most) {
   std::vector<int> gone;
   Message event, address;
-  for (std::size_t n = 0; n < most_at_once && monitor_.receive(event); ++n) {
+  for (std::size_t n = 0; n < most && monitor_.receive(event); ++n) {
     while (event.has_more() && monitor_.receive(address) && address.has_more()) continue;
     if (event.data().size() < 6) continue;
     std::uint16_t number;

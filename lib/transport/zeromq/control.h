@@ -73,7 +73,7 @@ class Control {
   void turn();
   void read_frames();
   void answer_admissions();
-  void read_events();
+  void read_events(std::size_t most);
   void send_frames();
   int rank_of_key(std::span<const std::byte> public_key);
 
