@@ -233,7 +233,7 @@ void Links::take(Message& frame, bool is_tcp) {
   if (is_new && std::ranges::find(connections_, from, &Connection::rank) != connections_.end())
     return;  // a rank connects once; this is a stranger who repeats what he has seen of it
   Link& l = link(from);
-  if (is_doubtful && header->number != l.number_in)
+  if (is_nameless && header->number != l.number_in)
     return;  // the next is taken if it is authentic, and nobody is accused
   const bool is_opening = header->kind == PieceKind::opening;
   const Protection due = is_opening ? Protection::authenticated : l.protection;

@@ -125,7 +125,8 @@ class Links {
   std::vector<Send> sends_;
   std::vector<Receive> receives_;
   // A TCP connection that a rank has used. Its descriptor may have been a stranger's before, who is gone, and what he sent may be read
-  // after the rank's first words: until all that had come by then has been read, the rank is not accused of what comes by it.
+  // after the rank's first words: until all that had come by then has been read, the rank is accused only of what is authentic, since
+  // nothing that was could be seen before it connected.
   struct Connection {
     int descriptor, rank;
     bool is_alone = false;
