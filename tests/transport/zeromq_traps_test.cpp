@@ -109,8 +109,9 @@ struct End {
 
 // Two ends, and the roster that both have.
 struct Pair {
-  // `before` is called with the inlets of rank 1, when nobody has connected yet.
-  explicit Pair(bool is_machine_open, const std::function<void(const Inlets&)>& before = {})
+  // `before` is called with the inlets of rank 1, when nobody has connected yet. `rank_0_first`: rank 1 reads when what rank 0 begins with
+  // is there.
+  explicit Pair(bool is_machine_open, const std::function<void(const Inlets&)>& before = {}, bool rank_0_first = false)
       : ends{End(is_machine_open), End(is_machine_open)} {
     if (before) before(ends[1].inlets);
     roster.session.fill(std::byte{1});
@@ -123,7 +124,12 @@ struct Pair {
       hello.machine = ends[rank].inlets.machine();
       roster.ranks.push_back(hello);
     }
-    for (int rank = 0; rank < 2; ++rank) ends[rank].links = make_links(rank);
+    for (int rank = 0; rank < 2; ++rank) {
+      ends[rank].links = make_links(rank);
+      if (!rank_0_first || rank == 1) continue;
+      ends[rank].links->pump();
+      std::this_thread::sleep_for(200ms * test::slowness);
+    }
     pump([&] { return ends[0].links->unopened() < 0 && ends[1].links->unopened() < 0; });
   }
   std::unique_ptr<Links> make_links(int rank) {
@@ -268,8 +274,23 @@ TEST(DescriptorsRunOut, IsAnError) {
 
 // ---------------------------------------------------------------- monitors
 
-// A stranger connects to where rank 0 listens, says something and goes.
-void come_and_go(const UniqueId& id) {
+// Puts a function in the place of one of ZeroMQ's, while it lives.
+template <class Function>
+class Replaced {
+ public:
+  Replaced(Function Zeromq::*which, Function other)
+      : place_(const_cast<Zeromq&>(zeromq_library()).*which), real_(std::exchange(place_, other)) {}
+  Replaced(const Replaced&) = delete;
+  Replaced& operator=(const Replaced&) = delete;
+  ~Replaced() { place_ = real_; }
+
+ private:
+  Function& place_;
+  Function real_;
+};
+
+// A stranger connects to where rank 0 listens, says something and goes; or only when rank 0 has seen him off.
+void come_and_go(const UniqueId& id, bool is_patient = false) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(id.port);
@@ -279,6 +300,7 @@ void come_and_go(const UniqueId& id) {
   setsockopt(connection, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
   if (connect(connection, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
     [[maybe_unused]] const auto sent = send(connection, "?", 1, MSG_NOSIGNAL);
+    for (char word[64]; is_patient && recv(connection, word, sizeof word, 0) > 0;) continue;
   }
   close(connection);
 }
@@ -460,50 +482,77 @@ decltype(&zmq_msg_get) real_get = nullptr;
 int get_no_descriptor(const zmq_msg_t* message, int property) {
   return property == ZMQ_SRCFD ? -1 : real_get(message, property);
 }
+int get_one_descriptor(const zmq_msg_t* message, int property) {
+  const int descriptor = real_get(message, property);
+  return property == ZMQ_SRCFD && descriptor >= 0 ? 0 : descriptor;
+}
+
+void send_words(Socket& stranger) {
+  for (int n = 0; n < 10; ++n) {
+    Message message(1000);
+    std::ranges::fill(message.data(), std::byte{'R'});
+    EXPECT_TRUE(stranger.send(message));
+  }
+}
 
 // Those whose other end is gone before ZeroMQ asks who it is have no descriptor. What they brought is a stranger's, which is dropped, or
 // a rank's, which is taken.
 TEST(NamelessConnection, AccusesNobody) {
-  Zeromq& table = const_cast<Zeromq&>(zeromq_library());
-  real_get = std::exchange(table.zmq_msg_get, &get_no_descriptor);
+  real_get = zeromq_library().zmq_msg_get;
+  const Replaced get(&Zeromq::zmq_msg_get, &get_no_descriptor);
   Pair pair(false);
   const Context context(4);
   Socket stranger(context, ZMQ_PUSH);
   stranger.set(ZMQ_LINGER, 0);
   stranger.connect(tcp_of(pair.ends[1].inlets));
   for (std::uint64_t tag = 1; tag < 20; ++tag) {
-    Message message(1000);
-    std::ranges::fill(message.data(), std::byte{'R'});
-    EXPECT_TRUE(stranger.send(message));
+    send_words(stranger);
     pair.pass(3 * Links::piece_size / 2, tag);
   }
-  table.zmq_msg_get = real_get;
-}
-
-int get_one_descriptor(const zmq_msg_t* message, int property) {
-  const int descriptor = real_get(message, property);
-  return property == ZMQ_SRCFD && descriptor >= 0 ? 0 : descriptor;
 }
 
 // A stranger's words, not all of which are read when he is gone and a rank has his descriptor, as the system gives it to whoever is next.
 TEST(DescriptorThatWasAStrangers, AccusesNobody) {
-  Zeromq& table = const_cast<Zeromq&>(zeromq_library());
-  real_get = std::exchange(table.zmq_msg_get, &get_one_descriptor);
-  {
-    Pair pair(false, [](const Inlets& of_rank_1) {
-      const Context context(4);
-      Socket stranger(context, ZMQ_PUSH);
-      stranger.set(ZMQ_LINGER, 10'000);
-      stranger.connect(tcp_of(of_rank_1));
-      for (int n = 0; n < 10; ++n) {
-        Message message(1000);
-        std::ranges::fill(message.data(), std::byte{'R'});
-        EXPECT_TRUE(stranger.send(message));
-      }
-    });
-    pair.pass(3 * Links::piece_size / 2, 1);
+  real_get = zeromq_library().zmq_msg_get;
+  const Replaced get(&Zeromq::zmq_msg_get, &get_one_descriptor);
+  Pair pair(
+      false,
+      [](const Inlets& of_rank_1) {
+        const Context context(4);
+        Socket stranger(context, ZMQ_PUSH);
+        stranger.set(ZMQ_LINGER, 10'000);
+        stranger.connect(tcp_of(of_rank_1));
+        send_words(stranger);
+      },
+      true);
+  pair.pass(3 * Links::piece_size / 2, 1);
+}
+
+// And the other way round: the rank is gone, and a stranger has what was its descriptor.
+std::atomic<int> given_descriptor{0};
+int get_given_descriptor(const zmq_msg_t* message, int property) {
+  const int descriptor = real_get(message, property);
+  return property == ZMQ_SRCFD && descriptor >= 0 ? given_descriptor.load() : descriptor;
+}
+TEST(DescriptorThatWasARanks, AccusesNobody) {
+  real_get = zeromq_library().zmq_msg_get;
+  const Replaced get(&Zeromq::zmq_msg_get, &get_given_descriptor);
+  int first[2], second[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, first), 0);
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, second), 0);
+  given_descriptor = first[0];
+  Pair pair(false);
+  pair.pass(3 * Links::piece_size / 2, 1);
+  ASSERT_EQ(dup2(second[0], first[0]), first[0]);
+  const Context context(4);
+  Socket stranger(context, ZMQ_PUSH);
+  stranger.set(ZMQ_LINGER, 0);
+  stranger.connect(tcp_of(pair.ends[1].inlets));
+  for (std::uint64_t tag = 2; tag < 10; ++tag) {
+    send_words(stranger);
+    pair.pass(3 * Links::piece_size / 2, tag);  // what the rank had sent before it went
   }
-  table.zmq_msg_get = real_get;
+  for (const int descriptor : {first[0], first[1], second[0], second[1]}) close(descriptor);
 }
 
 // The same of the control plane: that a stranger has gone is read when a rank that has his descriptor has said hello, since the thread that
@@ -512,23 +561,21 @@ struct Lateness {
   decltype(&zmq_msg_recv) receive;
   decltype(&zmq_msg_send) send;
   UniqueId id;
-  void* answers = nullptr;  // the socket that admits
+  std::atomic<void*> answers{nullptr};  // the socket that admits
 };
 Lateness late;
 
 int receive_late(zmq_msg_t* message, void* socket, int flags) {
   const int size = late.receive(message, socket, flags);
   const bool has_more = size > 0 && zeromq_library().zmq_msg_more(message) == 1;
-  if (size == 3 && has_more &&
-      std::memcmp(zeromq_library().zmq_msg_data(message), "1.0", 3) == 0) {  // a request (RFC 27)
+  void* const data = size > 0 ? zeromq_library().zmq_msg_data(message) : nullptr;
+  if (size == 3 && has_more && std::memcmp(data, "1.0", 3) == 0) {  // a request (RFC 27)
     late.answers = socket;
-    come_and_go(late.id);
-    std::this_thread::sleep_for(200ms);
+    come_and_go(late.id, true);
   }
   std::uint16_t event = 0;
-  if (size == 6 && has_more) std::memcpy(&event, zeromq_library().zmq_msg_data(message), sizeof event);
-  if (event == ZMQ_EVENT_DISCONNECTED)
-    std::memset(static_cast<char*>(zeromq_library().zmq_msg_data(message)) + 2, 0, 4);  // of descriptor 0
+  if (size == 6 && has_more) std::memcpy(&event, data, sizeof event);
+  if (event == ZMQ_EVENT_DISCONNECTED) std::memset(static_cast<char*>(data) + 2, 0, 4);  // of descriptor 0
   return size;
 }
 int send_late(zmq_msg_t* message, void* socket, int flags) {
@@ -538,20 +585,20 @@ int send_late(zmq_msg_t* message, void* socket, int flags) {
 }
 
 TEST(DescriptorThatWasAStrangers, EndsNoMembership) {
-  Zeromq& table = const_cast<Zeromq&>(zeromq_library());
-  real_get = std::exchange(table.zmq_msg_get, &get_one_descriptor);
+  real_get = zeromq_library().zmq_msg_get;
+  late.receive = zeromq_library().zmq_msg_recv;
+  late.send = zeromq_library().zmq_msg_send;
   const std::string id = make_zeromq_id(nullptr);
-  late = {std::exchange(table.zmq_msg_recv, &receive_late), std::exchange(table.zmq_msg_send, &send_late),
-          parse_unique_id(id)};
+  late.id = parse_unique_id(id);
+  const Replaced get(&Zeromq::zmq_msg_get, &get_one_descriptor);
+  const Replaced receive(&Zeromq::zmq_msg_recv, &receive_late);
+  const Replaced send(&Zeromq::zmq_msg_send, &send_late);
   test::run_threads(2, [&](int rank) {
     const auto transport = join_zeromq({id, "", true, 2, rank}, patience_ms, {});
     const std::byte word{};
     EXPECT_EQ(transport->all_gather(std::span(&word, 1)).size(), 2u);
     transport->end_call();
   });
-  table.zmq_msg_get = real_get;
-  table.zmq_msg_recv = late.receive;
-  table.zmq_msg_send = late.send;
 }
 
 // ---------------------------------------------------------------- paths

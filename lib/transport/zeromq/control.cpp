@@ -24,6 +24,7 @@ constexpr int handshake_ms = 5000;         // until a connection must have said 
 constexpr int retry_ms = 10;               // while rank 0 does not listen yet
 constexpr int backlog = 1024;              // connections that wait to be accepted, strangers' among them
 constexpr std::size_t most_at_once = 256;  // frames, or events, before time is looked at again
+constexpr std::size_t all = std::numeric_limits<std::size_t>::max();  // that are there
 
 Socket make_socket(const Context& context, const UniqueId& id, int rank, int linger_ms) {
   const bool is_hub = rank == 0;
@@ -325,7 +326,7 @@ void Control::turn() {
   wake_.clear();
 
   if (admission_ != nullptr) answer_admissions();
-  read_frames();
+  read_frames(most_at_once);
   read_events(most_at_once);
   const auto now = Clock::now();
   const std::lock_guard lock(mutex_);
@@ -336,8 +337,8 @@ void Control::turn() {
   spread();
 }
 
-void Control::read_frames() {
-  for (std::size_t n = 0; n < most_at_once; ++n) {
+void Control::read_frames(std::size_t most) {
+  for (std::size_t n = 0; n < most; ++n) {
     Message route, frame;
     if (is_hub() && !socket_.receive(route)) return;
     if (!socket_.receive(frame)) return;
@@ -374,7 +375,7 @@ void Control::answer_admissions() {
       ++parts;
     }
     // Whose descriptor the newcomer has, if he was before, went before he asked.
-    read_events(std::numeric_limits<std::size_t>::max());
+    read_events(all);
     bool is_open;
     {
       const std::lock_guard lock(mutex_);
@@ -418,7 +419,7 @@ void Control::read_events(std::size_t most) {
     std::memcpy(&number, event.data().data(), sizeof number);
     std::memcpy(&value, event.data().data() + sizeof number, sizeof value);
     if (number == ZMQ_EVENT_DISCONNECTED) {
-      gone.push_back(value);
+      if (is_hub() || is_connected_) gone.push_back(value);  // else an attempt to connect has failed
     } else if (is_hub()) {
       continue;  // strangers
     } else if (number == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
@@ -434,11 +435,10 @@ void Control::read_events(std::size_t most) {
     }
   }
   if (gone.empty()) return;
-  read_frames();  // what they said before
+  read_frames(all);  // what they said before
   const std::lock_guard lock(mutex_);
   for (const int descriptor : gone) {
     if (!is_hub()) {
-      if (!is_connected_) continue;
       membership_.on_disconnect(0);
       socket_.drop();
       continue;

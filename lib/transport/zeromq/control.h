@@ -71,7 +71,7 @@ class Control {
 
   void run() noexcept;
   void turn();
-  void read_frames();
+  void read_frames(std::size_t most);
   void answer_admissions();
   void read_events(std::size_t most);
   void send_frames();
