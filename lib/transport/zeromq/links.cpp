@@ -1,7 +1,5 @@
 #include "transport/zeromq/links.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -42,12 +40,6 @@ Address split(const std::string& address) {
   const std::size_t space = address.find(' ');
   if (space == std::string::npos) return {"", address};
   return {address.substr(0, space), address.substr(space + 1)};
-}
-
-// Which socket a descriptor is now; 0 where it is none.
-std::uint64_t socket_of(int descriptor) {
-  struct stat status {};
-  return fstat(descriptor, &status) == 0 ? status.st_ino : 0;
 }
 
 Cipher common_cipher(const Roster& roster) {
@@ -224,11 +216,9 @@ void Links::take(Message& frame, bool is_tcp) {
   // Whose connection this is, as far as it has shown that.
   const int descriptor = frame.descriptor();
   const auto known = std::ranges::find(connections_, descriptor, &Connection::descriptor);
-  const bool has_gone = is_tcp && known != connections_.end() && known->socket != socket_of(descriptor);
-  const bool is_known = is_tcp && known != connections_.end() && !has_gone;
+  const bool is_known = is_tcp && known != connections_.end();
   const int owner = is_known ? known->rank : -1;
-  const bool is_nameless = is_tcp && (descriptor < 0 || has_gone),
-             is_doubtful = is_nameless || (is_known && !known->is_alone);
+  const bool is_nameless = is_tcp && descriptor < 0, is_doubtful = is_nameless || (is_known && !known->is_alone);
 
   const std::optional<PieceHeader> header = read_header(frame.data());
   const bool is_plausible = header && header->to == rank_ && header->from >= 0 &&
@@ -265,7 +255,7 @@ void Links::take(Message& frame, bool is_tcp) {
   const std::span<std::byte> room =
       transfer != nullptr ? transfer->data.subspan(header->offset, header->length) : std::span(aside);
   if (!open(frame.data(), *header, l.in, room)) return junk(" has brought a piece that was changed on its way");
-  if (is_new) connections_.push_back({descriptor, socket_of(descriptor), from});
+  if (is_new) connections_.push_back({descriptor, from});
   if (header->number != l.number_in)
     lost(from, " has brought piece ", header->number, " where ", l.number_in, " was next");
   ++l.number_in;

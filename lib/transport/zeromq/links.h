@@ -127,11 +127,8 @@ class Links {
   // A TCP connection that a rank has used. Its descriptor may have been a stranger's before, who is gone, and what he sent may be read
   // after the rank's first words: until all that had come by then has been read, the rank is accused only of what is authentic, since
   // nothing that was could be seen before it connected.
-  // And it is a stranger's again where the rank has gone: what the rank itself had sent is told by its being the next.
   struct Connection {
-    int descriptor;
-    std::uint64_t socket;  // that the descriptor was
-    int rank;
+    int descriptor, rank;
     bool is_alone = false;
   };
   std::vector<Connection> connections_;
