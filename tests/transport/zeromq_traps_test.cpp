@@ -528,6 +528,33 @@ TEST(DescriptorThatWasAStrangers, AccusesNobody) {
   pair.pass(3 * Links::piece_size / 2, 1);
 }
 
+// And the other way round: the rank is gone, and a stranger has what was its descriptor.
+std::atomic<int> given_descriptor{0};
+int get_given_descriptor(const zmq_msg_t* message, int property) {
+  const int descriptor = real_get(message, property);
+  return property == ZMQ_SRCFD && descriptor >= 0 ? given_descriptor.load() : descriptor;
+}
+TEST(DescriptorThatWasARanks, AccusesNobody) {
+  real_get = zeromq_library().zmq_msg_get;
+  const Replaced get(&Zeromq::zmq_msg_get, &get_given_descriptor);
+  int first[2], second[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, first), 0);
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, second), 0);
+  given_descriptor = first[0];
+  Pair pair(false);
+  pair.pass(3 * Links::piece_size / 2, 1);
+  ASSERT_EQ(dup2(second[0], first[0]), first[0]);
+  const Context context(4);
+  Socket stranger(context, ZMQ_PUSH);
+  stranger.set(ZMQ_LINGER, 0);
+  stranger.connect(tcp_of(pair.ends[1].inlets));
+  for (std::uint64_t tag = 2; tag < 10; ++tag) {
+    send_words(stranger);
+    pair.pass(3 * Links::piece_size / 2, tag);  // what the rank had sent before it went
+  }
+  for (const int descriptor : {first[0], first[1], second[0], second[1]}) close(descriptor);
+}
+
 // The same of the control plane: that a stranger has gone is read when a rank that has his descriptor has said hello, since the thread that
 // reads both had no turn in between. Here it has none while it reads that the rank asks to be let in, nor once it has answered.
 struct Lateness {

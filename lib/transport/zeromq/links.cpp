@@ -1,5 +1,7 @@
 #include "transport/zeromq/links.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -40,6 +42,13 @@ Address split(const std::string& address) {
   const std::size_t space = address.find(' ');
   if (space == std::string::npos) return {"", address};
   return {address.substr(0, space), address.substr(space + 1)};
+}
+
+// Which socket a descriptor is now: no two have the same since the system came up. 0 where it is none.
+std::uint64_t cookie_of(int descriptor) {
+  std::uint64_t cookie = 0;
+  socklen_t size = sizeof cookie;
+  return getsockopt(descriptor, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
 }
 
 Cipher common_cipher(const Roster& roster) {
@@ -216,9 +225,11 @@ void Links::take(Message& frame, bool is_tcp) {
   // Whose connection this is, as far as it has shown that.
   const int descriptor = frame.descriptor();
   const auto known = std::ranges::find(connections_, descriptor, &Connection::descriptor);
-  const bool is_known = is_tcp && known != connections_.end();
+  const bool was_known = is_tcp && known != connections_.end();
+  const bool is_known = was_known && known->cookie == cookie_of(descriptor);
   const int owner = is_known ? known->rank : -1;
-  const bool is_nameless = is_tcp && descriptor < 0, is_doubtful = is_nameless || (is_known && !known->is_alone);
+  const bool is_nameless = is_tcp && (descriptor < 0 || was_known != is_known);
+  const bool is_doubtful = is_nameless || (is_known && !known->is_alone);
 
   const std::optional<PieceHeader> header = read_header(frame.data());
   const bool is_plausible = header && header->to == rank_ && header->from >= 0 &&
@@ -255,7 +266,7 @@ void Links::take(Message& frame, bool is_tcp) {
   const std::span<std::byte> room =
       transfer != nullptr ? transfer->data.subspan(header->offset, header->length) : std::span(aside);
   if (!open(frame.data(), *header, l.in, room)) return junk(" has brought a piece that was changed on its way");
-  if (is_new) connections_.push_back({descriptor, from});
+  if (is_new) connections_.push_back({descriptor, from, cookie_of(descriptor)});
   if (header->number != l.number_in)
     lost(from, " has brought piece ", header->number, " where ", l.number_in, " was next");
   ++l.number_in;

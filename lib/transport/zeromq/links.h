@@ -126,9 +126,11 @@ class Links {
   std::vector<Receive> receives_;
   // A TCP connection that a rank has used. Its descriptor may have been a stranger's before, who is gone, and what he sent may be read
   // after the rank's first words: until all that had come by then has been read, the rank is accused only of what is authentic, since
-  // nothing that was could be seen before it connected.
+  // nothing that was could be seen before it connected. When the rank has gone the descriptor may be a stranger's again, which the socket's
+  // cookie tells; what the rank had sent before is then told by being authentic and the next.
   struct Connection {
     int descriptor, rank;
+    std::uint64_t cookie;
     bool is_alone = false;
   };
   std::vector<Connection> connections_;
