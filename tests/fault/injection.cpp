@@ -110,6 +110,7 @@ std::vector<Function> make_functions() {
       {"bind", {{EADDRINUSE, reported}, {EADDRNOTAVAIL, reported}, {EACCES, reported}, no_memory}},
       {"listen", {{EADDRINUSE, reported}, {ENOBUFS, reported}}},
       {"setsockopt", {no_memory, {ENOPROTOOPT, reported}}},
+      {"getsockopt", {{ENOPROTOOPT, survived}, {EBADF, survived}}},
       {"getsockname", {{ENOBUFS, reported}}},
       {"getaddrinfo", {{EAI_MEMORY, reported}, {EAI_NONAME, reported}, {EAI_AGAIN, reported}, {EAI_SYSTEM, reported}}},
       {"getnameinfo", {{EAI_MEMORY, reported}, {EAI_OVERFLOW, reported}, {EAI_SYSTEM, reported}}},
@@ -303,6 +304,7 @@ RINGATTN_WRAP(int, connect, (int a, const sockaddr* b, socklen_t c), (a, b, c))
 RINGATTN_WRAP(int, bind, (int a, const sockaddr* b, socklen_t c), (a, b, c))
 RINGATTN_WRAP(int, listen, (int a, int b), (a, b))
 RINGATTN_WRAP(int, setsockopt, (int a, int b, int c, const void* d, socklen_t e), (a, b, c, d, e))
+RINGATTN_WRAP(int, getsockopt, (int a, int b, int c, void* d, socklen_t* e), (a, b, c, d, e))
 RINGATTN_WRAP(int, getsockname, (int a, sockaddr* b, socklen_t* c), (a, b, c))
 RINGATTN_WRAP(int, getaddrinfo, (const char* a, const char* b, const addrinfo* c, addrinfo** d), (a, b, c, d))
 RINGATTN_WRAP(int, getnameinfo, (const sockaddr* a, socklen_t b, char* c, socklen_t d, char* e, socklen_t f, int g),
