@@ -50,6 +50,23 @@ void print_transport(const char* name, int transport) {
   print(name, error.message);
 }
 
+// Layers of multi-head attention, on CPUs.
+void print_layers() {
+  ra_error error;
+  const Context context = make_context(make_config(), error);
+  ra_attention_desc desc;
+  ra_init_attention_desc(&desc, sizeof desc);
+  desc.seqlen_q = 1;
+  desc.head_dim = 1;
+  ra_mha_desc mha;
+  ra_init_mha_desc(&mha, sizeof mha);
+  mha.d_model = 1;
+  ra_mha_requirements requirements;
+  ra_init_mha_requirements(&requirements, sizeof requirements);
+  ra_get_mha_requirements(context.get(), &desc, &mha, &requirements, &error);
+  print("layers", error.message);
+}
+
 int describe() {
   ra_capabilities capabilities;
   ra_init_capabilities(&capabilities, sizeof capabilities);
@@ -68,6 +85,7 @@ int describe() {
   print("backend cpu", make_context(config, error) == nullptr ? error.message : "");
   config.backend = RA_BACKEND_CUDA;
   print("backend cuda", make_context(config, error) == nullptr ? error.message : "");
+  print_layers();
   print_transport("transport local", RA_TRANSPORT_LOCAL);
   print_transport("transport zeromq", RA_TRANSPORT_ZEROMQ);
   print_transport("transport nccl", RA_TRANSPORT_NCCL);

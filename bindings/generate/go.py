@@ -26,12 +26,14 @@ package ringattn
 """
 
 WORDS = {
-    **{word: word.upper() for word in ("cpu", "cuda", "dk", "dq", "dv", "id", "kv", "lse", "nccl")},
-    **{"bfloat16": "BFloat16", "alibi": "ALiBi", "dout": "DOut", "dsinks": "DSinks", "dtype": "DType", "sms": "SMs", "zeromq": "ZeroMQ"},
+    **{word: word.upper() for word in ("cpu", "cuda", "db", "dk", "dq", "dv", "dw", "dx", "id", "kv", "lse", "mha", "nccl", "qkv")},
+    **{"bfloat16": "BFloat16", "alibi": "ALiBi", "dnorm": "DNorm", "dout": "DOut", "dsinks": "DSinks", "dtype": "DType"},
+    **{"sms": "SMs", "zeromq": "ZeroMQ"},
 }
 PHRASES = {  # what identifiers alone would put badly
     "ra_unique_id::text": "what ra_create_unique_id made",
     "backward_": "Backward",
+    "seq_stride": "Strides.Seq",
     "ra_get_version()": "that of the library, as ra_get_version, in a number: major * 10000 + minor * 100 + patch",
 }
 TYPES = {"int32_t": "int32", "int64_t": "int64", "size_t": "uint64", "float": "float32", "double": "float64", "void *": "uintptr",
@@ -202,7 +204,7 @@ class Writer:
 
     def fields(self, s: c.Struct) -> list[c.Field]:
         """What a user sees: of a pointer and its size, one field."""
-        pointers = tuple(f.name for f in s.fields if f.type in ("float *", "const float *", "void *"))
+        pointers = tuple(f.name for f in s.fields if f.type in ("float *", "const float *", *c.BLOCKS))
         return [f for f in s.values if not (f.name.endswith("_size") and f.name.removesuffix("_size").startswith(pointers))]
 
     def go_type(self, s: c.Struct, f: c.Field) -> str:
@@ -214,7 +216,7 @@ class Writer:
             return LISTS[f.type]
         if f.type.startswith("char["):
             return "string"
-        if f.type == "void *" and any(other.name == f.name + "_size" for other in s.fields):
+        if f.type in c.BLOCKS and any(other.name == f.name + "_size" for other in s.fields):
             return "Buffer"
         if f.type == "int64_t" and f.name.endswith("_ms"):
             return "time.Duration"
@@ -225,6 +227,8 @@ class Writer:
     def dtype_of(self, s: c.Struct, f: c.Field) -> str:
         """The expression for the dtype that a tensor must have."""
         owner, _, name = f.dtype.rpartition(".")
+        if f.dtype == c.FLOAT32:
+            return "DTypeFloat32"
         if not owner:
             return name
         return "desc.DType" if name == "dtype" else f"desc.{field_name(name)}.or(desc.DType)"
@@ -247,6 +251,22 @@ class Writer:
             f"func New{name}() {name} {{\n\tvar raw C.{s.name}\n\tC.{s.init}(&raw, C.sizeof_{s.name})\n"
             f"\tvar x {name}\n\tx.fromC(&raw)\n\treturn x\n}}\n\n"
         )
+
+    def taking(self, s: c.Struct) -> str:
+        """What makes them of the arguments of an earlier call, as far as they are the same."""
+        out = []
+        for earlier in dict.fromkeys(f.same_in for f in s.fields if f.same_in):
+            name = type_name(s.name)
+            method = name.removeprefix("MHA").removesuffix("Args")
+            fields = [field_name(f.name) for f in self.fields(s) if f.same_in == earlier]
+            call = self.names[""](s.name.removesuffix("_args"))
+            says = f"{method} begins arguments of {call} with what x has of them: {', '.join(fields[:-1])} and {fields[-1]}."
+            out.append(
+                f"{self.doc(says)}func (x {type_name(earlier)}) {method}() {name} {{\n\tvar args {name}\n"
+                + "".join(f"\targs.{f} = x.{f}\n" for f in fields)
+                + "\treturn args\n}\n\n"
+            )
+        return "".join(out)
 
     def from_c(self, s: c.Struct) -> str:
         name = type_name(s.name)
@@ -325,12 +345,13 @@ class Writer:
     def records(self) -> str:
         out = [HEADING.format(doxygen=self.header.doxygen, imports='// #include <ringattn/ringattn.h>\nimport "C"\n\nimport (\n\t"time"\n\t"unsafe"\n)'), "\n"]
         for s in self.header.structs:
-            if not (s.is_record or self.is_arguments(s)):
+            if not (s.is_record or self.is_arguments(s)) or s.name in c.PLAIN:
                 continue
             out.append(self.struct(s))
             takes_input = s.is_input or self.is_arguments(s)
             if self.has_defaults(s):
                 out.append(self.constructor(s))
+            out.append(self.taking(s))
             if self.has_defaults(s) or not takes_input:
                 out.append(self.from_c(s))
             if takes_input:

@@ -2,8 +2,8 @@
 
     Header      version, enums, structs and functions in the order of the file
     Enum        its constants, with values and comments
-    Struct      its fields. A struct of scalars that begins with struct_size is a Record: `is_input` if functions take it const,
-                else the library fills it. Records reach every language whole, field by field, by generation
+    Struct      its fields. A struct of scalars that begins with struct_size and is no call's arguments is a Record: `is_input` if
+                functions take it const, else the library fills it. Records reach every language whole, field by field, by generation
     Field       a C type, and what its comment says of it by the header's rules, which test_header.py holds it to:
 
                     /**< ra_dtype of q, k, v ...     an int32_t whose comment begins with an enum's name holds one of its constants
@@ -12,7 +12,12 @@
                                                      a field + 1, or n * a field. If by its comment that field has the `default 0`, it
                                                      follows from the list and is no field of a language
                     /**< ... desc.dtype ...          a ra_tensor of that dtype of ra_attention_desc, in arguments without a dtype of their
-                                                     own; one that does not say it has that of its name in ra_forward_args
+                                                     own; one of `fp32` is FLOAT32, and one that says neither has that of its name
+                                                     in the arguments before
+                    /**< ... data is NULL ...        a ra_tensor that may be left out, `is_optional`; or it is so in the call that it is
+                                                     as given to, or there `where there is` another one
+                    /**< as given to ra_forward      arguments of the name, and with the value, that they have in those of that call: it
+                    /**< as ra_forward wrote it      is `same_in` them
                     reserved...                       a name that begins so, which is left out
 
 Comments come as paragraphs of text; `Names` turns the identifiers in them, and those of the declarations, into a language's own.
@@ -27,6 +32,10 @@ import xml.etree.ElementTree as ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEADER = ROOT / "include" / "ringattn" / "ringattn.h"
+
+FLOAT32 = "RA_DTYPE_FLOAT32"  # of tensors whatever the description says
+BLOCKS = ("void *", "const void *")  # memory of any content
+PLAIN = ("ra_reduce_args",)  # arguments that are parameters of the call in every language, so that none has the struct
 
 DOXYFILE = """
 INPUT = "{header}"
@@ -103,7 +112,9 @@ class Field:
     is_bool: bool = False
     is_reserved: bool = False
     count: Count | None = None  # of a list
-    dtype: str | None = None  # of a tensor of arguments: "desc.out_dtype", or "dtype", their own
+    dtype: str | None = None  # of a tensor of arguments: "desc.out_dtype", or "dtype", their own, or FLOAT32
+    is_optional: bool = False  # of a tensor of arguments
+    same_in: str | None = None  # "ra_forward_args"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,14 +247,31 @@ def read_field(struct: str, member: ElementTree.Element, enums: dict[str, Enum])
 
 
 def dtype_of(struct: str, field: Field, own: dict[str, str], given: dict[str, str | None]) -> str | None:
-    """Which dtype a tensor has; `own` are the fields of its struct, `given` the dtypes of ra_forward_args."""
+    """Which dtype a tensor has, FLOAT32 where it is fp32; `own` are the fields of its struct, `given` the dtypes of those before it."""
     if field.type != "ra_tensor":
         return None
     said = re.search(r"\bdesc\.\w*dtype\b", field.doc)
-    dtype = "dtype" if "dtype" in own else said[0] if said else given.get(field.name)
+    fp32 = FLOAT32 if re.search(r"\bfp32\b", field.doc) else None
+    dtype = "dtype" if "dtype" in own else said[0] if said else fp32 or given.get(field.name)
     if dtype is None:
         raise HeaderError(f"{struct}::{field.name}: the comment does not say which dtype it has")
     return dtype
+
+
+def read_argument(struct: str, field: Field, fields: tuple[Field, ...], before: dict[str, dict[str, Field]]) -> Field:
+    """The field with what its comment says of it as an argument; `before` are the arguments of other calls, by their structs."""
+    as_in = re.match(r"as (?:given to (ra_\w+)|(ra_\w+) wrote it)", field.doc)
+    same_in = f"{as_in[1] or as_in[2]}_args" if as_in else None
+    if same_in and field.name not in before.get(same_in, {}):
+        raise HeaderError(f"{struct}::{field.name} is as in {same_in}, which has no such field before")
+    own, given = {f.name: f.doc for f in fields}, {name: f.dtype for fs in before.values() for name, f in fs.items() if f.dtype}
+    says_so = bool(re.search(r"\bdata is NULL\b|\bwhere there is\b", field.doc))
+    return dataclasses.replace(
+        field,
+        dtype=dtype_of(struct, field, own, given),
+        is_optional=field.type == "ra_tensor" and (says_so or bool(same_in and before[same_in][field.name].is_optional)),
+        same_in=same_in,
+    )
 
 
 def read(header: pathlib.Path = HEADER) -> Header:
@@ -289,9 +317,10 @@ def read(header: pathlib.Path = HEADER) -> Header:
             replaced = dataclasses.replace(field, count=dataclasses.replace(field.count, is_derived=is_derived))
             fields = (*fields[:n], replaced, *fields[n + 1 :])
         if name.endswith("_args"):
-            given = {f.name: f.dtype for s in structs if s.name == "ra_forward_args" for f in s.fields}
-            fields = tuple(dataclasses.replace(f, dtype=dtype_of(name, f, docs, given)) for f in fields)
-        is_record = fields[0].name == "struct_size" and not any(f.type in compounds for f in fields)
+            before = {s.name: {f.name: f for f in s.fields} for s in structs if s.name.endswith("_args")}
+            fields = tuple(read_argument(name, f, fields, before) for f in fields)
+        is_scalar = not any(f.type in compounds for f in fields)
+        is_record = fields[0].name == "struct_size" and is_scalar and not name.endswith("_args")
         structs.append(Struct(name, fields, comment(compound), is_record, is_record and f"const {name} *" in taken_const))
     return Header(
         version=tuple(int(macros[f"RA_VERSION_{part}"]) for part in ("MAJOR", "MINOR", "PATCH")),
@@ -346,5 +375,6 @@ class Names:
                 return self.words[w]
             return self.field(w) if w in self.fields else w
 
+        text = text.replace("data is NULL", "NULL")  # a tensor without data is none
         text = re.sub(r"\b(ra_\w+)::(\w+)\b", lambda m: f"{self.words.get(m[1], m[1])}.{self.field(m[2])}", text)
         return re.sub(r"\b[A-Za-z]\w*\b", word, text)

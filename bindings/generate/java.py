@@ -9,7 +9,8 @@ Beyond the rules of header.py, a field's C type says what it is in Java:
     ra_tensor                         a Tensor. If its comment says `written`, not of a read-only buffer
     a list                            long... or float...
     float *, const float * else       a packed Tensor of FLOAT32; without const, not of a read-only buffer
-    void *x, with size_t x_size       a direct buffer, or an address and a size
+    void *x, with size_t x_size       a direct buffer, or what is in OWNED, or an address and a size
+    what is same_in other arguments   a constructor that takes those
     size_t x_size                     of a void *: above. Of a float *: the bytes of the shortest of those whose names begin with x
     const char *                      a String, or what the comment begins with: ra_unique_id::text is a UniqueId
     void *, ra_stream                 an address: long
@@ -41,6 +42,10 @@ PLACES = {
     "ra_create_unique_id": "UniqueId.create",
     "ra_get_status_name": "Status.name",
 }
+
+
+# Blocks of memory with a type of their own.
+OWNED = {"activations": "Activations"}
 
 
 def place(function: c.Function) -> str:
@@ -226,7 +231,7 @@ class Writer:
         pointers = [f for f in fields.values() if f.type in ("float *", "const float *") and not f.count]
 
         def sized(f: c.Field) -> bool:
-            return f.type == "void *" and f"{f.name}_size" in fields
+            return f.type in c.BLOCKS and f"{f.name}_size" in fields
 
         declared: list[str] = []
         defaults: list[str] = []
@@ -240,7 +245,7 @@ class Writer:
             writes.append(f"    c.set{c.pascal(name_of_count)}({cast}Struct.count({count.factor}, {count.more}, {given}));")
         for f in fields.values():
             field, access = c.camel(f.name), c.pascal(f.name)
-            doc, value, setter = sentence(self.names(in_words(f), f.type)), field, None
+            doc, value, setter = sentence(self.names(in_words(f), "" if sized(f) else f.type)), field, None
             if f.type == "size_t" and (sized_by := f.name.removesuffix("_size")) != f.name:
                 of = [c.camel(p.name) for p in pointers if p.name.startswith(sized_by)]
                 if of:
@@ -248,24 +253,28 @@ class Writer:
                 continue  # or of a void *, with which it was set
             if f.type == "ra_tensor":
                 java, default = "Tensor", None
-                setter = f'Tensor.writable("{f.name}", {field})' if "written" in f.doc else field
+                setter = f'Tensor.floats("{f.name}", {field})' if f.dtype == c.FLOAT32 else field
+                setter = f'Tensor.writable("{f.name}", {setter})' if "written" in f.doc else setter
                 writes.append(f"    Tensor.write({field}, c.get{access}(), struct);")
             elif f in pointers:
                 java, default = "Tensor", None
                 setter = f'Tensor.packedFloats("{f.name}", {field}, {"false" if f.type.startswith("const") else "true"})'
                 writes.append(f"    c.set{access}(Tensor.address({field}, struct));")
             elif sized(f):
-                imports.add("java.nio.ByteBuffer")
                 declared.append(f"  private Tensor {field};")
-                for parameters, made in (
-                    (f"ByteBuffer {field}", f'Tensor.bytes("{f.name}", {field})'),
-                    (f"long address, long size", "Tensor.at(address, size, null)"),
-                ):
-                    what = doc if parameters.startswith("Byte") else "The same, of memory that is no buffer."
+                if owner := OWNED.get(f.name):
+                    object_ = (f"{owner} {field}", f"{field} == null ? null : {field}.memory()")
+                else:
+                    imports.add("java.nio.ByteBuffer")
+                    object_ = (f"ByteBuffer {field}", f'Tensor.bytes("{f.name}", {field})')
+                for parameters, made in (object_, ("long address, long size", "Tensor.at(address, size, null)")):
+                    what = "The same, of memory that is no buffer." if parameters.startswith("long") else doc
                     methods += ["", *javadoc(what, 2), f"  public {name} {field}({parameters}) {{", f"    this.{field} = {made};"]
                     methods += ["    made = null;", "    return this;", "  }"]
                 writes.append(f"    c.set{access}(Tensor.address({field}, struct));")
                 writes.append(f"    c.set{access}Size({field} == null ? 0 : {field}.size());")
+                if owner:
+                    methods += ["", f"  Tensor {field}() {{", f"    return {field};", "  }"]
                 continue
             elif f.count:
                 java, default = LISTS[f.type], None
@@ -316,6 +325,12 @@ class Writer:
                 checks += fit(f'    Tensor.requireType("{f.name}", {c.camel(f.name)}, {own}, "{of}");')
             checks.append("  }")
         copies = [line.split()[-1].removesuffix(";") for line in declared]
+        others: list[str] = []
+        for earlier in dict.fromkeys(f.same_in for f in struct.fields if f.same_in):
+            same = [c.camel(f.name) for f in struct.fields if f.same_in == earlier and c.camel(f.name) in copies]
+            says = f"With what `other` has of it: {', '.join(same[:-1])} and {same[-1]}."
+            others += ["", *javadoc(says, 2), f"  public {name}({type_name(earlier)} other) {{", "    this();"]
+            others += [*(f"    {field} = other.{field}();" for field in same), "  }"]
         body = [
             *javadoc(self.names(struct.doc) + "\n\nSeveral threads may give it to calls at the same time; only one may change it, and meanwhile no other use it."),
             f"public final class {name} {{",
@@ -337,6 +352,7 @@ class Writer:
             *(f"    {field} = other.{field};" for field in copies),
             "    made = other.made;",
             "  }",
+            *others,
             *methods,
             *checks,
             "",
@@ -408,7 +424,7 @@ def generate(header: c.Header) -> dict[str, str]:
     for enum in header.enums:
         files |= [writer.enum(enum)]
     for struct in header.structs:
-        if struct.fields[0].name == "struct_size":
+        if struct.fields[0].name == "struct_size" and struct.name not in c.PLAIN:
             is_input = f"const {struct.name} *" in taken_const
             files |= [writer.input(struct) if is_input else writer.record(struct)]
     return files

@@ -45,6 +45,10 @@ PLACES = {
     "ra_join_sequence": "AttentionDesc::join_sequence",
     "ra_forward": "Context::forward",
     "ra_backward": "Context::backward",
+    "ra_mha_forward": "Context::mha_forward",
+    "ra_mha_backward": "Context::mha_backward",
+    "ra_get_mha_requirements": "Context::mha_requirements",
+    "ra_all_reduce": "Context::all_reduce",
     "ra_merge_attention": "merge_attention",
     "ra_run_self_test": "Context::run_self_test",
     "ra_set_log_callback": "set_log",
@@ -54,10 +58,16 @@ PLACES = {
     "ra_sequence_args": "SplitArgs",
     "ra_forward_args": "ForwardArgs",
     "ra_backward_args": "BackwardArgs",
+    "ra_mha_forward_args": "MhaForwardArgs",
+    "ra_mha_backward_args": "MhaBackwardArgs",
+    "ra_reduce_args": "Context::all_reduce",
     "ra_merge_args": "MergeArgs",
     "ra_context": "Context",
     "ra_log_callback": "LogCallback",
 }
+
+# Arguments that are in a struct of their own there: the field that it is, and how their names begin.
+PARTS = {"weights": ("w_", "b_", "norm_"), "gradients": ("dw_", "db_", "dnorm_")}
 
 # What identifiers alone would put badly.
 PHRASES = {
@@ -152,7 +162,7 @@ class Docs:
                 continue
             paragraph = re.sub(r"`(\w+->)?(\w+)`", r"\2", paragraph)  # names get their marks below
             paragraph = self.names(re.sub(r"([\[\]*]|^[>#+-])", r"\\\1", paragraph)).replace("‹‹", "‹").replace("››", "›")
-            paragraph = paragraph.replace("desc.‹", "‹desc.")
+            paragraph = re.sub(r"\b(desc|mha)\.‹", r"‹\1.", paragraph)
             paragraph = re.sub("«([^»]+)»[.]‹([^›]+)›", r"«\1::\2»", paragraph.replace("«UniqueId».‹text›", "«UniqueId»"))
             paragraph = re.sub("«([^»]+)»", r"[`\1`](crate::\1)" if qualified else r"[`\1`]", paragraph)
             paragraph = re.sub("‹([^›]+)›", r"`\1`", paragraph)
@@ -160,7 +170,7 @@ class Docs:
             paragraph = re.sub(r" (?=([-+#>]|\d+[.)])( |$))", "\0", paragraph)
             wrapped = textwrap.wrap(paragraph, 92, break_long_words=False, break_on_hyphens=False)
             lines += [line.replace("\0", " ") for line in wrapped]
-        if lines and re.match(r"[a-z]+\b(?!_)", lines[0]):
+        if lines and re.match(r"[a-z]+\b(?![_\\])", lines[0]):  # not a name
             lines[0] = lines[0][:1].upper() + lines[0][1:]
         return lines
 
@@ -319,11 +329,18 @@ def check_dtypes(struct: c.Struct) -> list[str]:
     """The dtypes that the tensors of a call must have, where its description says them."""
     lines = ["", f"impl {PLACES[struct.name]}<'_> {{", "    /// Refuses tensors of other dtypes than `desc` has."]
     lines += ["    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {"]
-    for field in struct.fields:
-        if field.dtype:
-            of = field.dtype.removeprefix("desc.")
-            own = "desc.dtype" if of == "dtype" else f"desc.{of}.or(desc.dtype)"
-            lines += checked("check_dtype", [f'"{field.name}"', f"self.{field.name}.dtype", f'"{of}"', own])
+    for field in (f for f in struct.fields if f.dtype):
+        of = field.dtype.removeprefix("desc.")
+        own = "desc.dtype" if of == "dtype" else f"desc.{of}.or(desc.dtype)"
+        place = ".".join(["self", *(part for part, names in PARTS.items() if field.name.startswith(names)), field.name])
+        tensor = field.name if field.is_optional else place
+        if field.dtype == c.FLOAT32:
+            lines_of_field = checked("check_float32", [f'"{field.name}"', f"{tensor}.dtype"])
+        else:
+            lines_of_field = checked("check_dtype", [f'"{field.name}"', f"{tensor}.dtype", f'"{of}"', own])
+        if field.is_optional:
+            lines_of_field = [f"        if let Some({tensor}) = &{place} {{", *("    " + line for line in lines_of_field), "        }"]
+        lines += lines_of_field
     return [*lines, "        Ok(())", "    }", "}"]
 
 
@@ -387,7 +404,7 @@ def records(header: c.Header, docs: Docs) -> str:
         "",
         "use crate::error::call;",
         "use crate::record::*;",
-        "use crate::tensor::check_dtype;",
+        "use crate::tensor::{check_dtype, check_float32};",
         "use crate::*;",
     ]
     for record in header.records:

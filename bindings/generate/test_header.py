@@ -58,7 +58,7 @@ class Model(unittest.TestCase):
         records = {s.name: s.is_input for s in self.header.records}
         self.assertEqual(
             {name for name, is_input in records.items() if is_input},
-            {"ra_context_config", "ra_attention_desc", "ra_machine_rates"},
+            {"ra_context_config", "ra_attention_desc", "ra_machine_rates", "ra_mha_desc"},
         )
         desc = self.header.struct("ra_attention_desc")
         self.assertEqual(
@@ -93,6 +93,30 @@ class Model(unittest.TestCase):
             | {name: "desc.grad_dtype" for name in ("dq", "dk", "dv")},
         )
         self.assertEqual({f.dtype for f in self.header.struct("ra_merge_args").fields if f.type == "ra_tensor"}, {"dtype"})
+        weights = {"w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v", "b_o", "norm_q", "norm_k"}
+        backward = {f.name: f.dtype for f in self.header.struct("ra_mha_backward_args").fields if f.dtype}
+        self.assertEqual(
+            backward,
+            {name: "desc.dtype" for name in weights | {"x"}}
+            | {"dout": "desc.out_dtype", "dx": "desc.grad_dtype"}
+            | {"d" + name: c.FLOAT32 for name in weights},
+        )
+
+    def test_what_may_be_left_out(self):
+        forward, backward = (self.header.struct(f"ra_mha_{name}_args").fields for name in ("forward", "backward"))
+        of_some = {"b_q", "b_k", "b_v", "b_o", "norm_q", "norm_k"}
+        self.assertEqual({f.name for f in forward if f.is_optional}, of_some)
+        written = {f.name for f in backward if "; written;" in f.doc}
+        self.assertEqual({f.name for f in backward if f.is_optional}, of_some | written)
+        self.assertFalse(any(f.is_optional for f in self.header.struct("ra_forward_args").fields))
+
+    def test_what_is_as_in_another_call(self):
+        same = {f.name: f.same_in for f in self.header.struct("ra_backward_args").fields if f.same_in}
+        self.assertEqual(same, dict.fromkeys(("q", "k", "v", "out", "lse", "key_bias", "sinks"), "ra_forward_args"))
+        forward, backward = (self.header.struct(f"ra_mha_{name}_args").fields for name in ("forward", "backward"))
+        same = {f.name for f in backward if f.same_in == "ra_mha_forward_args"}
+        others = {"struct_size", "out", "activations_size", "workspace", "workspace_size", "stream"}
+        self.assertEqual(same, {f.name for f in forward} - others)
 
     def test_comments_keep_their_paragraphs_and_tables(self):
         doc = self.header.struct("ra_attention_desc").doc
@@ -113,6 +137,7 @@ class Model(unittest.TestCase):
             names("ra_attention_desc::window_left of ra_dtype RA_DTYPE_SAME; NULL; TIMEOUT"),
             "AttentionDesc.windowLeft of DType DType.SAME; null; Status.TIMEOUT",
         )
+        self.assertEqual(names("written; data is NULL if not wanted"), "written; null if not wanted")
 
 
 class Rules(unittest.TestCase):
@@ -130,6 +155,9 @@ class Rules(unittest.TestCase):
 
     def test_a_tensor_says_its_dtype(self):
         self.refused(r"shape of q, desc.grad_dtype; written", "shape of q; written", "ra_backward_args::dq")
+
+    def test_what_is_as_in_another_call_is_there(self):
+        self.refused(r"ra_tensor dq;( *)/\*\*< shape of q", r"ra_tensor dq;\1/**< as given to ra_forward, shape of q", "ra_backward_args::dq")
 
     def test_the_length_of_a_list_is_a_field(self):
         self.refused(r"host, batch entries of", "host, batches entries of", "'batches' entries, which is no field")

@@ -21,8 +21,9 @@ const (
 	StatusNotSupported Status = C.RA_STATUS_NOT_SUPPORTED
 	// host or device memory could not be allocated
 	StatusOutOfMemory Status = C.RA_STATUS_OUT_OF_MEMORY
-	// the context failed or was aborted earlier, or is in use by another thread, or a stream is being
-	// captured before the call was once made without that (Context.Forward)
+	// the context failed or was aborted earlier, or is in use by another thread, or is of the process that
+	// this one was forked from, or a stream is being captured before the call was once made without that
+	// (Context.Forward)
 	StatusInvalidState Status = C.RA_STATUS_INVALID_STATE
 	// a rank did not come within ContextConfig.Timeout; Error.Rank names it
 	StatusTimeout Status = C.RA_STATUS_TIMEOUT
@@ -89,8 +90,9 @@ var (
 	ErrNotSupported error = statusError(StatusNotSupported)
 	// host or device memory could not be allocated
 	ErrOutOfMemory error = statusError(StatusOutOfMemory)
-	// the context failed or was aborted earlier, or is in use by another thread, or a stream is being
-	// captured before the call was once made without that (Context.Forward)
+	// the context failed or was aborted earlier, or is in use by another thread, or is of the process that
+	// this one was forked from, or a stream is being captured before the call was once made without that
+	// (Context.Forward)
 	ErrInvalidState error = statusError(StatusInvalidState)
 	// a rank did not come within ContextConfig.Timeout; Error.Rank names it
 	ErrTimeout error = statusError(StatusTimeout)
@@ -582,3 +584,69 @@ const (
 	// one slice again and again, as in a tensor that is broadcast; of inputs only
 	StrideRepeat int64 = C.RA_STRIDE_REPEAT
 )
+
+// Rotary: Which elements of a head of q and k are turned together (Su et al. 2021, "RoFormer").
+type Rotary int32
+
+const (
+	RotaryNone Rotary = C.RA_ROTARY_NONE
+	// of the first r: element i with element i + r / 2, as GPT-NeoX and Hugging Face's LLaMA
+	RotaryHalves Rotary = C.RA_ROTARY_HALVES
+	// of the first r: element 2 i with element 2 i + 1, as in the paper and GPT-J
+	RotaryInterleaved Rotary = C.RA_ROTARY_INTERLEAVED
+)
+
+// String is the constant's name in C without its prefix.
+func (x Rotary) String() string {
+	switch x {
+	case RotaryNone:
+		return "NONE"
+	case RotaryHalves:
+		return "HALVES"
+	case RotaryInterleaved:
+		return "INTERLEAVED"
+	}
+	return fmt.Sprintf("Rotary(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x Rotary) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *Rotary) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, RotaryNone, RotaryHalves, RotaryInterleaved)
+}
+
+// Checkpoint: What Context.MHAForward keeps for Context.MHABackward. Gradients are the same to the last bit
+// with each.
+type Checkpoint int32
+
+const (
+	// the output of attention and its lse: q, k and v are projected again, nothing is attended again
+	CheckpointAttention Checkpoint = C.RA_CHECKPOINT_ATTENTION
+	// q, k and v too: nothing is computed again but, where there is any, rotation and normalisation
+	CheckpointAll Checkpoint = C.RA_CHECKPOINT_ALL
+	// nothing, the caller keeps x: the forward pass is made again, its communication included
+	CheckpointInput Checkpoint = C.RA_CHECKPOINT_INPUT
+)
+
+// String is the constant's name in C without its prefix.
+func (x Checkpoint) String() string {
+	switch x {
+	case CheckpointAttention:
+		return "ATTENTION"
+	case CheckpointAll:
+		return "ALL"
+	case CheckpointInput:
+		return "INPUT"
+	}
+	return fmt.Sprintf("Checkpoint(%d)", int32(x))
+}
+
+// MarshalText is String.
+func (x Checkpoint) MarshalText() ([]byte, error) { return []byte(x.String()), nil }
+
+// UnmarshalText takes what String gives, in upper or lower case.
+func (x *Checkpoint) UnmarshalText(text []byte) error {
+	return parseEnum(x, text, CheckpointAttention, CheckpointAll, CheckpointInput)
+}

@@ -69,6 +69,38 @@ func Example_ranks() {
 	// Output: done
 }
 
+// A layer, from tokens to tokens, and the gradient of one of its weights.
+func ExampleContext_MHAForward() {
+	ranks, err := ringattn.NewContext(ringattn.NewContextConfig())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ranks.Close()
+
+	desc := ringattn.NewAttentionDesc()
+	desc.SeqlenQ, desc.HeadDim, desc.Mask = 2, 2, ringattn.MaskCausal
+	mha := ringattn.NewMHADesc()
+	mha.DModel, mha.Rotary = 2, ringattn.RotaryHalves
+	activations, err := ranks.NewActivations(desc, mha)
+	if err != nil {
+		log.Fatal(err)
+	}
+	one := ringattn.Packed([]float32{1, 0, 0, 1}) // both the tokens and each matrix
+	out := make([]float32, 4)
+	forward := ringattn.MHAForwardArgs{X: one, WQ: one, WK: one, WV: one, WO: one, Out: ringattn.Packed(out), Activations: activations}
+	err = ranks.MHAForward(context.Background(), desc, mha, forward)
+	fmt.Println(out[:2], err)
+
+	gradient := make([]float32, 4)
+	backward := forward.Backward()
+	backward.DOut, backward.DWO, backward.Reduce = one, ringattn.Packed(gradient), true
+	err = ranks.MHABackward(context.Background(), desc, mha, backward)
+	fmt.Println(gradient[0], err)
+	// Output:
+	// [1 0] <nil>
+	// 1 <nil>
+}
+
 // Errors have a status and say which field was wrong, its value and the limit.
 func ExampleError() {
 	ranks, err := ringattn.NewContext(ringattn.NewContextConfig())

@@ -8,6 +8,10 @@ struct ringattn_go_call {
   ra_attention_desc desc;
   ra_forward_args forward;
   ra_backward_args backward;
+  ra_mha_desc mha;
+  ra_mha_forward_args mha_forward;
+  ra_mha_backward_args mha_backward;
+  ra_reduce_args reduce;
   ra_error err;
 };
 */

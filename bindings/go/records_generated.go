@@ -543,8 +543,9 @@ func (x *TimeEstimate) fromC(raw *C.ra_time_estimate) {
 	x.BackwardComputeSeconds = float64(raw.backward_compute_seconds)
 }
 
-// CallStatistics: What the last Context.Forward or Context.Backward on a context did; comparable field by
-// field with MemoryRequirements. On CUDA times are those of enqueuing.
+// CallStatistics: What the last call of Context.Forward, Context.Backward, Context.MHAForward,
+// Context.MHABackward or Context.AllReduce on a context did; comparable field by field with
+// MemoryRequirements. On CUDA times are those of enqueuing.
 type CallStatistics struct {
 	// block computations that were carried out
 	Steps int64
@@ -558,6 +559,8 @@ type CallStatistics struct {
 	ComputeSeconds float64
 	// of it, waiting for other ranks: until all make the call, and for communication that was not hidden
 	WaitSeconds float64
+	// of it, in what a layer of multi-head attention does beside attention
+	ProjectionSeconds float64
 }
 
 func (x *CallStatistics) fromC(raw *C.ra_call_statistics) {
@@ -567,6 +570,7 @@ func (x *CallStatistics) fromC(raw *C.ra_call_statistics) {
 	x.TotalSeconds = float64(raw.total_seconds)
 	x.ComputeSeconds = float64(raw.compute_seconds)
 	x.WaitSeconds = float64(raw.wait_seconds)
+	x.ProjectionSeconds = float64(raw.projection_seconds)
 }
 
 // SequenceArgs: Which tensor AttentionDesc.SplitSequence and AttentionDesc.JoinSequence copy.
@@ -691,6 +695,20 @@ type BackwardArgs struct {
 	DSinks Tensor
 }
 
+// Backward begins arguments of Context.Backward with what x has of them: Q, K, V, Out, LSE, KeyBias and
+// Sinks.
+func (x ForwardArgs) Backward() BackwardArgs {
+	var args BackwardArgs
+	args.Q = x.Q
+	args.K = x.K
+	args.V = x.V
+	args.Out = x.Out
+	args.LSE = x.LSE
+	args.KeyBias = x.KeyBias
+	args.Sinks = x.Sinks
+	return args
+}
+
 func (x *BackwardArgs) toC(k *keeper, raw *C.ra_backward_args, desc *AttentionDesc) {
 	raw.struct_size = C.sizeof_ra_backward_args
 	k.tensor("dout", &x.DOut, desc.OutDType.or(desc.DType), &raw.dout)
@@ -773,4 +791,271 @@ func (x *MergeArgs) toC(k *keeper, raw *C.ra_merge_args) {
 	k.floats("lse_b", &x.LSEB, &raw.lse_b)
 	k.floats("lse", &x.LSE, &raw.lse)
 	raw.lse_size = C.size_t(min(x.LSEA.memory.size, x.LSEB.memory.size, x.LSE.memory.size))
+}
+
+// MHADesc: What a layer of multi-head attention has around attention, equal on every rank.
+//
+//	q = heads(x WQ + BQ)      k = heads(x WK + BK)      v = x WV + BV      out = attention(q, k, v) WO + BO
+//
+// where each head of q and k is first normalised, if NormalizeHeads is 1: y = norm * x / sqrt(mean(x^2) +
+// NormEpsilon), and then turned by its token's position p in the whole sequence, unless rotary is NONE:
+// elements a and b of pair i become a cos t - b sin t and a sin t + b cos t with t = p * RotaryBase^(-2 i /
+// r). Attention is that of a AttentionDesc, whose NumHeadsQ, NumHeadsKV, HeadDim and HeadDimV are those of
+// the weights.
+//
+// NewMHADesc has the defaults; the zero value has not.
+type MHADesc struct {
+	// elements of a token of x and out, 1 .. 2^20; no default
+	DModel int64
+	// default RotaryNone. What follows of it changes nothing then
+	Rotary Rotary
+	// finite and > 1; default 10000
+	RotaryBase float32
+	// of a head's elements that are turned, 0 < f <= 1: r = 2 floor(f * HeadDim / 2), at least 2; default 1
+	RotaryFraction float32
+	// true if there are BQ, BK and BV; default 0
+	HasQKVBias bool
+	// true if there is BO; default 0
+	HasOutBias bool
+	// true if there are NormQ and NormK (RMSNorm: Zhang and Sennrich 2019); default 0
+	NormalizeHeads bool
+	// >= 0 and finite; default 1e-6
+	NormEpsilon float32
+	// default CheckpointAttention
+	Checkpoint Checkpoint
+}
+
+// NewMHADesc has the library's defaults.
+func NewMHADesc() MHADesc {
+	var raw C.ra_mha_desc
+	C.ra_init_mha_desc(&raw, C.sizeof_ra_mha_desc)
+	var x MHADesc
+	x.fromC(&raw)
+	return x
+}
+
+func (x *MHADesc) fromC(raw *C.ra_mha_desc) {
+	x.DModel = int64(raw.d_model)
+	x.Rotary = Rotary(raw.rotary)
+	x.RotaryBase = float32(raw.rotary_base)
+	x.RotaryFraction = float32(raw.rotary_fraction)
+	x.HasQKVBias = raw.has_qkv_bias != 0
+	x.HasOutBias = raw.has_out_bias != 0
+	x.NormalizeHeads = raw.normalize_heads != 0
+	x.NormEpsilon = float32(raw.norm_epsilon)
+	x.Checkpoint = Checkpoint(raw.checkpoint)
+}
+
+func (x *MHADesc) toC(k *keeper, raw *C.ra_mha_desc) {
+	raw.struct_size = C.sizeof_ra_mha_desc
+	raw.d_model = C.int64_t(x.DModel)
+	raw.rotary = C.int32_t(x.Rotary)
+	raw.rotary_base = C.float(x.RotaryBase)
+	raw.rotary_fraction = C.float(x.RotaryFraction)
+	raw.has_qkv_bias = flag(x.HasQKVBias)
+	raw.has_out_bias = flag(x.HasOutBias)
+	raw.normalize_heads = flag(x.NormalizeHeads)
+	raw.norm_epsilon = C.float(x.NormEpsilon)
+	raw.checkpoint = C.int32_t(x.Checkpoint)
+}
+
+// MHAForwardArgs: One rank's tensors of Context.MHAForward. n: this rank's shard length
+// (AttentionDesc.ShardLength). Weights are whole on every rank. A matrix [rows, columns] is a tensor of one
+// entry and one head, with a token for each row: unless it is packed, Strides.Seq, which is then at least
+// columns, leads from one row to the next, as in a matrix that has WQ, WK and WV side by side. So is [batch,
+// n, DModel].
+type MHAForwardArgs struct {
+	// [batch, n, DModel], desc.DType
+	X Tensor
+	// [DModel, NumHeadsQ * HeadDim], desc.DType
+	WQ Tensor
+	// [DModel, NumHeadsKV * HeadDim], desc.DType
+	WK Tensor
+	// [DModel, NumHeadsKV * HeadDimV], desc.DType
+	WV Tensor
+	// [NumHeadsQ * HeadDimV, DModel], desc.DType
+	WO Tensor
+	// [NumHeadsQ * HeadDim], desc.DType, where mha.HasQKVBias is 1, else zero
+	BQ Tensor
+	// [NumHeadsKV * HeadDim], desc.DType, where there is BQ
+	BK Tensor
+	// [NumHeadsKV * HeadDimV], desc.DType, where there is BQ
+	BV Tensor
+	// [DModel], desc.DType, where mha.HasOutBias is 1, else zero
+	BO Tensor
+	// [HeadDim], desc.DType, where mha.NormalizeHeads is 1, else zero
+	NormQ Tensor
+	// [HeadDim], desc.DType, where there is NormQ
+	NormK Tensor
+	// [batch, n, DModel], desc.OutDType; written
+	Out Tensor
+	// MHARequirements.Activations bytes aligned to 64, written for Context.MHABackward; zero with
+	// CheckpointInput, which needs none, also where Context.MHABackward will not be called
+	Activations Buffer
+	// MHARequirements.ForwardWorkspace bytes aligned to 64, or zero: the context keeps one of its own
+	Workspace Buffer
+	// must be zero on the CPU
+	Stream uintptr
+}
+
+func (x *MHAForwardArgs) toC(k *keeper, raw *C.ra_mha_forward_args, desc *AttentionDesc) {
+	raw.struct_size = C.sizeof_ra_mha_forward_args
+	k.tensor("x", &x.X, desc.DType, &raw.x)
+	k.tensor("w_q", &x.WQ, desc.DType, &raw.w_q)
+	k.tensor("w_k", &x.WK, desc.DType, &raw.w_k)
+	k.tensor("w_v", &x.WV, desc.DType, &raw.w_v)
+	k.tensor("w_o", &x.WO, desc.DType, &raw.w_o)
+	k.tensor("b_q", &x.BQ, desc.DType, &raw.b_q)
+	k.tensor("b_k", &x.BK, desc.DType, &raw.b_k)
+	k.tensor("b_v", &x.BV, desc.DType, &raw.b_v)
+	k.tensor("b_o", &x.BO, desc.DType, &raw.b_o)
+	k.tensor("norm_q", &x.NormQ, desc.DType, &raw.norm_q)
+	k.tensor("norm_k", &x.NormK, desc.DType, &raw.norm_k)
+	k.tensor("out", &x.Out, desc.OutDType.or(desc.DType), &raw.out)
+	k.pointer("activations", &x.Activations, unsafe.Pointer(&raw.activations))
+	k.pointer("workspace", &x.Workspace, unsafe.Pointer(&raw.workspace))
+	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
+	raw.activations_size = C.size_t(x.Activations.size)
+	raw.workspace_size = C.size_t(x.Workspace.size)
+}
+
+// MHABackwardArgs: One rank's tensors of Context.MHABackward; shapes as in MHAForwardArgs.
+type MHABackwardArgs struct {
+	// shape of out, desc.OutDType
+	DOut Tensor
+	// as given to Context.MHAForward
+	X Tensor
+	// as given to Context.MHAForward
+	WQ Tensor
+	// as given to Context.MHAForward
+	WK Tensor
+	// as given to Context.MHAForward
+	WV Tensor
+	// as given to Context.MHAForward
+	WO Tensor
+	// as given to Context.MHAForward
+	BQ Tensor
+	// as given to Context.MHAForward
+	BK Tensor
+	// as given to Context.MHAForward
+	BV Tensor
+	// as given to Context.MHAForward
+	BO Tensor
+	// as given to Context.MHAForward
+	NormQ Tensor
+	// as given to Context.MHAForward
+	NormK Tensor
+	// shape of x, desc.GradDType; written; zero if not wanted
+	DX Tensor
+	// shape of WQ, fp32; written; zero if not wanted
+	DWQ Tensor
+	// shape of WK, fp32; written; zero if not wanted
+	DWK Tensor
+	// shape of WV, fp32; written; zero if not wanted
+	DWV Tensor
+	// shape of WO, fp32; written; zero if not wanted
+	DWO Tensor
+	// shape of BQ, fp32; written; zero if not wanted
+	DBQ Tensor
+	// shape of BK, fp32; written; zero if not wanted
+	DBK Tensor
+	// shape of BV, fp32; written; zero if not wanted
+	DBV Tensor
+	// shape of BO, fp32; written; zero if not wanted
+	DBO Tensor
+	// shape of NormQ, fp32; written; zero if not wanted
+	DNormQ Tensor
+	// shape of NormK, fp32; written; zero if not wanted
+	DNormK Tensor
+	// false: overwrite the gradients of weights; true: add to what they hold, as over micro-batches. dx is
+	// overwritten in any case
+	Accumulate bool
+	// false: gradients of weights are this rank's share, and their sum over all ranks is the gradient; true:
+	// in the end each is summed over all ranks, what it held before with accumulate included, as after the
+	// last micro-batch; the same on every rank, and so are the gradients that are wanted
+	Reduce bool
+	// as Context.MHAForward wrote it; with CheckpointInput zero
+	Activations Buffer
+	// MHARequirements.BackwardWorkspace bytes aligned to 64, or zero: the context keeps one of its own
+	Workspace Buffer
+	// must be zero on the CPU
+	Stream uintptr
+}
+
+// Backward begins arguments of Context.MHABackward with what x has of them: X, WQ, WK, WV, WO, BQ, BK, BV,
+// BO, NormQ, NormK and Activations.
+func (x MHAForwardArgs) Backward() MHABackwardArgs {
+	var args MHABackwardArgs
+	args.X = x.X
+	args.WQ = x.WQ
+	args.WK = x.WK
+	args.WV = x.WV
+	args.WO = x.WO
+	args.BQ = x.BQ
+	args.BK = x.BK
+	args.BV = x.BV
+	args.BO = x.BO
+	args.NormQ = x.NormQ
+	args.NormK = x.NormK
+	args.Activations = x.Activations
+	return args
+}
+
+func (x *MHABackwardArgs) toC(k *keeper, raw *C.ra_mha_backward_args, desc *AttentionDesc) {
+	raw.struct_size = C.sizeof_ra_mha_backward_args
+	k.tensor("dout", &x.DOut, desc.OutDType.or(desc.DType), &raw.dout)
+	k.tensor("x", &x.X, desc.DType, &raw.x)
+	k.tensor("w_q", &x.WQ, desc.DType, &raw.w_q)
+	k.tensor("w_k", &x.WK, desc.DType, &raw.w_k)
+	k.tensor("w_v", &x.WV, desc.DType, &raw.w_v)
+	k.tensor("w_o", &x.WO, desc.DType, &raw.w_o)
+	k.tensor("b_q", &x.BQ, desc.DType, &raw.b_q)
+	k.tensor("b_k", &x.BK, desc.DType, &raw.b_k)
+	k.tensor("b_v", &x.BV, desc.DType, &raw.b_v)
+	k.tensor("b_o", &x.BO, desc.DType, &raw.b_o)
+	k.tensor("norm_q", &x.NormQ, desc.DType, &raw.norm_q)
+	k.tensor("norm_k", &x.NormK, desc.DType, &raw.norm_k)
+	k.tensor("dx", &x.DX, desc.GradDType.or(desc.DType), &raw.dx)
+	k.tensor("dw_q", &x.DWQ, DTypeFloat32, &raw.dw_q)
+	k.tensor("dw_k", &x.DWK, DTypeFloat32, &raw.dw_k)
+	k.tensor("dw_v", &x.DWV, DTypeFloat32, &raw.dw_v)
+	k.tensor("dw_o", &x.DWO, DTypeFloat32, &raw.dw_o)
+	k.tensor("db_q", &x.DBQ, DTypeFloat32, &raw.db_q)
+	k.tensor("db_k", &x.DBK, DTypeFloat32, &raw.db_k)
+	k.tensor("db_v", &x.DBV, DTypeFloat32, &raw.db_v)
+	k.tensor("db_o", &x.DBO, DTypeFloat32, &raw.db_o)
+	k.tensor("dnorm_q", &x.DNormQ, DTypeFloat32, &raw.dnorm_q)
+	k.tensor("dnorm_k", &x.DNormK, DTypeFloat32, &raw.dnorm_k)
+	raw.accumulate = flag(x.Accumulate)
+	raw.reduce = flag(x.Reduce)
+	k.pointer("activations", &x.Activations, unsafe.Pointer(&raw.activations))
+	k.pointer("workspace", &x.Workspace, unsafe.Pointer(&raw.workspace))
+	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
+	raw.activations_size = C.size_t(x.Activations.size)
+	raw.workspace_size = C.size_t(x.Workspace.size)
+}
+
+// MHARequirements: What one rank needs for one layer, in bytes.
+type MHARequirements struct {
+	// kept from Context.MHAForward to Context.MHABackward, beside x; 0 with CheckpointInput
+	Activations uint64
+	// q, k and v, the output of attention and its lse, unless they are kept; room for each thread's blocks of
+	// products; and MemoryRequirements.ForwardWorkspace of attention
+	ForwardWorkspace uint64
+	// gradients of q, k, v and the output of attention; what is computed again; a part of the largest
+	// gradient of a weight, where gradients are summed over ranks; room for each thread's blocks of products;
+	// and the larger of the workspaces of attention that are needed
+	BackwardWorkspace uint64
+	// of products of matrices and of attention, of this rank
+	ForwardFlops float64
+	// the same for Context.MHABackward, what is computed again included
+	BackwardFlops float64
+}
+
+func (x *MHARequirements) fromC(raw *C.ra_mha_requirements) {
+	x.Activations = uint64(raw.activations)
+	x.ForwardWorkspace = uint64(raw.forward_workspace)
+	x.BackwardWorkspace = uint64(raw.backward_workspace)
+	x.ForwardFlops = float64(raw.forward_flops)
+	x.BackwardFlops = float64(raw.backward_flops)
 }

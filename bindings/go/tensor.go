@@ -90,14 +90,15 @@ func Device(dtype DType, address, size uintptr, strides Strides) Tensor {
 	return Tensor{DeviceBuffer(address, size), dtype, strides}
 }
 
-// Buffer is memory without a type, for workspaces. The zero value is none: the context then uses memory of its own.
+// Buffer is memory without a type, for workspaces and what layers keep. The zero value is none: for a workspace the context then uses
+// memory of its own.
 type Buffer struct {
 	host   unsafe.Pointer
 	device uintptr
 	size   uintptr
 }
 
-// NewBuffer makes one in host memory, aligned as a workspace must be.
+// NewBuffer makes one in host memory, aligned as calls want it.
 func NewBuffer(size uint64) Buffer {
 	const alignment = 64
 	data := make([]byte, size+alignment-1)

@@ -19,7 +19,7 @@
  *     threads      One thread at a time per context, except ra_abort_context and ra_get_async_error, callable from any.
  *                  Functions without a context, or with a const one, may run concurrently. Contexts are independent.
  *     collective   Means: every rank of the context makes the same calls in the same order. All other functions are local
- *                  and do not block.
+ *                  and do not block, but ra_destroy_context and ra_create_unique_id as far as they say.
  *     sizes        Counts, lengths and strides are int64_t elements, memory is size_t bytes, times are milliseconds. A sequence
  *                  has at most 2^48 tokens, a batch 2^48 entries, a tensor 2^20 heads and, counted in fp32 and with a length
  *                  of 0 as 1, 2^58 bytes.
@@ -60,8 +60,9 @@ typedef enum ra_status {
                                        uses up its id */
   RA_STATUS_NOT_SUPPORTED = 2,    /**< a legal request that this build, machine or engine cannot serve */
   RA_STATUS_OUT_OF_MEMORY = 3,    /**< host or device memory could not be allocated */
-  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread, or a stream
-                                       is being captured before the call was once made without that (ra_forward) */
+  RA_STATUS_INVALID_STATE = 4,    /**< the context failed or was aborted earlier, or is in use by another thread, or is of the
+                                       process that this one was forked from, or a stream is being captured before the call
+                                       was once made without that (ra_forward) */
   RA_STATUS_TIMEOUT = 5,          /**< a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it */
   RA_STATUS_ABORTED = 6,          /**< ra_abort_context was called on this rank or, if ra_error::rank says so, on another */
   RA_STATUS_PEER_LOST = 7,        /**< another rank failed or left during the operation; ra_error::rank names it */
@@ -275,7 +276,7 @@ RA_API void ra_init_context_config(ra_context_config *config, size_t struct_size
  * kept like a password.
  * With RA_TRANSPORT_NCCL and NULL the id is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has
  * formed. With RA_TRANSPORT_LOCAL `bind_address` is NULL, and an id is valid in the process that made it, for one group at a time.
- * Otherwise an id holds no resource, and needs no release.
+ * Otherwise an id holds no resource, and needs no release. A name is resolved, for which this waits as long as the system does.
  *
  * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), OUT_OF_MEMORY, NCCL_ERROR.
  */
@@ -605,7 +606,7 @@ RA_API ra_status ra_estimate_time(const ra_context_config *config, const ra_atte
                                   const ra_machine_rates *rates, ra_time_estimate *estimate, ra_error *error);
 
 /**
- * What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. On CUDA
+ * What the last call of ra_forward, ra_backward, ra_mha_forward, ra_mha_backward or ra_all_reduce on a context did; comparable field by field with ra_memory_requirements. On CUDA
  * times are those of enqueuing.
  */
 typedef struct ra_call_statistics {
@@ -617,6 +618,7 @@ typedef struct ra_call_statistics {
   double compute_seconds; /**< of it, in block computations, and the communication that is hidden among them */
   double wait_seconds;    /**< of it, waiting for other ranks: until all make the call, and for communication that was not
                                hidden */
+  double projection_seconds; /**< of it, in what a layer of multi-head attention does beside attention */
 } ra_call_statistics;
 
 /** Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL. */
@@ -818,6 +820,187 @@ RA_API void ra_init_merge_args(ra_merge_args *args, size_t struct_size);
  * Errors: INVALID_ARGUMENT.
  */
 RA_API ra_status ra_merge_attention(const ra_merge_args *args, ra_error *error);
+
+/* ---------------------------------------------------------------- multi-head attention */
+
+/** Which elements of a head of q and k are turned together (Su et al. 2021, "RoFormer"). */
+typedef enum ra_rotary {
+  RA_ROTARY_NONE = 0,
+  RA_ROTARY_HALVES = 1,     /**< of the first r: element i with element i + r / 2, as GPT-NeoX and Hugging Face's LLaMA */
+  RA_ROTARY_INTERLEAVED = 2 /**< of the first r: element 2 i with element 2 i + 1, as in the paper and GPT-J */
+} ra_rotary;
+
+/** What ra_mha_forward keeps for ra_mha_backward. Gradients are the same to the last bit with each. */
+typedef enum ra_checkpoint {
+  RA_CHECKPOINT_ATTENTION = 0, /**< the output of attention and its lse: q, k and v are projected again, nothing is attended again */
+  RA_CHECKPOINT_ALL = 1,       /**< q, k and v too: nothing is computed again but, where there is any, rotation and normalisation */
+  RA_CHECKPOINT_INPUT = 2      /**< nothing, the caller keeps x: the forward pass is made again, its communication included */
+} ra_checkpoint;
+
+/**
+ * What a layer of multi-head attention has around attention, equal on every rank.
+ *
+ *     q = heads(x w_q + b_q)    k = heads(x w_k + b_k)    v = x w_v + b_v    out = attention(q, k, v) w_o + b_o
+ *
+ * where each head of q and k is first normalised, if normalize_heads is 1: y = norm * x / sqrt(mean(x^2) + norm_epsilon), and
+ * then turned by its token's position p in the whole sequence, unless rotary is NONE: elements a and b of pair i become
+ * a cos t - b sin t and a sin t + b cos t with t = p * rotary_base^(-2 i / r). Attention is that of a ra_attention_desc, whose
+ * num_heads_q, num_heads_kv, head_dim and head_dim_v are those of the weights.
+ */
+typedef struct ra_mha_desc {
+  size_t struct_size;
+  int64_t d_model;         /**< elements of a token of x and out, 1 .. 2^20; no default */
+  int32_t rotary;          /**< ra_rotary; default RA_ROTARY_NONE. What follows of it changes nothing then */
+  float rotary_base;       /**< finite and > 1; default 10000 */
+  float rotary_fraction;   /**< of a head's elements that are turned, 0 < f <= 1: r = 2 floor(f * head_dim / 2), at least 2; default 1 */
+  int32_t has_qkv_bias;    /**< 1 if there are b_q, b_k and b_v; default 0 */
+  int32_t has_out_bias;    /**< 1 if there is b_o; default 0 */
+  int32_t normalize_heads; /**< 1 if there are norm_q and norm_k (RMSNorm: Zhang and Sennrich 2019); default 0 */
+  float norm_epsilon;      /**< >= 0 and finite; default 1e-6 */
+  int32_t checkpoint;      /**< ra_checkpoint; default RA_CHECKPOINT_ATTENTION */
+} ra_mha_desc;
+
+/** Fills `mha` with defaults. `struct_size` is sizeof(ra_mha_desc). Accepts NULL. */
+RA_API void ra_init_mha_desc(ra_mha_desc *mha, size_t struct_size);
+
+/**
+ * One rank's tensors of ra_mha_forward. n: this rank's shard length (ra_get_shard_length). Weights are whole on every rank. A matrix
+ * [rows, columns] is a tensor of one entry and one head, with a token for each row: unless it is packed, seq_stride, which is then at
+ * least `columns`, leads from one row to the next, as in a matrix that has w_q, w_k and w_v side by side. So is [batch, n, d_model].
+ */
+typedef struct ra_mha_forward_args {
+  size_t struct_size;
+  ra_tensor x;             /**< [batch, n, d_model], desc.dtype */
+  ra_tensor w_q;           /**< [d_model, num_heads_q * head_dim], desc.dtype */
+  ra_tensor w_k;           /**< [d_model, num_heads_kv * head_dim], desc.dtype */
+  ra_tensor w_v;           /**< [d_model, num_heads_kv * head_dim_v], desc.dtype */
+  ra_tensor w_o;           /**< [num_heads_q * head_dim_v, d_model], desc.dtype */
+  ra_tensor b_q;           /**< [num_heads_q * head_dim], desc.dtype, where mha.has_qkv_bias is 1, else data is NULL */
+  ra_tensor b_k;           /**< [num_heads_kv * head_dim], desc.dtype, where there is b_q */
+  ra_tensor b_v;           /**< [num_heads_kv * head_dim_v], desc.dtype, where there is b_q */
+  ra_tensor b_o;           /**< [d_model], desc.dtype, where mha.has_out_bias is 1, else data is NULL */
+  ra_tensor norm_q;        /**< [head_dim], desc.dtype, where mha.normalize_heads is 1, else data is NULL */
+  ra_tensor norm_k;        /**< [head_dim], desc.dtype, where there is norm_q */
+  ra_tensor out;           /**< [batch, n, d_model], desc.out_dtype; written */
+  void *activations;       /**< ra_mha_requirements::activations bytes aligned to 64, written for ra_mha_backward; NULL with
+                                RA_CHECKPOINT_INPUT, which needs none, also where ra_mha_backward will not be called */
+  size_t activations_size; /**< bytes at activations */
+  void *workspace;         /**< ra_mha_requirements::forward_workspace bytes aligned to 64, or NULL: the context keeps one of its own */
+  size_t workspace_size;   /**< bytes at workspace */
+  ra_stream stream;        /**< must be NULL on the CPU */
+} ra_mha_forward_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_mha_forward_args). Accepts NULL. */
+RA_API void ra_init_mha_forward_args(ra_mha_forward_args *args, size_t struct_size);
+
+/**
+ * Multi-head attention of this rank's tokens over those of all ranks, from the tokens themselves: projects x, attends as
+ * ra_forward does, projects what comes out.
+ *
+ * Collective: every rank calls it with an equal `desc` and `mha`, and the same weights. K and V are projected first, and travel
+ * while Q is. The keys are the tokens of x: seqlen_kv is seqlen_q, and key_bias and sinks are not part of a layer. What lies between
+ * (q, k, v and their attention) is stored in desc.dtype; products are summed in fp32, those of RA_DTYPE_FLOAT16 and, where the processor
+ * has no instructions for it, of RA_DTYPE_BFLOAT16 of inputs that are widened to fp32. Results are bitwise equal from run to run and for
+ * any number of threads. CPU backend; products are oneDNN's, which is loaded when a layer is first asked for.
+ *
+ * Overlap, blocking, timing and errors as ra_forward; NOT_SUPPORTED also where oneDNN is not found.
+ */
+RA_API ra_status ra_mha_forward(ra_context *context, const ra_attention_desc *desc, const ra_mha_desc *mha,
+                                const ra_mha_forward_args *args, ra_error *error);
+
+/** One rank's tensors of ra_mha_backward; shapes as in ra_mha_forward_args. */
+typedef struct ra_mha_backward_args {
+  size_t struct_size;
+  ra_tensor dout;          /**< shape of out, desc.out_dtype */
+  ra_tensor x;             /**< as given to ra_mha_forward */
+  ra_tensor w_q;           /**< as given to ra_mha_forward */
+  ra_tensor w_k;           /**< as given to ra_mha_forward */
+  ra_tensor w_v;           /**< as given to ra_mha_forward */
+  ra_tensor w_o;           /**< as given to ra_mha_forward */
+  ra_tensor b_q;           /**< as given to ra_mha_forward */
+  ra_tensor b_k;           /**< as given to ra_mha_forward */
+  ra_tensor b_v;           /**< as given to ra_mha_forward */
+  ra_tensor b_o;           /**< as given to ra_mha_forward */
+  ra_tensor norm_q;        /**< as given to ra_mha_forward */
+  ra_tensor norm_k;        /**< as given to ra_mha_forward */
+  ra_tensor dx;            /**< shape of x, desc.grad_dtype; written; data is NULL if not wanted */
+  ra_tensor dw_q;          /**< shape of w_q, fp32; written; data is NULL if not wanted */
+  ra_tensor dw_k;          /**< shape of w_k, fp32; written; data is NULL if not wanted */
+  ra_tensor dw_v;          /**< shape of w_v, fp32; written; data is NULL if not wanted */
+  ra_tensor dw_o;          /**< shape of w_o, fp32; written; data is NULL if not wanted */
+  ra_tensor db_q;          /**< shape of b_q, fp32; written; data is NULL if not wanted */
+  ra_tensor db_k;          /**< shape of b_k, fp32; written; data is NULL if not wanted */
+  ra_tensor db_v;          /**< shape of b_v, fp32; written; data is NULL if not wanted */
+  ra_tensor db_o;          /**< shape of b_o, fp32; written; data is NULL if not wanted */
+  ra_tensor dnorm_q;       /**< shape of norm_q, fp32; written; data is NULL if not wanted */
+  ra_tensor dnorm_k;       /**< shape of norm_k, fp32; written; data is NULL if not wanted */
+  int32_t accumulate;      /**< 0: overwrite the gradients of weights; 1: add to what they hold, as over micro-batches. dx is
+                                overwritten in any case */
+  int32_t reduce;          /**< 0: gradients of weights are this rank's share, and their sum over all ranks is the gradient; 1: in
+                                the end each is summed over all ranks, what it held before with accumulate included, as after the
+                                last micro-batch; the same on every rank, and so are the gradients that are wanted */
+  const void *activations; /**< as ra_mha_forward wrote it; with RA_CHECKPOINT_INPUT NULL */
+  size_t activations_size; /**< bytes at activations */
+  void *workspace;         /**< ra_mha_requirements::backward_workspace bytes aligned to 64, or NULL: the context keeps one of its own */
+  size_t workspace_size;   /**< bytes at workspace */
+  ra_stream stream;        /**< must be NULL on the CPU */
+} ra_mha_backward_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_mha_backward_args). Accepts NULL. */
+RA_API void ra_init_mha_backward_args(ra_mha_backward_args *args, size_t struct_size);
+
+/**
+ * Gradients of ra_mha_forward with respect to x and the weights, given the gradient of `out`.
+ *
+ * Collective, blocking, overlap and errors as ra_mha_forward. Deterministic, sums over ranks included: these are made in an order
+ * of ranks that depends on nothing but the world size, and are the same bits on every rank.
+ */
+RA_API ra_status ra_mha_backward(ra_context *context, const ra_attention_desc *desc, const ra_mha_desc *mha,
+                                 const ra_mha_backward_args *args, ra_error *error);
+
+/** What one rank needs for one layer, in bytes. */
+typedef struct ra_mha_requirements {
+  size_t struct_size;
+  size_t activations;        /**< kept from ra_mha_forward to ra_mha_backward, beside x; 0 with RA_CHECKPOINT_INPUT */
+  size_t forward_workspace;  /**< q, k and v, the output of attention and its lse, unless they are kept; room for each thread's
+                                  blocks of products; and ra_memory_requirements::forward_workspace of attention */
+  size_t backward_workspace; /**< gradients of q, k, v and the output of attention; what is computed again; a part of the largest
+                                  gradient of a weight, where gradients are summed over ranks; room for each thread's blocks of
+                                  products; and the larger of the workspaces of attention that are needed */
+  double forward_flops;      /**< of products of matrices and of attention, of this rank */
+  double backward_flops;     /**< the same for ra_mha_backward, what is computed again included */
+} ra_mha_requirements;
+
+/** Clears `requirements`. `struct_size` is sizeof(ra_mha_requirements). Accepts NULL. */
+RA_API void ra_init_mha_requirements(ra_mha_requirements *requirements, size_t struct_size);
+
+/** Fills `requirements` for this rank of `context`. Local. Errors: as ra_mha_forward. */
+RA_API ra_status ra_get_mha_requirements(const ra_context *context, const ra_attention_desc *desc, const ra_mha_desc *mha,
+                                         ra_mha_requirements *requirements, ra_error *error);
+
+/** What ra_all_reduce sums. */
+typedef struct ra_reduce_args {
+  size_t struct_size;
+  float *data;           /**< `count` numbers; read and written; may be NULL if there are none */
+  size_t data_size;      /**< bytes that may be read and written from data on; fewer than it takes are refused. 0: not checked */
+  int64_t count;         /**< >= 0, the same on every rank; at most 2^48; no default: -1, which is refused */
+  void *workspace;       /**< room for ceil(count / world_size) numbers, aligned to 64, or NULL: the context keeps its own; not
+                              needed where world_size is 1 */
+  size_t workspace_size; /**< bytes at workspace */
+  ra_stream stream;      /**< must be NULL on the CPU */
+} ra_reduce_args;
+
+/** Clears `args`. `struct_size` is sizeof(ra_reduce_args). Accepts NULL. */
+RA_API void ra_init_reduce_args(ra_reduce_args *args, size_t struct_size);
+
+/**
+ * data[i] becomes the sum of data[i] of all ranks, in fp32: for what a model has beside attention, whose gradients are summed over
+ * ranks like those of a layer. Each rank sends and receives 2 (world_size - 1) / world_size times the bytes of `data`. Deterministic,
+ * and the same bits on every rank: number i is summed along the ring, from rank floor(i / ceil(count / world_size)) on.
+ *
+ * Collective, blocking and errors as ra_forward; on errors `data` holds what has been summed so far. CPU backend.
+ */
+RA_API ra_status ra_all_reduce(ra_context *context, const ra_reduce_args *args, ra_error *error);
 
 /* ---------------------------------------------------------------- diagnosis */
 

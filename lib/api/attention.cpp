@@ -160,6 +160,7 @@ ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *
     s.total_seconds = kept.total_seconds;
     s.compute_seconds = kept.compute_seconds;
     s.wait_seconds = kept.wait_seconds;
+    s.projection_seconds = kept.projection_seconds;
     write(statistics, "statistics", s);
   });
 }

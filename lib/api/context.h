@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <span>
 
 #include "api/backend.h"
 #include "core/trace.h"
@@ -92,9 +93,9 @@ struct ra_context {
     }
   }
 
-  void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::int64_t a = 0, std::int64_t b = 0,
-             bool now = true) {
-    if (rank.world_size > 1) ringattn::agree(*transport, operation, calls, problem, a, b, now);
+  void agree(ringattn::Operation operation, const ringattn::Problem &problem,
+             std::span<const std::int64_t> arguments = {}, bool now = true) {
+    if (rank.world_size > 1) ringattn::agree(*transport, {operation, calls, problem, arguments}, now);
   }
 
   // The context's own workspace, large enough for this pass.
@@ -134,16 +135,20 @@ struct ra_context {
         KeptPlan &kept = kept_plan(problem, pass);
         const auto operation =
             pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward;
-        agree(operation, problem, 0, 0, !kept.is_agreed);  // again: there is no hurry
+        agree(operation, problem, {}, !kept.is_agreed);  // again: there is no hurry
         kept.is_agreed = true;
       }
-      const double waited = agreement.end();
-      ringattn::api::CallStatistics s;
-      on(stream, [&] { s = {run(), 0}; });
-      s.wait_seconds += waited;
-      s.total_seconds = whole_call.seconds();
-      const std::lock_guard lock(statistics_mutex);
-      statistics = s;
+      count(agreement, whole_call, stream, run);
+    });
+  }
+  // The same for what is not captured: all ranks agree on the operation, the problem and its arguments.
+  template <class F>
+  void together(ringattn::Operation operation, const ringattn::Problem &problem,
+                std::span<const std::int64_t> arguments, const ringattn::Phase &whole_call, F &&run) {
+    collective([&] {
+      ringattn::Phase agreement(trace.get(), "agree");
+      agree(operation, problem, arguments);
+      count(agreement, whole_call, nullptr, run);
     });
   }
 
@@ -161,6 +166,18 @@ struct ra_context {
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
+  // Runs run(), whose statistics become those of the call, after an agreement.
+  template <class F>
+  void count(ringattn::Phase &agreement, const ringattn::Phase &whole_call, ra_stream stream, F &&run) {
+    const double waited = agreement.end();
+    ringattn::api::CallStatistics s;
+    on(stream, [&] { s = {run(), 0}; });
+    s.wait_seconds += waited;
+    s.total_seconds = whole_call.seconds();
+    const std::lock_guard lock(statistics_mutex);
+    statistics = s;
+  }
+
   KeptPlan &kept_plan(const ringattn::Problem &problem, ringattn::Pass pass);
   void break_group() noexcept;  // in a catch block
 };

@@ -208,7 +208,7 @@ extern "C" ra_status ra_run_self_test(ra_context *context, int64_t num_problems,
     int culprit = -1;   // on any
     c.exclusively([&] {
       c.collective([&] {
-        c.agree(Operation::self_test, Problem{}, num_problems, seed);
+        c.agree(Operation::self_test, Problem{}, std::array{num_problems, seed});
         Random random(static_cast<std::uint64_t>(seed));
         for (std::int64_t n = 0; n < num_problems && culprit < 0; ++n) {
           const Problem p = reference::draw_problem(random, {.modifiers = true, .layers = true});

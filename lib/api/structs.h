@@ -126,6 +126,35 @@ struct StructTraits<ra_backward_args> {
   static void fill(ra_backward_args &) {}
 };
 template <>
+struct StructTraits<ra_mha_desc> {
+  static constexpr const char *name = "ra_mha_desc";
+  static void fill(ra_mha_desc &m) {
+    m.rotary_base = 10000;
+    m.rotary_fraction = 1;
+    m.norm_epsilon = 1e-6F;
+  }
+};
+template <>
+struct StructTraits<ra_mha_forward_args> {
+  static constexpr const char *name = "ra_mha_forward_args";
+  static void fill(ra_mha_forward_args &) {}
+};
+template <>
+struct StructTraits<ra_mha_backward_args> {
+  static constexpr const char *name = "ra_mha_backward_args";
+  static void fill(ra_mha_backward_args &) {}
+};
+template <>
+struct StructTraits<ra_mha_requirements> {
+  static constexpr const char *name = "ra_mha_requirements";
+  static void fill(ra_mha_requirements &) {}
+};
+template <>
+struct StructTraits<ra_reduce_args> {
+  static constexpr const char *name = "ra_reduce_args";
+  static void fill(ra_reduce_args &a) { a.count = -1; }  // as seqlen_q
+};
+template <>
 struct StructTraits<ra_merge_args> {
   static constexpr const char *name = "ra_merge_args";
   static void fill(ra_merge_args &m) {

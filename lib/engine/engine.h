@@ -119,6 +119,8 @@ struct RunningRows {
   Tensor out, max, sum;
 };
 
+class Projector;
+
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -169,6 +171,9 @@ class Engine {
                            float* lse) = 0;
   // to += from, `count` fp32 values.
   virtual void add(const float* from, float* to, std::int64_t count) = 0;
+
+  // What a layer of multi-head attention needs beside this. Throws NOT_SUPPORTED with what is missing.
+  virtual Projector& projector();
 };
 
 // Attention over some keys: an output and its log-sum-exp, [batch, heads, rows].

@@ -1,5 +1,6 @@
 #include "ring/agreement.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -29,7 +30,44 @@ class Digest {
   std::uint64_t state_ = 0xcbf29ce484222325U;
 };
 
-auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, std::int64_t a, std::int64_t b) {
+struct Argument {
+  const char* name;
+  Kind kind = Kind::number;
+};
+
+constexpr std::size_t most_arguments = 14;
+
+std::span<const Argument> arguments_of(Operation operation) {
+  static constexpr Argument self_test[] = {{"num_problems"}, {"seed"}}, all_reduce[] = {{"count"}};
+  static constexpr Argument layer[] = {{"d_model"},
+                                       {"layer's out_dtype"},
+                                       {"layer's grad_dtype"},
+                                       {"rotary"},
+                                       {"rotated elements of a head"},
+                                       {"rotary_base", Kind::real},
+                                       {"has_qkv_bias"},
+                                       {"has_out_bias"},
+                                       {"normalize_heads"},
+                                       {"norm_epsilon", Kind::real},
+                                       {"checkpoint"},
+                                       {"accumulate"},
+                                       {"reduce"},
+                                       {"gradients of weights that are reduced (bits, from dw_q on)"}};
+  static_assert(std::size(layer) <= most_arguments);
+  switch (operation) {
+    case Operation::self_test:
+      return self_test;
+    case Operation::all_reduce:
+      return all_reduce;
+    case Operation::mha_forward:
+    case Operation::mha_backward:
+      return layer;
+    default:
+      return {};
+  }
+}
+
+auto fields_of(const Problem& p) {
   Digest offsets_q, offsets_kv, kv_lengths;
   for (const Document& d : p.documents) {
     offsets_q.add(d.q_begin);
@@ -47,10 +85,6 @@ auto fields_of(Operation operation, std::int64_t call_number, const Problem& p, 
     dilations.add(branch.dilation);
   }
   return std::array{
-      Field{"operation (1 forward, 2 backward, 3 self-test)", static_cast<std::int64_t>(operation)},
-      Field{"number of calls so far", call_number},
-      Field{"num_problems", a},
-      Field{"seed", b},
       Field{"batch", p.batch},
       Field{"seqlen_q", p.seqlen_q},
       Field{"seqlen_kv", p.seqlen_kv},
@@ -110,18 +144,29 @@ std::string show(Kind kind, std::int64_t value) {
   }
 }
 
-using Record = std::array<std::int64_t, std::tuple_size_v<decltype(fields_of({}, {}, {}, {}, {}))>>;
+// What a rank sends: the operation, the number of calls before it, its arguments, and the problem's fields.
+constexpr std::size_t before_problem = 2 + most_arguments;
+using Record = std::array<std::int64_t, before_problem + std::tuple_size_v<decltype(fields_of({}))>>;
+
+// Of one of its numbers.
+Argument name_of(std::size_t field, Operation operation) {
+  if (field == 0)
+    return {"operation (1 forward, 2 backward, 3 self-test, 4 MHA forward, 5 MHA backward, 6 all-reduce)"};
+  if (field == 1) return {"number of calls so far"};
+  if (field < before_problem) return arguments_of(operation)[field - 2];
+  const Field described = fields_of({})[field - before_problem];
+  return {described.name, described.kind};
+}
 
 // Throws if the ranks' records are not equal.
 void compare(std::span<const std::byte> all) {
-  const auto fields = fields_of({}, {}, {}, {}, {});  // for their names
   const std::size_t world_size = all.size() / sizeof(Record);
   const auto value = [&](std::size_t rank, std::size_t field) {
     std::int64_t x;
     std::memcpy(&x, all.data() + rank * sizeof(Record) + field * sizeof x, sizeof x);
     return x;
   };
-  for (std::size_t field = 0; field < fields.size(); ++field) {
+  for (std::size_t field = 0; field < std::tuple_size_v<Record>; ++field) {
     const auto unlike = [&](std::size_t other) {  // ranks that contradict that one
       std::size_t count = 0;
       for (std::size_t rank = 0; rank < world_size; ++rank) count += value(rank, field) != value(other, field);
@@ -132,20 +177,22 @@ void compare(std::span<const std::byte> all) {
     while (value(second, field) == value(0, field)) ++second;
     const bool first_alone = unlike(second) == 1, second_alone = unlike(0) == 1;  // both, if they are the only ranks
     const int alone = first_alone == second_alone ? -1 : first_alone ? 0 : static_cast<int>(second);
+    const Argument named = name_of(field, static_cast<Operation>(value(0, 0)));
     throw Error(RA_STATUS_MISMATCH,
-                text(fields[field].name, " is ", show(fields[field].kind, value(0, field)), " on rank 0 but ",
-                     show(fields[field].kind, value(second, field)), " on rank ", second),
+                text(named.name, " is ", show(named.kind, value(0, field)), " on rank 0 but ",
+                     show(named.kind, value(second, field)), " on rank ", second),
                 alone);
   }
 }
 
 }  // namespace
 
-void agree(Transport& transport, Operation operation, std::int64_t call_number, const Problem& problem,
-           std::int64_t argument_a, std::int64_t argument_b, bool now) {
-  const auto fields = fields_of(operation, call_number, problem, argument_a, argument_b);
-  Record mine;
-  for (std::size_t i = 0; i < fields.size(); ++i) mine[i] = fields[i].value;
+void agree(Transport& transport, const CollectiveCall& call, bool now) {
+  Record mine{};
+  mine[0] = static_cast<std::int64_t>(call.operation);
+  mine[1] = call.number;
+  std::copy(call.arguments.begin(), call.arguments.end(), mine.begin() + 2);
+  std::ranges::transform(fields_of(call.problem), mine.begin() + before_problem, &Field::value);
   transport.gather(std::as_bytes(std::span(mine)), compare, now);
 }
 

@@ -46,7 +46,9 @@ Statistics run_forward(const Plan& plan, const Machinery& on, const ForwardCall&
     step.sinks = tensors.of_heads(memory.sinks, 1);
     step.scratch = memory.scratch;
     for (const Moment& m : moments) {
+      if (m.packs && call.make_chunk) journey.compute([&] { call.make_chunk(m.chunk); });
       journey.begin_transfers(m);
+      if (n == 0 && &m == first && call.make_q) journey.compute(call.make_q);
       step.first = &m == first && !p.is_partial;
       step.last = &m == last && !p.is_partial;
       if (m.computes || step.first) {

@@ -123,15 +123,19 @@ class Journey {
     }
   }
 
+  // Runs f(), which computes, while what is posted is moved.
+  template <class F>
+  void compute(F&& f) {
+    const auto between = [&] { on_.transport.progress(); };
+    on_.engine.interleave(std::ref(f), std::ref(between));
+  }
   // Runs f(work), which computes with what this rank sees of the chunk held, and with `all_rows` begins or ends the others, too. What is posted meanwhile is moved by whichever thread is the next to begin a part of the work;
   // what comes after the last part has begun is left to end_transfers.
   template <class F>
   void compute(const Moment& m, bool all_rows, F&& f) {
     Phase phase(on_.trace, "compute");
     const StepItems work = m.computes || all_rows ? plan_.items(m, all_rows) : StepItems{};
-    const auto run = [&] { f(std::span(work.items)); };
-    const auto between = [&] { on_.transport.progress(); };
-    on_.engine.interleave(std::ref(run), std::ref(between));
+    compute([&] { f(std::span(work.items)); });
     statistics_.totals.steps += m.computes ? 1 : 0;
     statistics_.compute_seconds += phase.end();
   }

@@ -184,11 +184,7 @@ class Total {
  public:
   void add(const Plan& plan, const Statistics& s) {
     moments_ += std::ssize(plan.moments()) * plan.num_parts();
-    all_.totals.steps += s.totals.steps;
-    all_.totals.hops += s.totals.hops;
-    all_.totals.hop_bytes += s.totals.hop_bytes;
-    all_.compute_seconds += s.compute_seconds;
-    all_.wait_seconds += s.wait_seconds;
+    all_.add(s);
   }
   std::int64_t moments() const { return moments_; }
   const Statistics& statistics() const { return all_; }
@@ -306,6 +302,7 @@ std::size_t workspace_bytes(const PassPlan& plan, const Engine& engine) {
 
 Statistics run_forward(const PassPlan& plan, const Machinery& on, const ForwardCall& call) {
   if (!plan.has_layers()) return run_forward(plan.whole(), on, call);
+  if (call.make_q) call.make_q();
   const Problem& p = plan.problem();
   Arena arena(call.workspace);
   const SharedForward memory = SharedForward::take(arena, plan, call.out);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "core/trace.h"
 #include "engine/engine.h"
@@ -24,6 +25,11 @@ struct ForwardCall {
   const float* sinks = nullptr;  // [num_heads_q, num_sinks], where the problem has any
   void* workspace = nullptr;
   Origin origin = {};
+  // What makes the inputs, where they are not there yet; may be empty. make_q is called once, before q is read and, unless the call is in
+  // layers, while the first chunk travels. make_chunk is called where all of the problem is one part of one plan that packs chunks, for
+  // each that this rank packs of its own K and V, just before.
+  std::function<void()> make_q = {};
+  std::function<void(std::int64_t chunk)> make_chunk = {};
 };
 
 struct BackwardCall {
@@ -48,6 +54,16 @@ struct Statistics {
   Totals totals;
   double compute_seconds = 0;
   double wait_seconds = 0;
+  double projection_seconds = 0;  // of a layer of multi-head attention
+
+  void add(const Statistics& other) {
+    totals.steps += other.totals.steps;
+    totals.hops += other.totals.hops;
+    totals.hop_bytes += other.totals.hop_bytes;
+    compute_seconds += other.compute_seconds;
+    wait_seconds += other.wait_seconds;
+    projection_seconds += other.projection_seconds;
+  }
 };
 
 // What a pass runs on.

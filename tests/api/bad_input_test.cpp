@@ -40,8 +40,9 @@ namespace {
 
 constexpr std::int64_t kMin = std::numeric_limits<std::int64_t>::min();
 constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t kDModel = 8;
 constexpr std::int64_t kBatch = 2, kSeqlen = 6, kHeadsQ = 4, kHeadsKv = 2, kDim = 8, kDimV = 8;
-constexpr std::int64_t kWorkspaceLimit = 1 << 21;  // more than these small problems need
+constexpr std::int64_t kWorkspaceLimit = 1 << 23;  // more than these small problems need
 
 // Distances between regions of an arena, so that a shifted pointer still points into memory of the test.
 constexpr std::size_t kRegion = 4096;
@@ -49,7 +50,7 @@ constexpr std::size_t kRegion = 4096;
 // The caller's memory: regions of kRegion bytes, all poisoned, and one for a workspace.
 class Arena {
  public:
-  static constexpr std::size_t kRegions = 16;
+  static constexpr std::size_t kRegions = 40;
   Arena() : bytes_(new (std::align_val_t{64}) std::byte[kSize]) { std::fill_n(bytes_.get(), kSize, kPoison); }
 
   std::byte* region(std::size_t index) const { return bytes_.get() + index * kRegion; }
@@ -130,6 +131,39 @@ struct Call {
     merge.lse_a = reinterpret_cast<float*>(arena.region(14));
     merge.lse_b = reinterpret_cast<float*>(arena.region(14) + kRegion / 2);
     merge.lse = reinterpret_cast<float*>(arena.region(15));
+
+    ra_init_mha_desc(&mha, sizeof mha);
+    mha.d_model = kDim;
+    ra_init_mha_requirements(&mha_requirements, sizeof mha_requirements);
+    mha_requirements.activations = 0x5A5A;
+    static_assert(kDim == kDModel);
+    const auto packed = [&](std::size_t region) { return ra_tensor{arena.region(region), 0, 0, 0, 0}; };
+    ra_init_mha_forward_args(&mha_forward, sizeof mha_forward);
+    mha_forward.x = packed(16);
+    mha_forward.w_q = packed(17);
+    mha_forward.w_k = packed(18);
+    mha_forward.w_v = packed(19);
+    mha_forward.w_o = packed(20);
+    mha_forward.out = packed(21);
+    mha_forward.activations = arena.region(22);
+    mha_forward.activations_size = kRegion;
+    ra_init_mha_backward_args(&mha_backward, sizeof mha_backward);
+    mha_backward.x = mha_forward.x;
+    mha_backward.w_q = mha_forward.w_q;
+    mha_backward.w_k = mha_forward.w_k;
+    mha_backward.w_v = mha_forward.w_v;
+    mha_backward.w_o = mha_forward.w_o;
+    mha_backward.activations = mha_forward.activations;
+    mha_backward.activations_size = kRegion;
+    mha_backward.dout = packed(23);
+    mha_backward.dx = packed(24);
+    mha_backward.dw_q = packed(25);
+    mha_backward.dw_k = packed(26);
+    mha_backward.dw_v = packed(27);
+    mha_backward.dw_o = packed(28);
+    ra_init_reduce_args(&reduce, sizeof reduce);
+    reduce.data = reinterpret_cast<float*>(arena.region(29));
+    reduce.count = 100;
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -155,8 +189,10 @@ struct Call {
     desc.dilations = dilations;
   }
   void use_workspace() {
-    forward.workspace = backward.workspace = arena.workspace();
-    forward.workspace_size = backward.workspace_size = static_cast<std::size_t>(kWorkspaceLimit);
+    forward.workspace = backward.workspace = mha_forward.workspace = mha_backward.workspace = reduce.workspace =
+        arena.workspace();
+    forward.workspace_size = backward.workspace_size = mha_forward.workspace_size = mha_backward.workspace_size =
+        reduce.workspace_size = static_cast<std::size_t>(kWorkspaceLimit);
   }
 
   Arena arena;
@@ -192,6 +228,11 @@ struct Call {
   ra_backward_args backward{};
   ra_sequence_args sequence{};
   ra_merge_args merge{};
+  ra_mha_desc mha{};
+  ra_mha_forward_args mha_forward{};
+  ra_mha_backward_args mha_backward{};
+  ra_mha_requirements mha_requirements{};
+  ra_reduce_args reduce{};
   ra_unique_id id{};
   std::string text;  // keeps a unique id or another string of the row alive
 
@@ -209,6 +250,11 @@ struct Call {
   ra_backward_args* p_backward = &backward;
   ra_sequence_args* p_sequence = &sequence;
   ra_merge_args* p_merge = &merge;
+  ra_mha_desc* p_mha = &mha;
+  ra_mha_forward_args* p_mha_forward = &mha_forward;
+  ra_mha_backward_args* p_mha_backward = &mha_backward;
+  ra_mha_requirements* p_mha_requirements = &mha_requirements;
+  ra_reduce_args* p_reduce = &reduce;
   std::int64_t* p_positions = reinterpret_cast<std::int64_t*>(arena.region(10));
   std::uint8_t* p_mask = reinterpret_cast<std::uint8_t*>(arena.region(10));
 };
@@ -283,6 +329,18 @@ const Function kBackward{
     "ra_backward", [](Call& c, ra_error* e, ra_status) { return ra_backward(c.context, c.p_desc, c.p_backward, e); }};
 const Function kMergeAttention{"ra_merge_attention",
                                [](Call& c, ra_error* e, ra_status) { return ra_merge_attention(c.p_merge, e); }};
+const Function kMhaForward{"ra_mha_forward", [](Call& c, ra_error* e, ra_status) {
+                             return ra_mha_forward(c.context, c.p_desc, c.p_mha, c.p_mha_forward, e);
+                           }};
+const Function kMhaBackward{"ra_mha_backward", [](Call& c, ra_error* e, ra_status) {
+                              return ra_mha_backward(c.context, c.p_desc, c.p_mha, c.p_mha_backward, e);
+                            }};
+const Function kGetMhaRequirements{"ra_get_mha_requirements", [](Call& c, ra_error* e, ra_status) {
+                                     return ra_get_mha_requirements(c.context, c.p_desc, c.p_mha, c.p_mha_requirements,
+                                                                    e);
+                                   }};
+const Function kAllReduce{"ra_all_reduce",
+                          [](Call& c, ra_error* e, ra_status) { return ra_all_reduce(c.context, c.p_reduce, e); }};
 const Function kRunSelfTest{"ra_run_self_test", [](Call& c, ra_error* e, ra_status) {
                               return ra_run_self_test(c.context, c.num_problems, 1, e);
                             }};
@@ -290,8 +348,10 @@ const Function kRunSelfTest{"ra_run_self_test", [](Call& c, ra_error* e, ra_stat
 using Functions = std::vector<const Function*>;
 
 // Who reads the problem, who reads only how its sequences are cut, and who computes.
-const Functions kTakeProblem{&kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory, &kEstimateTime, &kForward,
-                             &kBackward,     &kGetDropoutMask};
+const Functions kTakeLayer{&kMhaForward, &kMhaBackward, &kGetMhaRequirements};
+const Functions kTakeProblem{
+    &kCheckSupport, &kGetMemoryRequirements, &kEstimateMemory,     &kEstimateTime,  &kForward, &kBackward,
+    &kMhaForward,   &kMhaBackward,           &kGetMhaRequirements, &kGetDropoutMask};
 const Functions kTakeSharding{&kGetShardLength, &kGetShardPosition, &kGetShardPositions, &kSplitSequence,
                               &kJoinSequence};
 const Functions kCompute{&kForward, &kBackward};
@@ -358,11 +418,12 @@ void null_pointers(Table& t) {
                {"config", "NULL"}});
   t.push_back({"rates is NULL", {&kEstimateTime}, [](Call& c) { c.p_rates = nullptr; }, {"rates", "NULL"}});
   t.push_back({"estimate is NULL", {&kEstimateTime}, [](Call& c) { c.p_estimate = nullptr; }, {"estimate", "NULL"}});
-  t.push_back({"context is NULL",
-               {&kAbortContext, &kGetAsyncError, &kGetContextInfo, &kCheckSupport, &kGetMemoryRequirements,
-                &kGetCallStatistics, &kForward, &kBackward, &kRunSelfTest},
-               context,
-               {"context", "NULL"}});
+  t.push_back(
+      {"context is NULL",
+       {&kAbortContext, &kGetAsyncError, &kGetContextInfo, &kCheckSupport, &kGetMemoryRequirements, &kGetCallStatistics,
+        &kForward, &kBackward, &kMhaForward, &kMhaBackward, &kGetMhaRequirements, &kAllReduce, &kRunSelfTest},
+       context,
+       {"context", "NULL"}});
   t.push_back({"desc is NULL", kTakeDesc, desc, {"desc", "NULL"}});
   t.push_back({"info is NULL", {&kGetContextInfo}, [](Call& c) { c.p_info = nullptr; }, {"info", "NULL"}});
   t.push_back({"capabilities is NULL",
@@ -379,6 +440,14 @@ void null_pointers(Table& t) {
   t.push_back({"args is NULL", {&kBackward}, [](Call& c) { c.p_backward = nullptr; }, {"args", "NULL"}});
   t.push_back({"args is NULL", kCopy, [](Call& c) { c.p_sequence = nullptr; }, {"args", "NULL"}});
   t.push_back({"args is NULL", {&kMergeAttention}, [](Call& c) { c.p_merge = nullptr; }, {"args", "NULL"}});
+  t.push_back({"mha is NULL", kTakeLayer, [](Call& c) { c.p_mha = nullptr; }, {"mha", "NULL"}});
+  t.push_back({"args is NULL", {&kMhaForward}, [](Call& c) { c.p_mha_forward = nullptr; }, {"args", "NULL"}});
+  t.push_back({"args is NULL", {&kMhaBackward}, [](Call& c) { c.p_mha_backward = nullptr; }, {"args", "NULL"}});
+  t.push_back({"args is NULL", {&kAllReduce}, [](Call& c) { c.p_reduce = nullptr; }, {"args", "NULL"}});
+  t.push_back({"requirements is NULL",
+               {&kGetMhaRequirements},
+               [](Call& c) { c.p_mha_requirements = nullptr; },
+               {"requirements", "NULL"}});
   t.push_back({"backward lse is NULL", {&kBackward}, [](Call& c) { c.backward.lse = nullptr; }, {"lse", "NULL"}});
   t.push_back({"lse_a is NULL", {&kMergeAttention}, [](Call& c) { c.merge.lse_a = nullptr; }, {"lse_a", "NULL"}});
   t.push_back({"lse_b is NULL", {&kMergeAttention}, [](Call& c) { c.merge.lse_b = nullptr; }, {"lse_b", "NULL"}});
@@ -401,6 +470,10 @@ void struct_sizes(Table& t) {
   sizes({&kBackward}, &Call::backward);
   sizes(kCopy, &Call::sequence);
   sizes({&kMergeAttention}, &Call::merge);
+  sizes(kTakeLayer, &Call::mha);
+  sizes({&kMhaForward}, &Call::mha_forward);
+  sizes({&kMhaBackward}, &Call::mha_backward);
+  sizes({&kAllReduce}, &Call::reduce);
 
   const auto too_small = [&t](const Functions& functions, auto owner) {
     t.push_back({"struct_size is 0", functions, [=](Call& c) { (c.*owner).struct_size = 0; }, {"struct_size", "0"}});
@@ -411,6 +484,7 @@ void struct_sizes(Table& t) {
   too_small({&kGetMemoryRequirements, &kEstimateMemory}, &Call::requirements);
   too_small({&kGetCallStatistics}, &Call::statistics);
   too_small({&kEstimateTime}, &Call::estimate);
+  too_small({&kGetMhaRequirements}, &Call::mha_requirements);
 }
 
 std::string id_of_another_process() {
@@ -1212,6 +1286,168 @@ void arguments(Table& t) {
                {"out_a"}});
 }
 
+// What a layer has beside its attention.
+void layers(Table& t) {
+  using M = ra_mha_desc;
+  const auto mha = &Call::mha;
+  out_of_range(t, kTakeLayer, mha, &M::d_model, "d_model",
+               {std::int64_t{0}, std::int64_t{-1}, (std::int64_t{1} << 20) + 1, kMin, kMax}, {"1", "1048576"});
+  out_of_range(t, kTakeLayer, mha, &M::rotary, "rotary", {-1, 3, 99}, {"0", "2"});
+  for (const float base : {1.0F, 0.0F, -5.0F, NAN, INFINITY})
+    t.push_back({"rotary_base is " + digits(base),
+                 kTakeLayer,
+                 [=](Call& c) { c.mha.rotary = RA_ROTARY_HALVES, c.mha.rotary_base = base; },
+                 {"rotary_base", digits(base), "finite"}});
+  for (const float fraction : {0.0F, -0.5F, 1.5F, NAN, 0.1F})  // the last: of 8 elements no pair
+    t.push_back({"rotary_fraction is " + digits(fraction),
+                 kTakeLayer,
+                 [=](Call& c) { c.mha.rotary = RA_ROTARY_HALVES, c.mha.rotary_fraction = fraction; },
+                 {"rotary_fraction", digits(fraction)}});
+  out_of_range(t, kTakeLayer, mha, &M::has_qkv_bias, "has_qkv_bias", {-1, 2}, {"0", "1"});
+  out_of_range(t, kTakeLayer, mha, &M::has_out_bias, "has_out_bias", {-1, 2}, {"0", "1"});
+  out_of_range(t, kTakeLayer, mha, &M::normalize_heads, "normalize_heads", {-1, 2}, {"0", "1"});
+  out_of_range(t, kTakeLayer, mha, &M::norm_epsilon, "norm_epsilon", {-1.0F, NAN, INFINITY}, {"finite"});
+  out_of_range(t, kTakeLayer, mha, &M::checkpoint, "checkpoint", {-1, 3}, {"0", "2"});
+  t.push_back(
+      {"lengths differ", kTakeLayer, [](Call& c) { c.desc.seqlen_kv = 7; }, {"seqlen_kv", "7", "seqlen_q", "6"}});
+  t.push_back({"documents differ",
+               kTakeLayer,
+               [](Call& c) { c.use_documents(); },
+               {"document_offsets_kv", "document_offsets_q"}});
+  t.push_back({"has_key_bias", kTakeLayer, [](Call& c) { c.desc.has_key_bias = 1; }, {"has_key_bias", "1", "0"}});
+  t.push_back({"num_sinks", kTakeLayer, [](Call& c) { c.desc.num_sinks = 2; }, {"num_sinks", "2", "0"}});
+
+  // Tensors of both passes, and where they have them.
+  using F = ra_mha_forward_args;
+  using B = ra_mha_backward_args;
+  struct Field {
+    const char* name;
+    ra_tensor F::*forward;
+    ra_tensor B::*backward;
+    std::int64_t columns;
+  };
+  const Functions both{&kMhaForward, &kMhaBackward};
+  const Field inputs[] = {{"x", &F::x, &B::x, kDModel},
+                          {"w_q", &F::w_q, &B::w_q, kHeadsQ * kDim},
+                          {"w_k", &F::w_k, &B::w_k, kHeadsKv * kDim},
+                          {"w_v", &F::w_v, &B::w_v, kHeadsKv * kDimV},
+                          {"w_o", &F::w_o, &B::w_o, kDModel}};
+  for (const Field& field : inputs) {
+    const auto set = [=](auto change) {
+      return [=](Call& c) { change(c.mha_forward.*field.forward), change(c.mha_backward.*field.backward); };
+    };
+    const std::string name = field.name;
+    t.push_back({name + " is NULL", both, set([](ra_tensor& x) { x.data = nullptr; }), {name, "NULL"}});
+    t.push_back({name + " is misaligned",
+                 both,
+                 set([](ra_tensor& x) { x.data = static_cast<std::byte*>(x.data) + 1; }),
+                 {name, "aligned"}});
+    t.push_back({name + " is too small", both, set([](ra_tensor& x) { x.size = 8; }), {name + ".size", "8"}});
+    const std::int64_t less = field.columns - 1;
+    t.push_back({name + " has rows that overlap",
+                 both,
+                 set([=](ra_tensor& x) { x.batch_stride = 500, x.seq_stride = less, x.head_stride = 1; }),
+                 {name + ".seq_stride", digits(less), digits(field.columns)}});
+    t.push_back({name + " repeats a row",
+                 both,
+                 set([=](ra_tensor& x) { x.batch_stride = 500, x.seq_stride = RA_STRIDE_REPEAT, x.head_stride = 1; }),
+                 {name + ".seq_stride", digits(field.columns)}});
+    t.push_back({"out is " + name,
+                 {&kMhaForward},
+                 [=](Call& c) { c.mha_forward.out.data = (c.mha_forward.*field.forward).data; },
+                 {"out", name, kOverlap}});
+    t.push_back({"activations are in " + name,
+                 {&kMhaForward},
+                 [=](Call& c) { c.mha_forward.activations = (c.mha_forward.*field.forward).data; },
+                 {"activations", name, kOverlap}});
+  }
+  const std::pair<const char*, ra_tensor B::*> gradients[] = {
+      {"dx", &B::dx}, {"dw_q", &B::dw_q}, {"dw_k", &B::dw_k}, {"dw_v", &B::dw_v}, {"dw_o", &B::dw_o}};
+  for (const auto& [name, field] : gradients) {
+    for (const Field& input : inputs)
+      t.push_back({std::string(name) + " is " + input.name,
+                   {&kMhaBackward},
+                   [field = field, input = input.backward](Call& c) {
+                     (c.mha_backward.*field).data = (c.mha_backward.*input).data;
+                   },
+                   {name, input.name, kOverlap}});
+    t.push_back(
+        {std::string(name) + " lies in the activations",
+         {&kMhaBackward},
+         [field = field](Call& c) { (c.mha_backward.*field).data = const_cast<void*>(c.mha_backward.activations); },
+         {name, "activations", kOverlap}});
+    t.push_back({std::string(name) + " is too small",
+                 {&kMhaBackward},
+                 [field = field](Call& c) { (c.mha_backward.*field).size = 12; },
+                 {name, "12"}});
+  }
+  t.push_back({"out is NULL", {&kMhaForward}, [](Call& c) { c.mha_forward.out.data = nullptr; }, {"out", "NULL"}});
+  t.push_back({"dout is NULL", {&kMhaBackward}, [](Call& c) { c.mha_backward.dout.data = nullptr; }, {"dout", "NULL"}});
+  const std::pair<const char*, ra_tensor F::*> absent[] = {{"b_q", &F::b_q},       {"b_k", &F::b_k},
+                                                           {"b_v", &F::b_v},       {"b_o", &F::b_o},
+                                                           {"norm_q", &F::norm_q}, {"norm_k", &F::norm_k}};
+  for (const auto& [name, field] : absent) {
+    t.push_back({std::string(name) + " is set where the layer has none",
+                 {&kMhaForward},
+                 [field = field](Call& c) { (c.mha_forward.*field).data = c.arena.region(30); },
+                 {name, "NULL"}});
+    t.push_back({std::string(name) + " is missing",
+                 {&kMhaForward},
+                 [field = field](Call& c) {
+                   c.mha.has_qkv_bias = c.mha.has_out_bias = c.mha.normalize_heads = 1;
+                   for (const auto other : {&F::b_q, &F::b_k, &F::b_v, &F::b_o, &F::norm_q, &F::norm_k})
+                     if (other != field) (c.mha_forward.*other).data = c.arena.region(30);
+                 },
+                 {name, "NULL"}});
+  }
+  t.push_back({"db_q where the layer has none",
+               {&kMhaBackward},
+               [](Call& c) { c.mha_backward.db_q.data = c.arena.region(30); },
+               {"db_q", "NULL"}});
+
+  const auto with = [&](const std::string& name, auto change, std::vector<std::string> words) {
+    t.push_back({name, both, [=](Call& c) { change(c.mha_forward), change(c.mha_backward); }, std::move(words)});
+  };
+  with("activations are NULL", [](auto& a) { a.activations = nullptr; }, {"activations", "NULL"});
+  with("activations_size is 16", [](auto& a) { a.activations_size = 16; }, {"activations_size", "16"});
+  with("workspace is NULL, its size is not", [](auto& a) { a.workspace_size = 64; }, {"workspace", "NULL", "64"});
+  for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{4096}})
+    t.push_back({"workspace_size is " + digits(size),
+                 both,
+                 [=](Call& c) {
+                   c.use_workspace();
+                   c.mha_forward.workspace_size = c.mha_backward.workspace_size = size;
+                 },
+                 {"workspace_size", digits(size)}});
+  t.push_back({"activations where none are kept",
+               both,
+               [](Call& c) { c.mha.checkpoint = RA_CHECKPOINT_INPUT; },
+               {"activations", "NULL"}});
+  with("stream on the CPU", [](auto& a) { a.stream = reinterpret_cast<ra_stream>(&a); }, {"stream", "NULL"});
+  out_of_range(t, {&kMhaBackward}, &Call::mha_backward, &B::accumulate, "accumulate", {-1, 2}, {"0", "1"});
+  out_of_range(t, {&kMhaBackward}, &Call::mha_backward, &B::reduce, "reduce", {-1, 2}, {"0", "1"});
+
+  using R = ra_reduce_args;
+  out_of_range(t, {&kAllReduce}, &Call::reduce, &R::count, "count",
+               {std::int64_t{-1}, kMin, kMax, (std::int64_t{1} << 48) + 1}, {"0"});
+  out_of_range(t, {&kAllReduce}, &Call::reduce, &R::data_size, "data_size", {std::size_t{1}, std::size_t{399}},
+               {"400"});
+  t.push_back({"data is NULL", {&kAllReduce}, [](Call& c) { c.reduce.data = nullptr; }, {"data", "NULL"}});
+  t.push_back(
+      {"data is misaligned",
+       {&kAllReduce},
+       [](Call& c) { c.reduce.data = reinterpret_cast<float*>(reinterpret_cast<std::byte*>(c.reduce.data) + 2); },
+       {"data", "aligned"}});
+  t.push_back({"workspace of a sum is NULL, its size is not",
+               {&kAllReduce},
+               [](Call& c) { c.reduce.workspace_size = 64; },
+               {"workspace", "NULL", "64"}});
+  t.push_back({"stream of a sum on the CPU",
+               {&kAllReduce},
+               [](Call& c) { c.reduce.stream = reinterpret_cast<ra_stream>(&c); },
+               {"stream", "NULL"}});
+}
+
 Table make_table() {
   Table table;
   null_pointers(table);
@@ -1224,6 +1460,7 @@ Table make_table() {
   tensors(table);
   overlaps(table);
   arguments(table);
+  layers(table);
   return table;
 }
 
@@ -1302,8 +1539,9 @@ void expect_usable(ra_context* context, std::int32_t world_size, std::int32_t ra
 }
 
 bool needs_context(const Function& function) {
-  for (const Function* other : {&kAbortContext, &kGetAsyncError, &kCheckSupport, &kGetMemoryRequirements,
-                                &kGetCallStatistics, &kForward, &kBackward, &kRunSelfTest}) {
+  for (const Function* other :
+       {&kAbortContext, &kGetAsyncError, &kCheckSupport, &kGetMemoryRequirements, &kGetCallStatistics, &kForward,
+        &kBackward, &kMhaForward, &kMhaBackward, &kGetMhaRequirements, &kAllReduce, &kRunSelfTest}) {
     if (other == &function) return true;
   }
   return false;
@@ -1357,10 +1595,14 @@ TEST(BadInput, OfOneRankIsItsOwn) {
 TEST(BadInput, IsMadeFromValidCalls) {
   Ranks alone(1);
   ASSERT_TRUE(alone.complete());
-  for (const Function* function :
-       {&kCreateUniqueId, &kCreateContext, &kGetAsyncError, &kGetCapabilities, &kCheckSupport, &kGetMemoryRequirements,
-        &kEstimateMemory, &kGetCallStatistics, &kGetShardLength, &kGetShardPosition, &kGetShardPositions,
-        &kGetDropoutMask, &kSplitSequence, &kJoinSequence, &kForward, &kBackward, &kMergeAttention, &kRunSelfTest}) {
+  for (const Function* function : {&kCreateUniqueId,     &kCreateContext,     &kGetAsyncError,
+                                   &kGetCapabilities,    &kCheckSupport,      &kGetMemoryRequirements,
+                                   &kEstimateMemory,     &kGetCallStatistics, &kGetShardLength,
+                                   &kGetShardPosition,   &kGetShardPositions, &kGetDropoutMask,
+                                   &kSplitSequence,      &kJoinSequence,      &kForward,
+                                   &kBackward,           &kMhaForward,        &kMhaBackward,
+                                   &kGetMhaRequirements, &kAllReduce,         &kMergeAttention,
+                                   &kRunSelfTest}) {
     for (const bool with_workspace : {false, true}) {
       for (const bool with_documents : {false, true}) {
         SCOPED_TRACE(function->name);
@@ -1369,6 +1611,7 @@ TEST(BadInput, IsMadeFromValidCalls) {
         if (with_documents) {
           call.use_documents();
           call.use_kv_lengths();
+          if (std::ranges::count(kTakeLayer, function) > 0) call.desc.document_offsets_kv = nullptr;
         }
         for (std::size_t region = 0; region < Arena::kRegions; ++region)
           std::memset(call.arena.region(region), 0, kRegion);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "ringattn/ringattn.h"
+#include "support/mha.h"
 #include "support/ranks.h"
 #include "support/shard.h"
 
@@ -62,6 +63,11 @@ struct Message {
   std::int64_t bytes = 0;
 };
 
+bool is_call(const std::string& name) {
+  return name == "forward" || name == "backward" || name == "MHA forward" || name == "MHA backward" ||
+         name == "all-reduce";
+}
+
 struct Timeline {
   std::vector<Span> calls, phases;
   std::vector<Message> messages;
@@ -74,7 +80,7 @@ struct Timeline {
       const std::string id = event.value("id", "");
       if (kind == "X") {
         const double begin = event["ts"], length = event["dur"];
-        (name == "forward" || name == "backward" ? calls : phases).push_back({name, begin, begin + length});
+        (is_call(name) ? calls : phases).push_back({name, begin, begin + length});
       } else if (kind == "b") {
         EXPECT_TRUE(id.starts_with(std::to_string(rank) + "."));
         open[id] = {name, event["ts"], 0, event["args"]["bytes"]};
@@ -127,6 +133,7 @@ void expect_adds_up(const Timeline& timeline, const std::vector<Call>& calls) {
     EXPECT_NEAR(timeline.seconds_of(span, "compute"), statistics.compute_seconds, rounding);
     EXPECT_NEAR(timeline.seconds_of(span, "wait") + timeline.seconds_of(span, "agree"), statistics.wait_seconds,
                 rounding);
+    EXPECT_NEAR(timeline.seconds_of(span, "project"), statistics.projection_seconds, rounding);
     double sum = 0;
     for (const Span& phase : timeline.phases)
       if (span.holds(phase)) sum += phase.seconds();
@@ -141,8 +148,12 @@ void expect_adds_up(const Timeline& timeline, const std::vector<Call>& calls) {
     for (const auto& [name, ratio] : best) EXPECT_GE(ratio, share) << name;
 }
 
-// A kind of call that takes long enough for 5 % of it to be seen.
-void expect_traces(std::int32_t world_size, const std::function<void(ra_attention_desc& desc)>& apply) {
+// Calls of one rank, each of which it tells with its status and its name.
+using Told = std::function<void(ra_status status, const char* name)>;
+using Calls = std::function<void(std::int32_t rank, ra_context* context, Error& error, const Told& told)>;
+
+// Calls that take long enough for 5 % of them to be seen.
+void expect_traces_of(std::int32_t world_size, const Calls& call) {
   const Folder folder;
   std::vector<std::string> paths;
   for (std::int32_t rank = 0; rank < world_size; ++rank) paths.push_back(folder.file(rank));
@@ -150,9 +161,6 @@ void expect_traces(std::int32_t world_size, const std::function<void(ra_attentio
   for_each_rank(
       world_size,
       [&](std::int32_t rank, ra_context* context) {
-        ra_attention_desc desc = make_desc(2048, 2, 64);
-        apply(desc);
-        const Shard shard(desc, world_size, rank);
         Error error;
         const auto note = [&](ra_status status, const char* name) {
           ASSERT_EQ(status, RA_STATUS_SUCCESS) << error;
@@ -161,10 +169,7 @@ void expect_traces(std::int32_t world_size, const std::function<void(ra_attentio
           ra_get_call_statistics(context, &statistics, nullptr);
           calls[static_cast<std::size_t>(rank)].push_back({statistics, name});
         };
-        for (int n = 0; n < 3; ++n) {
-          note(shard.forward(context, &error), "forward");
-          note(shard.backward(context, &error), "backward");
-        }
+        call(rank, context, error, note);
         // What is over is in the file, which readers of the format take without its end.
         std::ifstream stream(paths[static_cast<std::size_t>(rank)]);
         const std::string written(std::istreambuf_iterator<char>(stream), {});
@@ -205,6 +210,18 @@ void expect_traces(std::int32_t world_size, const std::function<void(ra_attentio
   EXPECT_EQ(sent.empty(), world_size == 1);
 }
 
+void expect_traces(std::int32_t world_size, const std::function<void(ra_attention_desc& desc)>& apply) {
+  expect_traces_of(world_size, [&](std::int32_t rank, ra_context* context, Error& error, const Told& told) {
+    ra_attention_desc desc = make_desc(2048, 2, 64);
+    apply(desc);
+    const Shard shard(desc, world_size, rank);
+    for (int n = 0; n < 3; ++n) {
+      told(shard.forward(context, &error), "forward");
+      told(shard.backward(context, &error), "backward");
+    }
+  });
+}
+
 TEST(Trace, AddsUp) {
   for (const std::int32_t world_size : {1, 2, 3})
     expect_traces(world_size, [](ra_attention_desc& desc) {
@@ -229,6 +246,30 @@ TEST(Trace, AddsUpInLayers) {
     desc.segment_lengths = lengths;
     desc.dilations = dilations;
   });
+}
+
+TEST(Trace, AddsUpInLayersOfMultiHeadAttention) {
+  for (const std::int32_t world_size : {1, 2})
+    expect_traces_of(world_size, [&](std::int32_t rank, ra_context* context, Error& error, const Told& told) {
+      ra_attention_desc desc = make_desc(1024, 4, 64);
+      desc.mask = RA_MASK_CAUSAL;
+      desc.sharding = RA_SHARDING_ZIGZAG;
+      ra_mha_desc mha = make_mha(256);
+      mha.rotary = RA_ROTARY_HALVES;
+      mha.normalize_heads = 1;
+      MhaShard shard(desc, mha, world_size, rank);
+      if (!shard.make_room(context)) return;
+      ra_reduce_args reduction;
+      ra_init_reduce_args(&reduction, sizeof reduction);
+      std::vector<float> numbers(std::size_t{1} << 20);
+      reduction.data = numbers.data();
+      reduction.count = static_cast<std::int64_t>(numbers.size());
+      for (int n = 0; n < 3; ++n) {
+        told(shard.forward(context, &error), "MHA forward");
+        told(shard.backward(context, &error, true), "MHA backward");
+        if (world_size > 1) told(ra_all_reduce(context, &reduction, &error), "all-reduce");
+      }
+    });
 }
 
 // A call that is refused is one; the locale of the program leaves numbers alone.

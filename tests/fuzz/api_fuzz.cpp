@@ -472,7 +472,11 @@ class Program {
 
   void call() {
     Slot& slot = slots_[static_cast<std::size_t>(input_.chance(4) ? 1 : 0)];
-    switch (input_.below(16)) {
+    // The last ones are of functions that came later than what the corpus began with.
+    const int which = input_.below(256);
+    if (which >= 252) return reduce(slot);
+    if (which >= 236) return which % 2 == 0 ? layer_forward(slot) : layer_backward(slot);
+    switch (which % 16) {
       case 0:
         ra_destroy_context(std::exchange(slot, {}).context);
         return create(slot, false);
@@ -625,6 +629,134 @@ class Program {
     Where where(input_);
     const ra_status status = ra_backward(slot.context, &d, args.pointer, where.get());
     look(slot, status, where, memory, args.is_refused || d.desc.is_refused);
+  }
+
+  static constexpr auto numbers_of_layer = [](auto& m, auto&& f) {
+    f(m.d_model), f(m.rotary), f(m.rotary_base), f(m.rotary_fraction), f(m.has_qkv_bias), f(m.has_out_bias);
+    f(m.normalize_heads), f(m.norm_epsilon), f(m.checkpoint);
+  };
+  // A layer, in most cases one that the description has.
+  struct Layer {
+    Layer(Input& input, Memory& memory)
+        : d(input, memory, true), mha(input, memory, ra_init_mha_desc, make(input), true), m(mha.value) {}
+    bool is_refused() const { return d.desc.is_refused || mha.is_refused; }
+
+    const Desc d;
+    const Given<ra_mha_desc> mha;
+    const ra_mha_desc& m;
+
+   private:
+    static ra_mha_desc make(Input& input) {
+      ra_mha_desc m;
+      ra_init_mha_desc(&m, sizeof m);
+      m.d_model = 1 + input.below(12);
+      const int options = input.number<std::uint8_t>();
+      if ((options & 1) != 0) m.rotary = input.below(3);
+      if ((options & 2) != 0) m.has_qkv_bias = 1;
+      if ((options & 4) != 0) m.has_out_bias = 1;
+      if ((options & 8) != 0) m.normalize_heads = 1;
+      if ((options & 16) != 0) m.checkpoint = input.below(3);
+      if ((options & 0x60) == 0x60) set_any(input, m, numbers_of_layer);
+      limit(m.d_model, 24, 1 << 20);
+      return m;
+    }
+  };
+
+  // The tensors that both passes have.
+  template <class Args>
+  static void set_weights(Args& full, const Layer& layer, Tensors& make) {
+    const auto& [d, mha, m] = layer;
+    const std::int64_t q = product({d.heads_q, d.dim}), k = product({d.heads_kv, d.dim}),
+                       v = product({d.heads_kv, d.dim_v}), attended = product({d.heads_q, d.dim_v});
+    const auto weight = [&](std::int64_t rows, std::int64_t columns) {
+      return make.tensor(1, rows, 1, columns, d.in, false);
+    };
+    full.x = make.tensor(d->batch, d.seqlen_q, 1, m.d_model, d.in, false);
+    full.w_q = weight(m.d_model, q);
+    full.w_k = weight(m.d_model, k);
+    full.w_v = weight(m.d_model, v);
+    full.w_o = weight(attended, m.d_model);
+    if (m.has_qkv_bias == 1) full.b_q = weight(1, q), full.b_k = weight(1, k), full.b_v = weight(1, v);
+    if (m.has_out_bias == 1) full.b_o = weight(1, m.d_model);
+    if (m.normalize_heads == 1) full.norm_q = weight(1, d.dim), full.norm_k = weight(1, d.dim);
+  }
+  ra_mha_requirements needed(const Slot& slot, const Layer& layer) {
+    ra_mha_requirements r;
+    ra_init_mha_requirements(&r, sizeof r);
+    ra_get_mha_requirements(slot.context, &layer.d, layer.mha.pointer, &r, nullptr);
+    return r;
+  }
+  // What is kept between the passes: as much as is needed, as a rule.
+  template <class Block>
+  void set_activations(Memory& memory, std::size_t bytes, bool is_written, Block*& block, std::size_t& size) {
+    if (bytes == 0 || bytes > static_cast<std::size_t>(largest_workspace) || input_.chance(16)) return;
+    size = bytes - (input_.chance(16) ? 1 : 0);
+    block = memory.block(static_cast<std::int64_t>(size), is_written, 64);
+  }
+
+  void layer_forward(const Slot& slot) {
+    Memory memory;
+    const Layer layer(input_, memory);
+    const Desc& d = layer.d;
+    ra_mha_forward_args full;
+    ra_init_mha_forward_args(&full, sizeof full);
+    Tensors make(input_, memory);
+    set_weights(full, layer, make);
+    full.out = make.tensor(d->batch, d.seqlen_q, 1, layer.m.d_model, d.out, true);
+    const ra_mha_requirements r = needed(slot, layer);
+    set_activations(memory, r.activations, true, full.activations, full.activations_size);
+    make.workspace(full.workspace, full.workspace_size, [&] { return r.forward_workspace; });
+    const Given<ra_mha_forward_args> args(input_, memory, ra_init_mha_forward_args, full, false);
+    Where where(input_);
+    const ra_status status = ra_mha_forward(slot.context, &d, layer.mha.pointer, args.pointer, where.get());
+    look(slot, status, where, memory, args.is_refused || layer.is_refused());
+  }
+
+  void layer_backward(const Slot& slot) {
+    Memory memory;
+    const Layer layer(input_, memory);
+    const Desc& d = layer.d;
+    ra_mha_backward_args full;
+    ra_init_mha_backward_args(&full, sizeof full);
+    Tensors make(input_, memory);
+    set_weights(full, layer, make);
+    full.dout = make.tensor(d->batch, d.seqlen_q, 1, layer.m.d_model, d.out, false);
+    const int wanted = input_.number<std::uint8_t>();
+    const auto wants = [&](int which) { return (wanted >> which & 1) == 0; };
+    const auto gradient = [&](std::int64_t rows, std::int64_t columns) {
+      return make.tensor(1, rows, 1, columns, sizeof(float), true);
+    };
+    if (wants(0)) full.dx = make.tensor(d->batch, d.seqlen_q, 1, layer.m.d_model, d.grad, true);
+    if (wants(1)) full.dw_q = gradient(layer.m.d_model, product({d.heads_q, d.dim}));
+    if (wants(2)) full.dw_v = gradient(layer.m.d_model, product({d.heads_kv, d.dim_v}));
+    if (wants(3)) full.dw_o = gradient(product({d.heads_q, d.dim_v}), layer.m.d_model);
+    if (wants(4) && layer.m.has_qkv_bias == 1) full.db_k = gradient(1, product({d.heads_kv, d.dim}));
+    if (wants(5) && layer.m.normalize_heads == 1) full.dnorm_q = gradient(1, d.dim);
+    full.accumulate = wants(6) ? 0 : 1;
+    full.reduce = wants(7) ? 0 : 1;
+    const auto numbers = [](auto& a, auto&& f) { f(a.accumulate), f(a.reduce); };
+    if (input_.chance(16)) set_any(input_, full, numbers);
+    const ra_mha_requirements r = needed(slot, layer);
+    set_activations(memory, r.activations, false, full.activations, full.activations_size);
+    make.workspace(full.workspace, full.workspace_size, [&] { return r.backward_workspace; });
+    const Given<ra_mha_backward_args> args(input_, memory, ra_init_mha_backward_args, full, false);
+    Where where(input_);
+    const ra_status status = ra_mha_backward(slot.context, &d, layer.mha.pointer, args.pointer, where.get());
+    look(slot, status, where, memory, args.is_refused || layer.is_refused());
+  }
+
+  void reduce(const Slot& slot) {
+    Memory memory;
+    ra_reduce_args full;
+    ra_init_reduce_args(&full, sizeof full);
+    full.count = input_.chance(8) ? any_number(input_) : input_.below(40);
+    Tensors make(input_, memory);
+    make.floats(full.data, full.data_size, product({full.count, 4}), true);
+    make.workspace(full.workspace, full.workspace_size, [&] { return static_cast<std::size_t>(full.count) * 4; });
+    const Given<ra_reduce_args> args(input_, memory, ra_init_reduce_args, full, make.may_be_cut());
+    Where where(input_);
+    const ra_status status = ra_all_reduce(slot.context, args.pointer, where.get());
+    look(slot, status, where, memory, args.is_refused);
   }
 
   void merge() {
@@ -854,7 +986,7 @@ class Program {
   }
   void init() {
     const auto size = static_cast<std::size_t>(input_.number<std::uint16_t>() % 1024);
-    switch (input_.below(10)) {
+    switch (input_.below(15)) {
       case 0:
         return init_one(ra_init_context_config, size);
       case 1:
@@ -873,6 +1005,16 @@ class Program {
         return init_one(ra_init_forward_args, size);
       case 8:
         return init_one(ra_init_backward_args, size);
+      case 9:
+        return init_one(ra_init_mha_desc, size);
+      case 10:
+        return init_one(ra_init_mha_forward_args, size);
+      case 11:
+        return init_one(ra_init_mha_backward_args, size);
+      case 12:
+        return init_one(ra_init_mha_requirements, size);
+      case 13:
+        return init_one(ra_init_reduce_args, size);
       default:
         return init_one(ra_init_merge_args, size);
     }

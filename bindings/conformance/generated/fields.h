@@ -90,6 +90,16 @@ constexpr Constant stride_constants[] = {
     {"PACKED", RA_STRIDE_PACKED},
     {"REPEAT", RA_STRIDE_REPEAT},
 };
+constexpr Constant rotary_constants[] = {
+    {"NONE", RA_ROTARY_NONE},
+    {"HALVES", RA_ROTARY_HALVES},
+    {"INTERLEAVED", RA_ROTARY_INTERLEAVED},
+};
+constexpr Constant checkpoint_constants[] = {
+    {"ATTENTION", RA_CHECKPOINT_ATTENTION},
+    {"ALL", RA_CHECKPOINT_ALL},
+    {"INPUT", RA_CHECKPOINT_INPUT},
+};
 
 inline void set(ra_context_config &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {
   const auto is = [&](const char *name) { return field == name; };
@@ -157,6 +167,20 @@ inline void set(ra_machine_rates &record, const std::string &field, const Json &
   if (is("link_bytes")) return void(record.link_bytes = number<double>(value));
   if (is("link_seconds")) return void(record.link_seconds = number<double>(value));
   unknown("ra_machine_rates", field);
+}
+
+inline void set(ra_mha_desc &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {
+  const auto is = [&](const char *name) { return field == name; };
+  if (is("d_model")) return void(record.d_model = number<int64_t>(value));
+  if (is("rotary")) return void(record.rotary = constant(rotary_constants, value));
+  if (is("rotary_base")) return void(record.rotary_base = number<float>(value));
+  if (is("rotary_fraction")) return void(record.rotary_fraction = number<float>(value));
+  if (is("has_qkv_bias")) return void(record.has_qkv_bias = number<int32_t>(value));
+  if (is("has_out_bias")) return void(record.has_out_bias = number<int32_t>(value));
+  if (is("normalize_heads")) return void(record.normalize_heads = number<int32_t>(value));
+  if (is("norm_epsilon")) return void(record.norm_epsilon = number<float>(value));
+  if (is("checkpoint")) return void(record.checkpoint = constant(checkpoint_constants, value));
+  unknown("ra_mha_desc", field);
 }
 
 }  // namespace ringattn::conformance

@@ -12,8 +12,9 @@ pub const RA_STATUS_INVALID_ARGUMENT: ra_status = 1;
 pub const RA_STATUS_NOT_SUPPORTED: ra_status = 2;
 ///host or device memory could not be allocated
 pub const RA_STATUS_OUT_OF_MEMORY: ra_status = 3;
-/**the context failed or was aborted earlier, or is in use by another thread, or a stream
-is being captured before the call was once made without that (ra_forward)*/
+/**the context failed or was aborted earlier, or is in use by another thread, or is of the
+process that this one was forked from, or a stream is being captured before the call
+was once made without that (ra_forward)*/
 pub const RA_STATUS_INVALID_STATE: ra_status = 4;
 ///a rank did not come within ra_context_config::timeout_ms; ra_error::rank names it
 pub const RA_STATUS_TIMEOUT: ra_status = 5;
@@ -376,7 +377,7 @@ extern "C" {
  kept like a password.
  With RA_TRANSPORT_NCCL and NULL the id is an ncclUniqueId, which NCCL listens for in this process: it has to live until the group has
  formed. With RA_TRANSPORT_LOCAL `bind_address` is NULL, and an id is valid in the process that made it, for one group at a time.
- Otherwise an id holds no resource, and needs no release.
+ Otherwise an id holds no resource, and needs no release. A name is resolved, for which this waits as long as the system does.
 
  Errors: INVALID_ARGUMENT, NOT_SUPPORTED (this build or machine lacks the transport), OUT_OF_MEMORY, NCCL_ERROR.*/
     pub fn ra_create_unique_id(
@@ -1171,7 +1172,7 @@ extern "C" {
         error: *mut ra_error,
     ) -> ra_status;
 }
-/**What the last ra_forward or ra_backward on a context did; comparable field by field with ra_memory_requirements. On CUDA
+/**What the last call of ra_forward, ra_backward, ra_mha_forward, ra_mha_backward or ra_all_reduce on a context did; comparable field by field with ra_memory_requirements. On CUDA
  times are those of enqueuing.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -1190,12 +1191,14 @@ pub struct ra_call_statistics {
     /**of it, waiting for other ranks: until all make the call, and for communication that was not
 hidden*/
     pub wait_seconds: f64,
+    ///of it, in what a layer of multi-head attention does beside attention
+    pub projection_seconds: f64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ra_call_statistics",
-    ][::core::mem::size_of::<ra_call_statistics>() - 56usize];
+    ][::core::mem::size_of::<ra_call_statistics>() - 64usize];
     [
         "Alignment of ra_call_statistics",
     ][::core::mem::align_of::<ra_call_statistics>() - 8usize];
@@ -1220,6 +1223,9 @@ const _: () = {
     [
         "Offset of field: ra_call_statistics::wait_seconds",
     ][::core::mem::offset_of!(ra_call_statistics, wait_seconds) - 48usize];
+    [
+        "Offset of field: ra_call_statistics::projection_seconds",
+    ][::core::mem::offset_of!(ra_call_statistics, projection_seconds) - 56usize];
 };
 extern "C" {
     ///Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL.
@@ -1784,6 +1790,564 @@ extern "C" {
  Errors: INVALID_ARGUMENT.*/
     pub fn ra_merge_attention(
         args: *const ra_merge_args,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+pub const RA_ROTARY_NONE: ra_rotary = 0;
+///of the first r: element i with element i + r / 2, as GPT-NeoX and Hugging Face's LLaMA
+pub const RA_ROTARY_HALVES: ra_rotary = 1;
+///of the first r: element 2 i with element 2 i + 1, as in the paper and GPT-J
+pub const RA_ROTARY_INTERLEAVED: ra_rotary = 2;
+///Which elements of a head of q and k are turned together (Su et al. 2021, "RoFormer").
+pub type ra_rotary = ::core::ffi::c_uint;
+///the output of attention and its lse: q, k and v are projected again, nothing is attended again
+pub const RA_CHECKPOINT_ATTENTION: ra_checkpoint = 0;
+///q, k and v too: nothing is computed again but, where there is any, rotation and normalisation
+pub const RA_CHECKPOINT_ALL: ra_checkpoint = 1;
+///nothing, the caller keeps x: the forward pass is made again, its communication included
+pub const RA_CHECKPOINT_INPUT: ra_checkpoint = 2;
+///What ra_mha_forward keeps for ra_mha_backward. Gradients are the same to the last bit with each.
+pub type ra_checkpoint = ::core::ffi::c_uint;
+/**What a layer of multi-head attention has around attention, equal on every rank.
+
+```text
+     q = heads(x w_q + b_q)    k = heads(x w_k + b_k)    v = x w_v + b_v    out = attention(q, k, v) w_o + b_o
+```
+
+ where each head of q and k is first normalised, if normalize_heads is 1: y = norm * x / sqrt(mean(x^2) + norm_epsilon), and
+ then turned by its token's position p in the whole sequence, unless rotary is NONE: elements a and b of pair i become
+ a cos t - b sin t and a sin t + b cos t with t = p * rotary_base^(-2 i / r). Attention is that of a ra_attention_desc, whose
+ num_heads_q, num_heads_kv, head_dim and head_dim_v are those of the weights.*/
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ra_mha_desc {
+    pub struct_size: usize,
+    ///elements of a token of x and out, 1 .. 2^20; no default
+    pub d_model: i64,
+    ///ra_rotary; default RA_ROTARY_NONE. What follows of it changes nothing then
+    pub rotary: i32,
+    ///finite and > 1; default 10000
+    pub rotary_base: f32,
+    ///of a head's elements that are turned, 0 < f <= 1: r = 2 floor(f * head_dim / 2), at least 2; default 1
+    pub rotary_fraction: f32,
+    ///1 if there are b_q, b_k and b_v; default 0
+    pub has_qkv_bias: i32,
+    ///1 if there is b_o; default 0
+    pub has_out_bias: i32,
+    ///1 if there are norm_q and norm_k (RMSNorm: Zhang and Sennrich 2019); default 0
+    pub normalize_heads: i32,
+    ///>= 0 and finite; default 1e-6
+    pub norm_epsilon: f32,
+    ///ra_checkpoint; default RA_CHECKPOINT_ATTENTION
+    pub checkpoint: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_mha_desc"][::core::mem::size_of::<ra_mha_desc>() - 48usize];
+    ["Alignment of ra_mha_desc"][::core::mem::align_of::<ra_mha_desc>() - 8usize];
+    [
+        "Offset of field: ra_mha_desc::struct_size",
+    ][::core::mem::offset_of!(ra_mha_desc, struct_size) - 0usize];
+    [
+        "Offset of field: ra_mha_desc::d_model",
+    ][::core::mem::offset_of!(ra_mha_desc, d_model) - 8usize];
+    [
+        "Offset of field: ra_mha_desc::rotary",
+    ][::core::mem::offset_of!(ra_mha_desc, rotary) - 16usize];
+    [
+        "Offset of field: ra_mha_desc::rotary_base",
+    ][::core::mem::offset_of!(ra_mha_desc, rotary_base) - 20usize];
+    [
+        "Offset of field: ra_mha_desc::rotary_fraction",
+    ][::core::mem::offset_of!(ra_mha_desc, rotary_fraction) - 24usize];
+    [
+        "Offset of field: ra_mha_desc::has_qkv_bias",
+    ][::core::mem::offset_of!(ra_mha_desc, has_qkv_bias) - 28usize];
+    [
+        "Offset of field: ra_mha_desc::has_out_bias",
+    ][::core::mem::offset_of!(ra_mha_desc, has_out_bias) - 32usize];
+    [
+        "Offset of field: ra_mha_desc::normalize_heads",
+    ][::core::mem::offset_of!(ra_mha_desc, normalize_heads) - 36usize];
+    [
+        "Offset of field: ra_mha_desc::norm_epsilon",
+    ][::core::mem::offset_of!(ra_mha_desc, norm_epsilon) - 40usize];
+    [
+        "Offset of field: ra_mha_desc::checkpoint",
+    ][::core::mem::offset_of!(ra_mha_desc, checkpoint) - 44usize];
+};
+extern "C" {
+    ///Fills `mha` with defaults. `struct_size` is sizeof(ra_mha_desc). Accepts NULL.
+    pub fn ra_init_mha_desc(mha: *mut ra_mha_desc, struct_size: usize);
+}
+/**One rank's tensors of ra_mha_forward. n: this rank's shard length (ra_get_shard_length). Weights are whole on every rank. A matrix
+ [rows, columns] is a tensor of one entry and one head, with a token for each row: unless it is packed, seq_stride, which is then at
+ least `columns`, leads from one row to the next, as in a matrix that has w_q, w_k and w_v side by side. So is [batch, n, d_model].*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ra_mha_forward_args {
+    pub struct_size: usize,
+    ///[batch, n, d_model], desc.dtype
+    pub x: ra_tensor,
+    ///[d_model, num_heads_q * head_dim], desc.dtype
+    pub w_q: ra_tensor,
+    ///[d_model, num_heads_kv * head_dim], desc.dtype
+    pub w_k: ra_tensor,
+    ///[d_model, num_heads_kv * head_dim_v], desc.dtype
+    pub w_v: ra_tensor,
+    ///[num_heads_q * head_dim_v, d_model], desc.dtype
+    pub w_o: ra_tensor,
+    ///[num_heads_q * head_dim], desc.dtype, where mha.has_qkv_bias is 1, else data is NULL
+    pub b_q: ra_tensor,
+    ///[num_heads_kv * head_dim], desc.dtype, where there is b_q
+    pub b_k: ra_tensor,
+    ///[num_heads_kv * head_dim_v], desc.dtype, where there is b_q
+    pub b_v: ra_tensor,
+    ///[d_model], desc.dtype, where mha.has_out_bias is 1, else data is NULL
+    pub b_o: ra_tensor,
+    ///[head_dim], desc.dtype, where mha.normalize_heads is 1, else data is NULL
+    pub norm_q: ra_tensor,
+    ///[head_dim], desc.dtype, where there is norm_q
+    pub norm_k: ra_tensor,
+    ///[batch, n, d_model], desc.out_dtype; written
+    pub out: ra_tensor,
+    /**ra_mha_requirements::activations bytes aligned to 64, written for ra_mha_backward; NULL with
+RA_CHECKPOINT_INPUT, which needs none, also where ra_mha_backward will not be called*/
+    pub activations: *mut ::core::ffi::c_void,
+    ///bytes at activations
+    pub activations_size: usize,
+    ///ra_mha_requirements::forward_workspace bytes aligned to 64, or NULL: the context keeps one of its own
+    pub workspace: *mut ::core::ffi::c_void,
+    ///bytes at workspace
+    pub workspace_size: usize,
+    ///must be NULL on the CPU
+    pub stream: ra_stream,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ra_mha_forward_args",
+    ][::core::mem::size_of::<ra_mha_forward_args>() - 528usize];
+    [
+        "Alignment of ra_mha_forward_args",
+    ][::core::mem::align_of::<ra_mha_forward_args>() - 8usize];
+    [
+        "Offset of field: ra_mha_forward_args::struct_size",
+    ][::core::mem::offset_of!(ra_mha_forward_args, struct_size) - 0usize];
+    [
+        "Offset of field: ra_mha_forward_args::x",
+    ][::core::mem::offset_of!(ra_mha_forward_args, x) - 8usize];
+    [
+        "Offset of field: ra_mha_forward_args::w_q",
+    ][::core::mem::offset_of!(ra_mha_forward_args, w_q) - 48usize];
+    [
+        "Offset of field: ra_mha_forward_args::w_k",
+    ][::core::mem::offset_of!(ra_mha_forward_args, w_k) - 88usize];
+    [
+        "Offset of field: ra_mha_forward_args::w_v",
+    ][::core::mem::offset_of!(ra_mha_forward_args, w_v) - 128usize];
+    [
+        "Offset of field: ra_mha_forward_args::w_o",
+    ][::core::mem::offset_of!(ra_mha_forward_args, w_o) - 168usize];
+    [
+        "Offset of field: ra_mha_forward_args::b_q",
+    ][::core::mem::offset_of!(ra_mha_forward_args, b_q) - 208usize];
+    [
+        "Offset of field: ra_mha_forward_args::b_k",
+    ][::core::mem::offset_of!(ra_mha_forward_args, b_k) - 248usize];
+    [
+        "Offset of field: ra_mha_forward_args::b_v",
+    ][::core::mem::offset_of!(ra_mha_forward_args, b_v) - 288usize];
+    [
+        "Offset of field: ra_mha_forward_args::b_o",
+    ][::core::mem::offset_of!(ra_mha_forward_args, b_o) - 328usize];
+    [
+        "Offset of field: ra_mha_forward_args::norm_q",
+    ][::core::mem::offset_of!(ra_mha_forward_args, norm_q) - 368usize];
+    [
+        "Offset of field: ra_mha_forward_args::norm_k",
+    ][::core::mem::offset_of!(ra_mha_forward_args, norm_k) - 408usize];
+    [
+        "Offset of field: ra_mha_forward_args::out",
+    ][::core::mem::offset_of!(ra_mha_forward_args, out) - 448usize];
+    [
+        "Offset of field: ra_mha_forward_args::activations",
+    ][::core::mem::offset_of!(ra_mha_forward_args, activations) - 488usize];
+    [
+        "Offset of field: ra_mha_forward_args::activations_size",
+    ][::core::mem::offset_of!(ra_mha_forward_args, activations_size) - 496usize];
+    [
+        "Offset of field: ra_mha_forward_args::workspace",
+    ][::core::mem::offset_of!(ra_mha_forward_args, workspace) - 504usize];
+    [
+        "Offset of field: ra_mha_forward_args::workspace_size",
+    ][::core::mem::offset_of!(ra_mha_forward_args, workspace_size) - 512usize];
+    [
+        "Offset of field: ra_mha_forward_args::stream",
+    ][::core::mem::offset_of!(ra_mha_forward_args, stream) - 520usize];
+};
+impl Default for ra_mha_forward_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+extern "C" {
+    ///Clears `args`. `struct_size` is sizeof(ra_mha_forward_args). Accepts NULL.
+    pub fn ra_init_mha_forward_args(args: *mut ra_mha_forward_args, struct_size: usize);
+}
+extern "C" {
+    /**Multi-head attention of this rank's tokens over those of all ranks, from the tokens themselves: projects x, attends as
+ ra_forward does, projects what comes out.
+
+ Collective: every rank calls it with an equal `desc` and `mha`, and the same weights. K and V are projected first, and travel
+ while Q is. The keys are the tokens of x: seqlen_kv is seqlen_q, and key_bias and sinks are not part of a layer. What lies between
+ (q, k, v and their attention) is stored in desc.dtype; products are summed in fp32, those of RA_DTYPE_FLOAT16 and, where the processor
+ has no instructions for it, of RA_DTYPE_BFLOAT16 of inputs that are widened to fp32. Results are bitwise equal from run to run and for
+ any number of threads. CPU backend; products are oneDNN's, which is loaded when a layer is first asked for.
+
+ Overlap, blocking, timing and errors as ra_forward; NOT_SUPPORTED also where oneDNN is not found.*/
+    pub fn ra_mha_forward(
+        context: *mut ra_context,
+        desc: *const ra_attention_desc,
+        mha: *const ra_mha_desc,
+        args: *const ra_mha_forward_args,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+///One rank's tensors of ra_mha_backward; shapes as in ra_mha_forward_args.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ra_mha_backward_args {
+    pub struct_size: usize,
+    ///shape of out, desc.out_dtype
+    pub dout: ra_tensor,
+    ///as given to ra_mha_forward
+    pub x: ra_tensor,
+    ///as given to ra_mha_forward
+    pub w_q: ra_tensor,
+    ///as given to ra_mha_forward
+    pub w_k: ra_tensor,
+    ///as given to ra_mha_forward
+    pub w_v: ra_tensor,
+    ///as given to ra_mha_forward
+    pub w_o: ra_tensor,
+    ///as given to ra_mha_forward
+    pub b_q: ra_tensor,
+    ///as given to ra_mha_forward
+    pub b_k: ra_tensor,
+    ///as given to ra_mha_forward
+    pub b_v: ra_tensor,
+    ///as given to ra_mha_forward
+    pub b_o: ra_tensor,
+    ///as given to ra_mha_forward
+    pub norm_q: ra_tensor,
+    ///as given to ra_mha_forward
+    pub norm_k: ra_tensor,
+    ///shape of x, desc.grad_dtype; written; data is NULL if not wanted
+    pub dx: ra_tensor,
+    ///shape of w_q, fp32; written; data is NULL if not wanted
+    pub dw_q: ra_tensor,
+    ///shape of w_k, fp32; written; data is NULL if not wanted
+    pub dw_k: ra_tensor,
+    ///shape of w_v, fp32; written; data is NULL if not wanted
+    pub dw_v: ra_tensor,
+    ///shape of w_o, fp32; written; data is NULL if not wanted
+    pub dw_o: ra_tensor,
+    ///shape of b_q, fp32; written; data is NULL if not wanted
+    pub db_q: ra_tensor,
+    ///shape of b_k, fp32; written; data is NULL if not wanted
+    pub db_k: ra_tensor,
+    ///shape of b_v, fp32; written; data is NULL if not wanted
+    pub db_v: ra_tensor,
+    ///shape of b_o, fp32; written; data is NULL if not wanted
+    pub db_o: ra_tensor,
+    ///shape of norm_q, fp32; written; data is NULL if not wanted
+    pub dnorm_q: ra_tensor,
+    ///shape of norm_k, fp32; written; data is NULL if not wanted
+    pub dnorm_k: ra_tensor,
+    /**0: overwrite the gradients of weights; 1: add to what they hold, as over micro-batches. dx is
+overwritten in any case*/
+    pub accumulate: i32,
+    /**0: gradients of weights are this rank's share, and their sum over all ranks is the gradient; 1: in
+the end each is summed over all ranks, what it held before with accumulate included, as after the
+last micro-batch; the same on every rank, and so are the gradients that are wanted*/
+    pub reduce: i32,
+    ///as ra_mha_forward wrote it; with RA_CHECKPOINT_INPUT NULL
+    pub activations: *const ::core::ffi::c_void,
+    ///bytes at activations
+    pub activations_size: usize,
+    ///ra_mha_requirements::backward_workspace bytes aligned to 64, or NULL: the context keeps one of its own
+    pub workspace: *mut ::core::ffi::c_void,
+    ///bytes at workspace
+    pub workspace_size: usize,
+    ///must be NULL on the CPU
+    pub stream: ra_stream,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ra_mha_backward_args",
+    ][::core::mem::size_of::<ra_mha_backward_args>() - 976usize];
+    [
+        "Alignment of ra_mha_backward_args",
+    ][::core::mem::align_of::<ra_mha_backward_args>() - 8usize];
+    [
+        "Offset of field: ra_mha_backward_args::struct_size",
+    ][::core::mem::offset_of!(ra_mha_backward_args, struct_size) - 0usize];
+    [
+        "Offset of field: ra_mha_backward_args::dout",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dout) - 8usize];
+    [
+        "Offset of field: ra_mha_backward_args::x",
+    ][::core::mem::offset_of!(ra_mha_backward_args, x) - 48usize];
+    [
+        "Offset of field: ra_mha_backward_args::w_q",
+    ][::core::mem::offset_of!(ra_mha_backward_args, w_q) - 88usize];
+    [
+        "Offset of field: ra_mha_backward_args::w_k",
+    ][::core::mem::offset_of!(ra_mha_backward_args, w_k) - 128usize];
+    [
+        "Offset of field: ra_mha_backward_args::w_v",
+    ][::core::mem::offset_of!(ra_mha_backward_args, w_v) - 168usize];
+    [
+        "Offset of field: ra_mha_backward_args::w_o",
+    ][::core::mem::offset_of!(ra_mha_backward_args, w_o) - 208usize];
+    [
+        "Offset of field: ra_mha_backward_args::b_q",
+    ][::core::mem::offset_of!(ra_mha_backward_args, b_q) - 248usize];
+    [
+        "Offset of field: ra_mha_backward_args::b_k",
+    ][::core::mem::offset_of!(ra_mha_backward_args, b_k) - 288usize];
+    [
+        "Offset of field: ra_mha_backward_args::b_v",
+    ][::core::mem::offset_of!(ra_mha_backward_args, b_v) - 328usize];
+    [
+        "Offset of field: ra_mha_backward_args::b_o",
+    ][::core::mem::offset_of!(ra_mha_backward_args, b_o) - 368usize];
+    [
+        "Offset of field: ra_mha_backward_args::norm_q",
+    ][::core::mem::offset_of!(ra_mha_backward_args, norm_q) - 408usize];
+    [
+        "Offset of field: ra_mha_backward_args::norm_k",
+    ][::core::mem::offset_of!(ra_mha_backward_args, norm_k) - 448usize];
+    [
+        "Offset of field: ra_mha_backward_args::dx",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dx) - 488usize];
+    [
+        "Offset of field: ra_mha_backward_args::dw_q",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dw_q) - 528usize];
+    [
+        "Offset of field: ra_mha_backward_args::dw_k",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dw_k) - 568usize];
+    [
+        "Offset of field: ra_mha_backward_args::dw_v",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dw_v) - 608usize];
+    [
+        "Offset of field: ra_mha_backward_args::dw_o",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dw_o) - 648usize];
+    [
+        "Offset of field: ra_mha_backward_args::db_q",
+    ][::core::mem::offset_of!(ra_mha_backward_args, db_q) - 688usize];
+    [
+        "Offset of field: ra_mha_backward_args::db_k",
+    ][::core::mem::offset_of!(ra_mha_backward_args, db_k) - 728usize];
+    [
+        "Offset of field: ra_mha_backward_args::db_v",
+    ][::core::mem::offset_of!(ra_mha_backward_args, db_v) - 768usize];
+    [
+        "Offset of field: ra_mha_backward_args::db_o",
+    ][::core::mem::offset_of!(ra_mha_backward_args, db_o) - 808usize];
+    [
+        "Offset of field: ra_mha_backward_args::dnorm_q",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dnorm_q) - 848usize];
+    [
+        "Offset of field: ra_mha_backward_args::dnorm_k",
+    ][::core::mem::offset_of!(ra_mha_backward_args, dnorm_k) - 888usize];
+    [
+        "Offset of field: ra_mha_backward_args::accumulate",
+    ][::core::mem::offset_of!(ra_mha_backward_args, accumulate) - 928usize];
+    [
+        "Offset of field: ra_mha_backward_args::reduce",
+    ][::core::mem::offset_of!(ra_mha_backward_args, reduce) - 932usize];
+    [
+        "Offset of field: ra_mha_backward_args::activations",
+    ][::core::mem::offset_of!(ra_mha_backward_args, activations) - 936usize];
+    [
+        "Offset of field: ra_mha_backward_args::activations_size",
+    ][::core::mem::offset_of!(ra_mha_backward_args, activations_size) - 944usize];
+    [
+        "Offset of field: ra_mha_backward_args::workspace",
+    ][::core::mem::offset_of!(ra_mha_backward_args, workspace) - 952usize];
+    [
+        "Offset of field: ra_mha_backward_args::workspace_size",
+    ][::core::mem::offset_of!(ra_mha_backward_args, workspace_size) - 960usize];
+    [
+        "Offset of field: ra_mha_backward_args::stream",
+    ][::core::mem::offset_of!(ra_mha_backward_args, stream) - 968usize];
+};
+impl Default for ra_mha_backward_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+extern "C" {
+    ///Clears `args`. `struct_size` is sizeof(ra_mha_backward_args). Accepts NULL.
+    pub fn ra_init_mha_backward_args(
+        args: *mut ra_mha_backward_args,
+        struct_size: usize,
+    );
+}
+extern "C" {
+    /**Gradients of ra_mha_forward with respect to x and the weights, given the gradient of `out`.
+
+ Collective, blocking, overlap and errors as ra_mha_forward. Deterministic, sums over ranks included: these are made in an order
+ of ranks that depends on nothing but the world size, and are the same bits on every rank.*/
+    pub fn ra_mha_backward(
+        context: *mut ra_context,
+        desc: *const ra_attention_desc,
+        mha: *const ra_mha_desc,
+        args: *const ra_mha_backward_args,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+///What one rank needs for one layer, in bytes.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ra_mha_requirements {
+    pub struct_size: usize,
+    ///kept from ra_mha_forward to ra_mha_backward, beside x; 0 with RA_CHECKPOINT_INPUT
+    pub activations: usize,
+    /**q, k and v, the output of attention and its lse, unless they are kept; room for each thread's
+blocks of products; and ra_memory_requirements::forward_workspace of attention*/
+    pub forward_workspace: usize,
+    /**gradients of q, k, v and the output of attention; what is computed again; a part of the largest
+gradient of a weight, where gradients are summed over ranks; room for each thread's blocks of
+products; and the larger of the workspaces of attention that are needed*/
+    pub backward_workspace: usize,
+    ///of products of matrices and of attention, of this rank
+    pub forward_flops: f64,
+    ///the same for ra_mha_backward, what is computed again included
+    pub backward_flops: f64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ra_mha_requirements",
+    ][::core::mem::size_of::<ra_mha_requirements>() - 48usize];
+    [
+        "Alignment of ra_mha_requirements",
+    ][::core::mem::align_of::<ra_mha_requirements>() - 8usize];
+    [
+        "Offset of field: ra_mha_requirements::struct_size",
+    ][::core::mem::offset_of!(ra_mha_requirements, struct_size) - 0usize];
+    [
+        "Offset of field: ra_mha_requirements::activations",
+    ][::core::mem::offset_of!(ra_mha_requirements, activations) - 8usize];
+    [
+        "Offset of field: ra_mha_requirements::forward_workspace",
+    ][::core::mem::offset_of!(ra_mha_requirements, forward_workspace) - 16usize];
+    [
+        "Offset of field: ra_mha_requirements::backward_workspace",
+    ][::core::mem::offset_of!(ra_mha_requirements, backward_workspace) - 24usize];
+    [
+        "Offset of field: ra_mha_requirements::forward_flops",
+    ][::core::mem::offset_of!(ra_mha_requirements, forward_flops) - 32usize];
+    [
+        "Offset of field: ra_mha_requirements::backward_flops",
+    ][::core::mem::offset_of!(ra_mha_requirements, backward_flops) - 40usize];
+};
+extern "C" {
+    ///Clears `requirements`. `struct_size` is sizeof(ra_mha_requirements). Accepts NULL.
+    pub fn ra_init_mha_requirements(
+        requirements: *mut ra_mha_requirements,
+        struct_size: usize,
+    );
+}
+extern "C" {
+    ///Fills `requirements` for this rank of `context`. Local. Errors: as ra_mha_forward.
+    pub fn ra_get_mha_requirements(
+        context: *const ra_context,
+        desc: *const ra_attention_desc,
+        mha: *const ra_mha_desc,
+        requirements: *mut ra_mha_requirements,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+///What ra_all_reduce sums.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ra_reduce_args {
+    pub struct_size: usize,
+    ///`count` numbers; read and written; may be NULL if there are none
+    pub data: *mut f32,
+    ///bytes that may be read and written from data on; fewer than it takes are refused. 0: not checked
+    pub data_size: usize,
+    ///>= 0, the same on every rank; at most 2^48; no default: -1, which is refused
+    pub count: i64,
+    /**room for ceil(count / world_size) numbers, aligned to 64, or NULL: the context keeps its own; not
+needed where world_size is 1*/
+    pub workspace: *mut ::core::ffi::c_void,
+    ///bytes at workspace
+    pub workspace_size: usize,
+    ///must be NULL on the CPU
+    pub stream: ra_stream,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_reduce_args"][::core::mem::size_of::<ra_reduce_args>() - 56usize];
+    ["Alignment of ra_reduce_args"][::core::mem::align_of::<ra_reduce_args>() - 8usize];
+    [
+        "Offset of field: ra_reduce_args::struct_size",
+    ][::core::mem::offset_of!(ra_reduce_args, struct_size) - 0usize];
+    [
+        "Offset of field: ra_reduce_args::data",
+    ][::core::mem::offset_of!(ra_reduce_args, data) - 8usize];
+    [
+        "Offset of field: ra_reduce_args::data_size",
+    ][::core::mem::offset_of!(ra_reduce_args, data_size) - 16usize];
+    [
+        "Offset of field: ra_reduce_args::count",
+    ][::core::mem::offset_of!(ra_reduce_args, count) - 24usize];
+    [
+        "Offset of field: ra_reduce_args::workspace",
+    ][::core::mem::offset_of!(ra_reduce_args, workspace) - 32usize];
+    [
+        "Offset of field: ra_reduce_args::workspace_size",
+    ][::core::mem::offset_of!(ra_reduce_args, workspace_size) - 40usize];
+    [
+        "Offset of field: ra_reduce_args::stream",
+    ][::core::mem::offset_of!(ra_reduce_args, stream) - 48usize];
+};
+impl Default for ra_reduce_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+extern "C" {
+    ///Clears `args`. `struct_size` is sizeof(ra_reduce_args). Accepts NULL.
+    pub fn ra_init_reduce_args(args: *mut ra_reduce_args, struct_size: usize);
+}
+extern "C" {
+    /**data[i] becomes the sum of data[i] of all ranks, in fp32: for what a model has beside attention, whose gradients are summed over
+ ranks like those of a layer. Each rank sends and receives 2 (world_size - 1) / world_size times the bytes of `data`. Deterministic,
+ and the same bits on every rank: number i is summed along the ring, from rank floor(i / ceil(count / world_size)) on.
+
+ Collective, blocking and errors as ra_forward; on errors `data` holds what has been summed so far. CPU backend.*/
+    pub fn ra_all_reduce(
+        context: *mut ra_context,
+        args: *const ra_reduce_args,
         error: *mut ra_error,
     ) -> ra_status;
 }

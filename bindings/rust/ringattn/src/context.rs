@@ -194,8 +194,8 @@ impl Context {
         })
     }
 
-    /// What the last completed [`Context::forward`] or [`Context::backward`] did; all 0 before the
-    /// first. Local.
+    /// What the last completed [`Context::forward`], [`Context::backward`], [`Context::mha_forward`],
+    /// [`Context::mha_backward`] or [`Context::all_reduce`] did; all 0 before the first. Local.
     pub fn statistics(&self) -> Result<CallStatistics> {
         // SAFETY: the record is one that its function initialised.
         CallStatistics::filled(|record, error| unsafe {
@@ -225,6 +225,15 @@ impl Context {
             self.backend
         );
         Err(Error::invalid_argument(message))
+    }
+
+    /// Refuses them for what has no tensors of `device` either.
+    pub(crate) fn check_cpu(&self) -> Result<()> {
+        if self.backend == Backend::Cpu {
+            return Ok(());
+        }
+        let message = format!("backend is {}; must be {}", self.backend, Backend::Cpu);
+        Err(Error::new(Status::NotSupported, message))
     }
 
     pub(crate) fn raw(&self) -> *mut sys::ra_context {
@@ -289,6 +298,8 @@ const _: () = {
     is_send::<Context>();
     is_send_and_sync::<AbortHandle>();
     is_send_and_sync::<AttentionDesc>();
+    is_send_and_sync::<crate::Activations>();
+    is_send_and_sync::<crate::MhaDesc>();
     is_send_and_sync::<ContextConfig>();
     is_send_and_sync::<Error>();
 };

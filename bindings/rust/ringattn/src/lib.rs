@@ -8,6 +8,7 @@
 //! | [`AttentionDesc`] | which attention; which tokens of it a rank has |
 //! | [`ForwardArgs`], [`BackwardArgs`], [`Tensor`], [`TensorMut`], [`Element`] | what it is computed of, in host memory |
 //! | [`device`] | the same in the memory of a GPU |
+//! | [`MhaDesc`], [`MhaForwardArgs`], [`MhaBackwardArgs`], [`MhaWeights`], [`MhaGradients`], [`Activations`] | a layer of multi-head attention, from tokens to tokens |
 //! | [`merge_attention`] | attention over two sets of keys, from that over each |
 //! | [`AbortHandle`] | ends a call from another thread |
 //! | [`Error`], [`Status`] | why a call failed |
@@ -28,6 +29,7 @@ mod element;
 mod error;
 mod library;
 mod log;
+mod mha;
 mod record;
 mod shard;
 mod tensor;
@@ -44,5 +46,6 @@ pub use generated::enums::*;
 pub use generated::records::*;
 pub use library::{capabilities, estimate_memory, estimate_time, version};
 pub use log::{set_log, LogCallback};
+pub use mha::{Activations, MhaBackwardArgs, MhaForwardArgs, MhaGradients, MhaWeights};
 pub use shard::{JoinArgs, SplitArgs};
 pub use tensor::{Tensor, TensorMut};

@@ -155,6 +155,17 @@ pub(crate) fn check_dtype(name: &str, dtype: DType, field: &str, wanted: DType) 
     )))
 }
 
+/// Requires what holds whatever the description says.
+pub(crate) fn check_float32(name: &str, dtype: DType) -> Result<()> {
+    if dtype == DType::Float32 {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!(
+        "{name} holds {dtype}; must be {}",
+        DType::Float32
+    )))
+}
+
 /// Bytes of an lse, as C is told. To C a size of 0 is one that is not checked; in one byte there is
 /// no number either.
 pub(crate) fn lse_size(lse: &[f32]) -> usize {

@@ -12,6 +12,7 @@ use serde_json::Value;
 #[path = "support/elements.rs"]
 mod elements;
 #[path = "generated/fields.rs"]
+#[allow(dead_code)] // no case has some of the records
 mod fields;
 #[path = "support/json.rs"]
 mod json;

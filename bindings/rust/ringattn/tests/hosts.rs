@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 
 use ringattn::*;
 
+#[path = "support/ranks.rs"]
+mod ranks;
+use ranks::on_ranks;
+
 /// What is of the whole process is measured by one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -73,22 +77,6 @@ fn desc() -> AttentionDesc {
         .seqlen_q(TOKENS)
         .head_dim(DIM)
         .mask(Mask::Causal)
-}
-
-/// Runs `f` on a thread for each rank of a new group, and gives what they return.
-fn on_ranks<T: Send>(world_size: i32, f: impl Fn(Context, i32) -> T + Sync) -> Vec<T> {
-    let id = UniqueId::new(Transport::Local, None).unwrap();
-    let config = &ContextConfig::new()
-        .world_size(world_size)
-        .unique_id(&id)
-        .num_threads(1);
-    let f = &f;
-    thread::scope(|scope| {
-        let run =
-            |rank| scope.spawn(move || f(Context::new(&config.clone().rank(rank)).unwrap(), rank));
-        let ranks: Vec<_> = (0..world_size).map(run).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
 }
 
 /// Forward on this rank; the last row of its shard must be the mean of the positions that it sees.

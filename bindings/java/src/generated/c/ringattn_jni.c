@@ -442,6 +442,66 @@ SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MERGE_1ARGS_1SIZ
 }
 
 
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MHA_1DESC_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_mha_desc));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MHA_1FORWARD_1ARGS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_mha_forward_args));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MHA_1BACKWARD_1ARGS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_mha_backward_args));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_MHA_1REQUIREMENTS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_mha_requirements));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_REDUCE_1ARGS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_reduce_args));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetVersion(JNIEnv *jenv, jclass jcls) {
   jint jresult = 0 ;
   int32_t result;
@@ -4995,6 +5055,44 @@ SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaCallStatisti
 }
 
 
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaCallStatistics_1projectionSeconds_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_call_statistics *arg1 = (struct ra_call_statistics *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_call_statistics *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_call_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->projection_seconds = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaCallStatistics_1projectionSeconds_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_call_statistics *arg1 = (struct ra_call_statistics *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_call_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_call_statistics at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->projection_seconds);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitCallStatistics(JNIEnv *jenv, jclass jcls, jlong jarg1) {
   ra_call_statistics *arg1 = (ra_call_statistics *) 0 ;
   size_t arg2 ;
@@ -7636,6 +7734,3026 @@ SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raMergeAttention(
   result = (ra_status)ra_merge_attention((struct ra_merge_args const *)arg1,arg2);
   (void)result;
   if (arg2->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1dModel_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->d_model = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1dModel_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->d_model);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1rotary_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->rotary = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1rotary_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->rotary);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1rotaryBase_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jfloat jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  float arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (float)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->rotary_base = arg2;
+}
+
+
+SWIGEXPORT jfloat JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1rotaryBase_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jfloat jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  float result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (float) ((arg1)->rotary_base);
+  jresult = (jfloat)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1rotaryFraction_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jfloat jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  float arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (float)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->rotary_fraction = arg2;
+}
+
+
+SWIGEXPORT jfloat JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1rotaryFraction_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jfloat jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  float result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (float) ((arg1)->rotary_fraction);
+  jresult = (jfloat)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1hasQkvBias_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->has_qkv_bias = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1hasQkvBias_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->has_qkv_bias);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1hasOutBias_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->has_out_bias = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1hasOutBias_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->has_out_bias);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1normalizeHeads_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->normalize_heads = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1normalizeHeads_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->normalize_heads);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1normEpsilon_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jfloat jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  float arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (float)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->norm_epsilon = arg2;
+}
+
+
+SWIGEXPORT jfloat JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1normEpsilon_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jfloat jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  float result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (float) ((arg1)->norm_epsilon);
+  jresult = (jfloat)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1checkpoint_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->checkpoint = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaDesc_1checkpoint_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_desc *arg1 = (struct ra_mha_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->checkpoint);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitMhaDesc(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_mha_desc *arg1 = (ra_mha_desc *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_mha_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_desc at address 0");
+    return ;
+  }
+  
+  ra_init_mha_desc(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1x_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->x = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1x_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->x);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wO_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_o = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1wO_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_o);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bO_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_o = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1bO_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_o);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1normQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->norm_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1normQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->norm_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1normK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->norm_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1normK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->norm_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1out_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->out = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1out_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->out);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1activations_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  void *arg2 = (void *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (void *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->activations = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1activations_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  void *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (void *) ((arg1)->activations);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1activationsSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->activations_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1activationsSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->activations_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1workspace_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  void *arg2 = (void *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (void *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->workspace = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1workspace_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  void *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (void *) ((arg1)->workspace);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1workspaceSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->workspace_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1workspaceSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->workspace_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1stream_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_stream arg2 = (ra_stream) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  arg2 = (ra_stream)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->stream = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaForwardArgs_1stream_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_forward_args *arg1 = (struct ra_mha_forward_args *) 0 ;
+  ra_stream result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_forward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_stream) ((arg1)->stream);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitMhaForwardArgs(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_mha_forward_args *arg1 = (ra_mha_forward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_mha_forward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_forward_args at address 0");
+    return ;
+  }
+  
+  ra_init_mha_forward_args(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raMhaForward(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3, jlong jarg4) {
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_attention_desc *arg2 = (ra_attention_desc *) 0 ;
+  ra_mha_desc *arg3 = (ra_mha_desc *) 0 ;
+  ra_mha_forward_args *arg4 = (ra_mha_forward_args *) 0 ;
+  ra_error *arg5 = (ra_error *) 0 ;
+  ra_error failure5 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg5 = &failure5;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_attention_desc *)(intptr_t)jarg2;
+  arg3 = (ra_mha_desc *)(intptr_t)jarg3;
+  arg4 = (ra_mha_forward_args *)(intptr_t)jarg4;
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_attention_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg3) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg4) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_forward_args const at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_mha_forward(arg1,(struct ra_attention_desc const *)arg2,(struct ra_mha_desc const *)arg3,(struct ra_mha_forward_args const *)arg4,arg5);
+  (void)result;
+  if (arg5->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg5);
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dout_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dout = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dout_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dout);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1x_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->x = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1x_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->x);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wO_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->w_o = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1wO_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->w_o);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bO_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->b_o = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1bO_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->b_o);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1normQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->norm_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1normQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->norm_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1normK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->norm_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1normK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->norm_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dx_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dx = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dx_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dx);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dw_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dw_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dw_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dw_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dw_v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dw_v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwO_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dw_o = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dwO_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dw_o);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->db_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->db_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->db_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->db_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->db_v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->db_v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbO_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->db_o = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dbO_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->db_o);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dnormQ_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dnorm_q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dnormQ_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dnorm_q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dnormK_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dnorm_k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1dnormK_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->dnorm_k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1accumulate_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->accumulate = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1accumulate_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->accumulate);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1reduce_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->reduce = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1reduce_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->reduce);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1activations_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  void *arg2 = (void *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (void *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->activations = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1activations_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  void *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (void *) ((arg1)->activations);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1activationsSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->activations_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1activationsSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->activations_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1workspace_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  void *arg2 = (void *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (void *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->workspace = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1workspace_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  void *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (void *) ((arg1)->workspace);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1workspaceSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->workspace_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1workspaceSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->workspace_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1stream_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_stream arg2 = (ra_stream) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  arg2 = (ra_stream)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->stream = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaBackwardArgs_1stream_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_backward_args *arg1 = (struct ra_mha_backward_args *) 0 ;
+  ra_stream result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_backward_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_stream) ((arg1)->stream);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitMhaBackwardArgs(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_mha_backward_args *arg1 = (ra_mha_backward_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_mha_backward_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_backward_args at address 0");
+    return ;
+  }
+  
+  ra_init_mha_backward_args(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raMhaBackward(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3, jlong jarg4) {
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_attention_desc *arg2 = (ra_attention_desc *) 0 ;
+  ra_mha_desc *arg3 = (ra_mha_desc *) 0 ;
+  ra_mha_backward_args *arg4 = (ra_mha_backward_args *) 0 ;
+  ra_error *arg5 = (ra_error *) 0 ;
+  ra_error failure5 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg5 = &failure5;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_attention_desc *)(intptr_t)jarg2;
+  arg3 = (ra_mha_desc *)(intptr_t)jarg3;
+  arg4 = (ra_mha_backward_args *)(intptr_t)jarg4;
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_attention_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg3) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg4) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_backward_args const at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_mha_backward(arg1,(struct ra_attention_desc const *)arg2,(struct ra_mha_desc const *)arg3,(struct ra_mha_backward_args const *)arg4,arg5);
+  (void)result;
+  if (arg5->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg5);
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1activations_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->activations = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1activations_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->activations);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1forwardWorkspace_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->forward_workspace = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1forwardWorkspace_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->forward_workspace);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1backwardWorkspace_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->backward_workspace = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1backwardWorkspace_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->backward_workspace);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1forwardFlops_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->forward_flops = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1forwardFlops_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->forward_flops);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1backwardFlops_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jdouble jarg2) {
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  double arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  arg2 = (double)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->backward_flops = arg2;
+}
+
+
+SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaMhaRequirements_1backwardFlops_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jdouble jresult = 0 ;
+  struct ra_mha_requirements *arg1 = (struct ra_mha_requirements *) 0 ;
+  double result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_mha_requirements *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_mha_requirements at address 0");
+    return 0;
+  }
+  
+  result = (double) ((arg1)->backward_flops);
+  jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitMhaRequirements(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_mha_requirements *arg1 = (ra_mha_requirements *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_mha_requirements *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  ra_init_mha_requirements(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetMhaRequirements(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3, jlong jarg4) {
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_attention_desc *arg2 = (ra_attention_desc *) 0 ;
+  ra_mha_desc *arg3 = (ra_mha_desc *) 0 ;
+  ra_mha_requirements *arg4 = (ra_mha_requirements *) 0 ;
+  ra_error *arg5 = (ra_error *) 0 ;
+  ra_error failure5 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg5 = &failure5;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_attention_desc *)(intptr_t)jarg2;
+  arg3 = (ra_mha_desc *)(intptr_t)jarg3;
+  arg4 = (ra_mha_requirements *)(intptr_t)jarg4;
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_attention_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg3) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg4) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_mha_requirements at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_get_mha_requirements((struct ra_context const *)arg1,(struct ra_attention_desc const *)arg2,(struct ra_mha_desc const *)arg3,arg4,arg5);
+  (void)result;
+  if (arg5->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg5);
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1data_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->data = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1data_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->data);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1dataSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->data_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1dataSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->data_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1count_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->count = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1count_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->count);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1workspace_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  void *arg2 = (void *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  arg2 = (void *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->workspace = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1workspace_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  void *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return 0;
+  }
+  
+  result = (void *) ((arg1)->workspace);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1workspaceSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->workspace_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1workspaceSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->workspace_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1stream_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  ra_stream arg2 = (ra_stream) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  arg2 = (ra_stream)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->stream = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaReduceArgs_1stream_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_reduce_args *arg1 = (struct ra_reduce_args *) 0 ;
+  ra_stream result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_reduce_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_stream) ((arg1)->stream);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitReduceArgs(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_reduce_args *arg1 = (ra_reduce_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_reduce_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_reduce_args at address 0");
+    return ;
+  }
+  
+  ra_init_reduce_args(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raAllReduce(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_reduce_args *arg2 = (ra_reduce_args *) 0 ;
+  ra_error *arg3 = (ra_error *) 0 ;
+  ra_error failure3 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg3 = &failure3;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_reduce_args *)(intptr_t)jarg2;
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_reduce_args const at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_all_reduce(arg1,(struct ra_reduce_args const *)arg2,arg3);
+  (void)result;
+  if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
+  
 }
 
 

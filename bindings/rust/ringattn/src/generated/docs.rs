@@ -12,6 +12,16 @@ any thread. On CUDA what is enqueued ends with undefined results; with an ncclUn
 borrowed `nccl_comm` the other ranks get [`Status::Timeout`](crate::Status::Timeout) when
 their time-out is over. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
     };
+    (ra_all_reduce) => {
+        r#"data\[i\] becomes the sum of data\[i\] of all ranks, in fp32: for what a model has beside
+attention, whose gradients are summed over ranks like those of a layer. Each rank sends and
+receives 2 (`world_size` - 1) / `world_size` times the bytes of data. Deterministic, and the
+same bits on every rank: number i is summed along the ring, from rank floor(i / ceil(count /
+`world_size`)) on.
+
+Collective, blocking and errors as [`Context::forward`](crate::Context::forward); on errors
+data holds what has been summed so far. CPU backend."#
+    };
     (ra_backward) => {
         r#"Gradients of [`Context::forward`](crate::Context::forward) with respect to this rank's q, k
 and v, given the gradient of out.
@@ -171,6 +181,111 @@ for. From any thread; never blocks. Errors:
 log(exp(`lse_a`) + exp(`lse_b`)), out = exp(`lse_a` - lse) `out_a` + exp(`lse_b` - lse)
 `out_b`. Local, host memory, on the calling thread. Errors:
 [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
+    };
+    (ra_mha_backward) => {
+        r#"Gradients of [`Context::mha_forward`](crate::Context::mha_forward) with respect to x and the
+weights, given the gradient of out.
+
+Collective, blocking, overlap and errors as
+[`Context::mha_forward`](crate::Context::mha_forward). Deterministic, sums over ranks
+included: these are made in an order of ranks that depends on nothing but the world size,
+and are the same bits on every rank."#
+    };
+    (ra_mha_backward_args::activations) => {
+        r#"As [`Context::mha_forward`](crate::Context::mha_forward) wrote it; with
+[`Checkpoint::Input`](crate::Checkpoint::Input) `None`"#
+    };
+    (ra_mha_backward_args::db_k) => {
+        r#"Shape of `b_k`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::db_o) => {
+        r#"Shape of `b_o`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::db_q) => {
+        r#"Shape of `b_q`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::db_v) => {
+        r#"Shape of `b_v`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dnorm_k) => {
+        r#"Shape of `norm_k`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dnorm_q) => {
+        r#"Shape of `norm_q`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dout) => {
+        r#"Shape of out, `desc.out_dtype`"#
+    };
+    (ra_mha_backward_args::dw_k) => {
+        r#"Shape of `w_k`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dw_o) => {
+        r#"Shape of `w_o`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dw_q) => {
+        r#"Shape of `w_q`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dw_v) => {
+        r#"Shape of `w_v`, fp32; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::dx) => {
+        r#"Shape of x, `desc.grad_dtype`; written; `None` if not wanted"#
+    };
+    (ra_mha_backward_args::x) => {
+        r#"As given to [`Context::mha_forward`](crate::Context::mha_forward)"#
+    };
+    (ra_mha_forward) => {
+        r#"Multi-head attention of this rank's tokens over those of all ranks, from the tokens
+themselves: projects x, attends as [`Context::forward`](crate::Context::forward) does,
+projects what comes out.
+
+Collective: every rank calls it with an equal desc and mha, and the same weights. K and V
+are projected first, and travel while Q is. The keys are the tokens of x: `seqlen_kv` is
+`seqlen_q`, and `key_bias` and sinks are not part of a layer. What lies between (q, k, v and
+their attention) is stored in desc.dtype; products are summed in fp32, those of
+[`DType::Float16`](crate::DType::Float16) and, where the processor has no instructions for
+it, of [`DType::Bfloat16`](crate::DType::Bfloat16) of inputs that are widened to fp32.
+Results are bitwise equal from run to run and for any number of threads. CPU backend;
+products are oneDNN's, which is loaded when a layer is first asked for.
+
+Overlap, blocking, timing and errors as [`Context::forward`](crate::Context::forward);
+[`Status::NotSupported`](crate::Status::NotSupported) also where oneDNN is not found."#
+    };
+    (ra_mha_forward_args::b_k) => {
+        r#"\[`num_heads_kv` \* `head_dim`\], desc.dtype, where there is `b_q`"#
+    };
+    (ra_mha_forward_args::b_o) => {
+        r#"\[`d_model`\], desc.dtype, where `mha.has_out_bias` is 1, else `None`"#
+    };
+    (ra_mha_forward_args::b_q) => {
+        r#"\[`num_heads_q` \* `head_dim`\], desc.dtype, where `mha.has_qkv_bias` is 1, else `None`"#
+    };
+    (ra_mha_forward_args::b_v) => {
+        r#"\[`num_heads_kv` \* `head_dim_v`\], desc.dtype, where there is `b_q`"#
+    };
+    (ra_mha_forward_args::norm_k) => {
+        r#"\[`head_dim`\], desc.dtype, where there is `norm_q`"#
+    };
+    (ra_mha_forward_args::norm_q) => {
+        r#"\[`head_dim`\], desc.dtype, where `mha.normalize_heads` is 1, else `None`"#
+    };
+    (ra_mha_forward_args::out) => {
+        r#"\[batch, n, `d_model`\], `desc.out_dtype`; written"#
+    };
+    (ra_mha_forward_args::w_k) => {
+        r#"\[`d_model`, `num_heads_kv` \* `head_dim`\], desc.dtype"#
+    };
+    (ra_mha_forward_args::w_o) => {
+        r#"\[`num_heads_q` \* `head_dim_v`, `d_model`\], desc.dtype"#
+    };
+    (ra_mha_forward_args::w_q) => {
+        r#"\[`d_model`, `num_heads_q` \* `head_dim`\], desc.dtype"#
+    };
+    (ra_mha_forward_args::w_v) => {
+        r#"\[`d_model`, `num_heads_kv` \* `head_dim_v`\], desc.dtype"#
+    };
+    (ra_mha_forward_args::x) => {
+        r#"\[batch, n, `d_model`\], desc.dtype"#
     };
     (ra_run_self_test) => {
         r#"Runs num_problems small random problems, drawn from seed over every mask, sharding and

@@ -17,8 +17,9 @@ choice! {
     NotSupported = sys::RA_STATUS_NOT_SUPPORTED, "NOT_SUPPORTED";
     /// Host or device memory could not be allocated.
     OutOfMemory = sys::RA_STATUS_OUT_OF_MEMORY, "OUT_OF_MEMORY";
-    /// The context failed or was aborted earlier, or is in use by another thread, or a stream is
-    /// being captured before the call was once made without that ([`Context::forward`]).
+    /// The context failed or was aborted earlier, or is in use by another thread, or is of the
+    /// process that this one was forked from, or a stream is being captured before the call was
+    /// once made without that ([`Context::forward`]).
     InvalidState = sys::RA_STATUS_INVALID_STATE, "INVALID_STATE";
     /// A rank did not come within [`ContextConfig::timeout_ms`]; [`Error::rank`] names it.
     Timeout = sys::RA_STATUS_TIMEOUT, "TIMEOUT";
@@ -229,4 +230,29 @@ choice! {
     Packed = sys::RA_STRIDE_PACKED, "PACKED";
     /// One slice again and again, as in a tensor that is broadcast; of inputs only.
     Repeat = sys::RA_STRIDE_REPEAT, "REPEAT";
+}
+
+choice! {
+    /// Which elements of a head of q and k are turned together (Su et al. 2021, "RoFormer").
+    Rotary, "rotary";
+    /// NONE.
+    None = sys::RA_ROTARY_NONE, "NONE";
+    /// Of the first r: element i with element i + r / 2, as GPT-NeoX and Hugging Face's LLaMA.
+    Halves = sys::RA_ROTARY_HALVES, "HALVES";
+    /// Of the first r: element 2 i with element 2 i + 1, as in the paper and GPT-J.
+    Interleaved = sys::RA_ROTARY_INTERLEAVED, "INTERLEAVED";
+}
+
+choice! {
+    /// What [`Context::mha_forward`] keeps for [`Context::mha_backward`]. Gradients are the same to
+    /// the last bit with each.
+    Checkpoint, "checkpoint";
+    /// The output of attention and its lse: q, k and v are projected again, nothing is attended
+    /// again.
+    Attention = sys::RA_CHECKPOINT_ATTENTION, "ATTENTION";
+    /// Q, k and v too: nothing is computed again but, where there is any, rotation and
+    /// normalisation.
+    All = sys::RA_CHECKPOINT_ALL, "ALL";
+    /// Nothing, the caller keeps x: the forward pass is made again, its communication included.
+    Input = sys::RA_CHECKPOINT_INPUT, "INPUT";
 }

@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use crate::error::call;
 use crate::record::*;
-use crate::tensor::check_dtype;
+use crate::tensor::{check_dtype, check_float32};
 use crate::*;
 
 /// What [`Context::new`] needs to know.
@@ -1013,8 +1013,9 @@ impl TimeEstimate {
     }
 }
 
-/// What the last [`Context::forward`] or [`Context::backward`] on a context did; comparable
-/// field by field with [`MemoryRequirements`]. On CUDA times are those of enqueuing.
+/// What the last call of [`Context::forward`], [`Context::backward`], [`Context::mha_forward`],
+/// [`Context::mha_backward`] or [`Context::all_reduce`] on a context did; comparable field by
+/// field with [`MemoryRequirements`]. On CUDA times are those of enqueuing.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CallStatistics {
@@ -1031,6 +1032,8 @@ pub struct CallStatistics {
     /// Of it, waiting for other ranks: until all make the call, and for communication that was not
     /// hidden.
     pub wait_seconds: f64,
+    /// Of it, in what a layer of multi-head attention does beside attention.
+    pub projection_seconds: f64,
 }
 
 impl CallStatistics {
@@ -1047,6 +1050,178 @@ impl CallStatistics {
             total_seconds: raw.total_seconds,
             compute_seconds: raw.compute_seconds,
             wait_seconds: raw.wait_seconds,
+            projection_seconds: raw.projection_seconds,
+        })
+    }
+}
+
+/// What a layer of multi-head attention has around attention, equal on every rank.
+///
+/// ```text
+/// q = heads(x w_q + b_q)    k = heads(x w_k + b_k)    v = x w_v + b_v    out = attention(q, k, v) w_o + b_o
+/// ```
+///
+/// where each head of q and k is first normalised, if `normalize_heads` is 1: y = norm \* x /
+/// sqrt(mean(x^2) + `norm_epsilon`), and then turned by its token's position p in the whole
+/// sequence, unless rotary is NONE: elements a and b of pair i become a cos t - b sin t and a
+/// sin t + b cos t with t = p \* `rotary_base`^(-2 i / r). Attention is that of a
+/// [`AttentionDesc`], whose `num_heads_q`, `num_heads_kv`, `head_dim` and `head_dim_v` are
+/// those of the weights.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MhaDesc {
+    /// Elements of a token of x and out, 1 .. 2^20; no default.
+    pub d_model: i64,
+    /// [`Rotary`]; default [`Rotary::None`]. What follows of it changes nothing then.
+    pub rotary: Rotary,
+    /// Finite and > 1; default 10000.
+    pub rotary_base: f32,
+    /// Of a head's elements that are turned, 0 < f <= 1: r = 2 floor(f \* `head_dim` / 2), at least
+    /// 2; default 1.
+    pub rotary_fraction: f32,
+    /// Whether there are `b_q`, `b_k` and `b_v`; default 0.
+    pub has_qkv_bias: bool,
+    /// Whether there is `b_o`; default 0.
+    pub has_out_bias: bool,
+    /// Whether there are `norm_q` and `norm_k` (RMSNorm: Zhang and Sennrich 2019); default 0.
+    pub normalize_heads: bool,
+    /// \>= 0 and finite; default 1e-6.
+    pub norm_epsilon: f32,
+    /// [`Checkpoint`]; default [`Checkpoint::Attention`].
+    pub checkpoint: Checkpoint,
+}
+
+impl MhaDesc {
+    /// The library's defaults.
+    pub fn new() -> Self {
+        let raw = defaults(sys::ra_init_mha_desc);
+        Self {
+            d_model: raw.d_model,
+            rotary: Rotary::from_raw(raw.rotary),
+            rotary_base: raw.rotary_base,
+            rotary_fraction: raw.rotary_fraction,
+            has_qkv_bias: raw.has_qkv_bias != 0,
+            has_out_bias: raw.has_out_bias != 0,
+            normalize_heads: raw.normalize_heads != 0,
+            norm_epsilon: raw.norm_epsilon,
+            checkpoint: Checkpoint::from_raw(raw.checkpoint),
+        }
+    }
+
+    /// Sets [`d_model`](#structfield.d_model).
+    pub fn d_model(mut self, d_model: i64) -> Self {
+        self.d_model = d_model;
+        self
+    }
+
+    /// Sets [`rotary`](#structfield.rotary).
+    pub fn rotary(mut self, rotary: Rotary) -> Self {
+        self.rotary = rotary;
+        self
+    }
+
+    /// Sets [`rotary_base`](#structfield.rotary_base).
+    pub fn rotary_base(mut self, rotary_base: f32) -> Self {
+        self.rotary_base = rotary_base;
+        self
+    }
+
+    /// Sets [`rotary_fraction`](#structfield.rotary_fraction).
+    pub fn rotary_fraction(mut self, rotary_fraction: f32) -> Self {
+        self.rotary_fraction = rotary_fraction;
+        self
+    }
+
+    /// Sets [`has_qkv_bias`](#structfield.has_qkv_bias).
+    pub fn has_qkv_bias(mut self, has_qkv_bias: bool) -> Self {
+        self.has_qkv_bias = has_qkv_bias;
+        self
+    }
+
+    /// Sets [`has_out_bias`](#structfield.has_out_bias).
+    pub fn has_out_bias(mut self, has_out_bias: bool) -> Self {
+        self.has_out_bias = has_out_bias;
+        self
+    }
+
+    /// Sets [`normalize_heads`](#structfield.normalize_heads).
+    pub fn normalize_heads(mut self, normalize_heads: bool) -> Self {
+        self.normalize_heads = normalize_heads;
+        self
+    }
+
+    /// Sets [`norm_epsilon`](#structfield.norm_epsilon).
+    pub fn norm_epsilon(mut self, norm_epsilon: f32) -> Self {
+        self.norm_epsilon = norm_epsilon;
+        self
+    }
+
+    /// Sets [`checkpoint`](#structfield.checkpoint).
+    pub fn checkpoint(mut self, checkpoint: Checkpoint) -> Self {
+        self.checkpoint = checkpoint;
+        self
+    }
+
+    /// Calls `call` with the record as C has it, which lives as long as the call.
+    pub(crate) fn with_raw<R>(
+        &self,
+        call: impl FnOnce(&sys::ra_mha_desc) -> Result<R>,
+    ) -> Result<R> {
+        let raw = sys::ra_mha_desc {
+            struct_size: size_of::<sys::ra_mha_desc>(),
+            d_model: self.d_model,
+            rotary: self.rotary as i32,
+            rotary_base: self.rotary_base,
+            rotary_fraction: self.rotary_fraction,
+            has_qkv_bias: i32::from(self.has_qkv_bias),
+            has_out_bias: i32::from(self.has_out_bias),
+            normalize_heads: i32::from(self.normalize_heads),
+            norm_epsilon: self.norm_epsilon,
+            checkpoint: self.checkpoint as i32,
+        };
+        call(&raw)
+    }
+}
+
+impl Default for MhaDesc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What one rank needs for one layer, in bytes.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct MhaRequirements {
+    /// Kept from [`Context::mha_forward`] to [`Context::mha_backward`], beside x; 0 with
+    /// [`Checkpoint::Input`].
+    pub activations: usize,
+    /// Q, k and v, the output of attention and its lse, unless they are kept; room for each
+    /// thread's blocks of products; and [`MemoryRequirements::forward_workspace`] of attention.
+    pub forward_workspace: usize,
+    /// Gradients of q, k, v and the output of attention; what is computed again; a part of the
+    /// largest gradient of a weight, where gradients are summed over ranks; room for each thread's
+    /// blocks of products; and the larger of the workspaces of attention that are needed.
+    pub backward_workspace: usize,
+    /// Of products of matrices and of attention, of this rank.
+    pub forward_flops: f64,
+    /// The same for [`Context::mha_backward`], what is computed again included.
+    pub backward_flops: f64,
+}
+
+impl MhaRequirements {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_mha_requirements, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_mha_requirements);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            activations: raw.activations,
+            forward_workspace: raw.forward_workspace,
+            backward_workspace: raw.backward_workspace,
+            forward_flops: raw.forward_flops,
+            backward_flops: raw.backward_flops,
         })
     }
 }
@@ -1103,6 +1278,111 @@ impl BackwardArgs<'_> {
             "grad_dtype",
             desc.grad_dtype.or(desc.dtype),
         )?;
+        Ok(())
+    }
+}
+
+impl MhaForwardArgs<'_> {
+    /// Refuses tensors of other dtypes than `desc` has.
+    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {
+        check_dtype("x", self.x.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_q", self.weights.w_q.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_k", self.weights.w_k.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_v", self.weights.w_v.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_o", self.weights.w_o.dtype, "dtype", desc.dtype)?;
+        if let Some(b_q) = &self.weights.b_q {
+            check_dtype("b_q", b_q.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(b_k) = &self.weights.b_k {
+            check_dtype("b_k", b_k.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(b_v) = &self.weights.b_v {
+            check_dtype("b_v", b_v.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(b_o) = &self.weights.b_o {
+            check_dtype("b_o", b_o.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(norm_q) = &self.weights.norm_q {
+            check_dtype("norm_q", norm_q.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(norm_k) = &self.weights.norm_k {
+            check_dtype("norm_k", norm_k.dtype, "dtype", desc.dtype)?;
+        }
+        check_dtype(
+            "out",
+            self.out.dtype,
+            "out_dtype",
+            desc.out_dtype.or(desc.dtype),
+        )?;
+        Ok(())
+    }
+}
+
+impl MhaBackwardArgs<'_> {
+    /// Refuses tensors of other dtypes than `desc` has.
+    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {
+        check_dtype(
+            "dout",
+            self.dout.dtype,
+            "out_dtype",
+            desc.out_dtype.or(desc.dtype),
+        )?;
+        check_dtype("x", self.x.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_q", self.weights.w_q.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_k", self.weights.w_k.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_v", self.weights.w_v.dtype, "dtype", desc.dtype)?;
+        check_dtype("w_o", self.weights.w_o.dtype, "dtype", desc.dtype)?;
+        if let Some(b_q) = &self.weights.b_q {
+            check_dtype("b_q", b_q.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(b_k) = &self.weights.b_k {
+            check_dtype("b_k", b_k.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(b_v) = &self.weights.b_v {
+            check_dtype("b_v", b_v.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(b_o) = &self.weights.b_o {
+            check_dtype("b_o", b_o.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(norm_q) = &self.weights.norm_q {
+            check_dtype("norm_q", norm_q.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(norm_k) = &self.weights.norm_k {
+            check_dtype("norm_k", norm_k.dtype, "dtype", desc.dtype)?;
+        }
+        if let Some(dx) = &self.dx {
+            check_dtype("dx", dx.dtype, "grad_dtype", desc.grad_dtype.or(desc.dtype))?;
+        }
+        if let Some(dw_q) = &self.gradients.dw_q {
+            check_float32("dw_q", dw_q.dtype)?;
+        }
+        if let Some(dw_k) = &self.gradients.dw_k {
+            check_float32("dw_k", dw_k.dtype)?;
+        }
+        if let Some(dw_v) = &self.gradients.dw_v {
+            check_float32("dw_v", dw_v.dtype)?;
+        }
+        if let Some(dw_o) = &self.gradients.dw_o {
+            check_float32("dw_o", dw_o.dtype)?;
+        }
+        if let Some(db_q) = &self.gradients.db_q {
+            check_float32("db_q", db_q.dtype)?;
+        }
+        if let Some(db_k) = &self.gradients.db_k {
+            check_float32("db_k", db_k.dtype)?;
+        }
+        if let Some(db_v) = &self.gradients.db_v {
+            check_float32("db_v", db_v.dtype)?;
+        }
+        if let Some(db_o) = &self.gradients.db_o {
+            check_float32("db_o", db_o.dtype)?;
+        }
+        if let Some(dnorm_q) = &self.gradients.dnorm_q {
+            check_float32("dnorm_q", dnorm_q.dtype)?;
+        }
+        if let Some(dnorm_k) = &self.gradients.dnorm_k {
+            check_float32("dnorm_k", dnorm_k.dtype)?;
+        }
         Ok(())
     }
 }

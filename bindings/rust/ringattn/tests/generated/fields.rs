@@ -78,3 +78,19 @@ pub fn set_machine_rates(record: &mut MachineRates, field: &str, value: &Value) 
         _ => panic!("ra_machine_rates has no field {field}"),
     }
 }
+
+/// Sets a field by its name in C.
+pub fn set_mha_desc(record: &mut MhaDesc, field: &str, value: &Value) {
+    match field {
+        "d_model" => record.d_model = number(value),
+        "rotary" => record.rotary = choice(value),
+        "rotary_base" => record.rotary_base = number(value),
+        "rotary_fraction" => record.rotary_fraction = number(value),
+        "has_qkv_bias" => record.has_qkv_bias = number(value),
+        "has_out_bias" => record.has_out_bias = number(value),
+        "normalize_heads" => record.normalize_heads = number(value),
+        "norm_epsilon" => record.norm_epsilon = number(value),
+        "checkpoint" => record.checkpoint = choice(value),
+        _ => panic!("ra_mha_desc has no field {field}"),
+    }
+}

@@ -61,6 +61,18 @@ public final class BackwardArgs {
     made = other.made;
   }
 
+  /** With what `other` has of it: q, k, v, out, lse, keyBias and sinks. */
+  public BackwardArgs(ForwardArgs other) {
+    this();
+    q = other.q();
+    k = other.k();
+    v = other.v();
+    out = other.out();
+    lse = other.lse();
+    keyBias = other.keyBias();
+    sinks = other.sinks();
+  }
+
   /** Shape of out, desc.outDtype. */
   public BackwardArgs dout(Tensor dout) {
     this.dout = dout;
@@ -182,8 +194,8 @@ public final class BackwardArgs {
   }
 
   /**
-   * backwardWorkspace bytes aligned to 64, or 0: the context keeps one of its own, as large as its
-   * largest call needed, until it is destroyed.
+   * backwardWorkspace bytes aligned to 64, or null: the context keeps one of its own, as large as
+   * its largest call needed, until it is destroyed.
    */
   public BackwardArgs workspace(ByteBuffer workspace) {
     this.workspace = Tensor.bytes("workspace", workspace);

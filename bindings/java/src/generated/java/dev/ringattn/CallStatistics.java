@@ -6,8 +6,9 @@ import dev.ringattn.internal.RingAttn;
 import dev.ringattn.internal.RingAttnConstants;
 
 /**
- * What the last Context.forward or Context.backward on a context did; comparable field by field
- * with MemoryRequirements. On CUDA times are those of enqueuing.
+ * What the last call of Context.forward, Context.backward, Context.mhaForward, Context.mhaBackward
+ * or Context.allReduce on a context did; comparable field by field with MemoryRequirements. On CUDA
+ * times are those of enqueuing.
  *
  * @param steps block computations that were carried out
  * @param hops messages that this rank sent
@@ -17,6 +18,7 @@ import dev.ringattn.internal.RingAttnConstants;
  *     them
  * @param waitSeconds of it, waiting for other ranks: until all make the call, and for communication
  *     that was not hidden
+ * @param projectionSeconds of it, in what a layer of multi-head attention does beside attention
  */
 public record CallStatistics(
     long steps,
@@ -24,7 +26,8 @@ public record CallStatistics(
     long hopBytes,
     double totalSeconds,
     double computeSeconds,
-    double waitSeconds) {
+    double waitSeconds,
+    double projectionSeconds) {
   static Struct<RaCallStatistics> struct() {
     return new Struct<>(
         RingAttnConstants.CALL_STATISTICS_SIZE,
@@ -41,7 +44,8 @@ public record CallStatistics(
             c.getHopBytes(),
             c.getTotalSeconds(),
             c.getComputeSeconds(),
-            c.getWaitSeconds());
+            c.getWaitSeconds(),
+            c.getProjectionSeconds());
     struct.keepAlive();
     return record;
   }

@@ -110,8 +110,8 @@ public final class ForwardArgs {
   }
 
   /**
-   * forwardWorkspace bytes aligned to 64, or 0: the context keeps one of its own, as large as its
-   * largest call needed, until it is destroyed.
+   * forwardWorkspace bytes aligned to 64, or null: the context keeps one of its own, as large as
+   * its largest call needed, until it is destroyed.
    */
   public ForwardArgs workspace(ByteBuffer workspace) {
     this.workspace = Tensor.bytes("workspace", workspace);

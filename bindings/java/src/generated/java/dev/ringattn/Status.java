@@ -11,8 +11,9 @@ public enum Status {
   /** Host or device memory could not be allocated. */
   OUT_OF_MEMORY(3),
   /**
-   * The context failed or was aborted earlier, or is in use by another thread, or a stream is being
-   * captured before the call was once made without that (Context.forward).
+   * The context failed or was aborted earlier, or is in use by another thread, or is of the process
+   * that this one was forked from, or a stream is being captured before the call was once made
+   * without that (Context.forward).
    */
   INVALID_STATE(4),
   /** A rank did not come within ContextConfig.timeoutMs; RingAttentionException.rank names it. */

@@ -7,7 +7,13 @@ import dev.ringattn.internal.RaContextConfig;
 import dev.ringattn.internal.RaContextInfo;
 import dev.ringattn.internal.RaForwardArgs;
 import dev.ringattn.internal.RaMemoryRequirements;
+import dev.ringattn.internal.RaMhaBackwardArgs;
+import dev.ringattn.internal.RaMhaDesc;
+import dev.ringattn.internal.RaMhaForwardArgs;
+import dev.ringattn.internal.RaMhaRequirements;
+import dev.ringattn.internal.RaReduceArgs;
 import dev.ringattn.internal.RingAttn;
+import dev.ringattn.internal.RingAttnConstants;
 import java.lang.ref.Cleaner;
 import java.lang.ref.Reference;
 import java.nio.charset.StandardCharsets;
@@ -17,8 +23,9 @@ import java.util.function.LongFunction;
 /**
  * One rank's membership in a group of ranks, with its threads, its engine and its memory.
  *
- * <p>Threads: {@link #forward}, {@link #backward} and {@link #runSelfTest} are for one thread at a
- * time; a second one gets INVALID_STATE. All else may be called from any thread, meanwhile too.
+ * <p>Threads: {@link #forward}, {@link #backward}, {@link #mhaForward}, {@link #mhaBackward},
+ * {@link #allReduce} and {@link #runSelfTest} are for one thread at a time; a second one gets
+ * INVALID_STATE. All else may be called from any thread, meanwhile too.
  *
  * <p>Collective means: every rank makes the same calls in the same order. Such a call blocks its
  * thread, so each rank of the local transport needs a thread of its own.
@@ -82,6 +89,68 @@ public final class Context implements AutoCloseable {
   }
 
   /**
+   * Multi-head attention of this rank's tokens over those of all ranks, from the tokens themselves:
+   * projects x, attends as {@link #forward} does, projects what comes out. Collective, with an
+   * equal `desc` and `mha` and the same weights on every rank.
+   *
+   * <p>The keys are the tokens of x: seqlenKv is seqlenQ, and keyBias and sinks are not part of a
+   * layer. What lies between is stored in desc.dtype; products are summed in fp32. Results are
+   * bitwise equal from run to run and for any number of threads. CPU backend; products are
+   * oneDNN's, which is loaded when a layer is first asked for.
+   *
+   * <p>Blocking and errors as forward; NOT_SUPPORTED also where oneDNN is not found.
+   */
+  public void mhaForward(AttentionDesc desc, MhaDesc mha, MhaForwardArgs args) {
+    args.requireTypes(desc);
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaMhaDesc> m = mha.made();
+    Struct<RaMhaForwardArgs> a = args.made();
+    collective(context -> RingAttn.raMhaForward(context, d.c, m.c, a.c));
+    d.keepAlive();
+    m.keepAlive();
+    a.keepAlive();
+  }
+
+  /**
+   * Gradients of {@link #mhaForward} with respect to x and the weights, as far as there are tensors
+   * for them, given the gradient of out. Those of weights are FLOAT32. Collective; blocking and
+   * errors as mhaForward.
+   *
+   * <p>Deterministic, sums over ranks included: these are made in an order of ranks that depends on
+   * nothing but the world size, and are the same bits on every rank.
+   */
+  public void mhaBackward(AttentionDesc desc, MhaDesc mha, MhaBackwardArgs args) {
+    args.requireTypes(desc);
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaMhaDesc> m = mha.made();
+    Struct<RaMhaBackwardArgs> a = args.made();
+    collective(context -> RingAttn.raMhaBackward(context, d.c, m.c, a.c));
+    d.keepAlive();
+    m.keepAlive();
+    a.keepAlive();
+  }
+
+  /**
+   * Each number of `data`, packed FLOAT32, becomes the sum of those in its place on all ranks: for
+   * what a model has beside attention, whose gradients are summed over ranks like those of a layer.
+   * Deterministic, and the same bits on every rank. Collective, with as many numbers on every rank;
+   * blocking and errors as {@link #forward}, and on errors `data` holds what has been summed so
+   * far. CPU backend.
+   */
+  public void allReduce(Tensor data) {
+    Tensor.packedFloats("data", data, true);
+    Struct<RaReduceArgs> a =
+        new Struct<>(
+            RingAttnConstants.REDUCE_ARGS_SIZE, RaReduceArgs::new, RingAttn::raInitReduceArgs);
+    a.c.setData(Tensor.address(data, a));
+    a.c.setDataSize(Tensor.shortest(data));
+    a.c.setCount(data.size() / Float.BYTES);
+    a.usable();
+    collective(context -> RingAttn.raAllReduce(context, a.c));
+    a.keepAlive();
+  }
+
+  /**
    * Says which engine runs `desc` forward and backward, and on CUDA why another does not. Local.
    * Errors: NOT_SUPPORTED with the reason, INVALID_ARGUMENT with the field, its value and the
    * limit.
@@ -104,7 +173,24 @@ public final class Context implements AutoCloseable {
     return MemoryRequirements.of(requirements);
   }
 
-  /** What the last completed {@link #forward} or {@link #backward} did; all 0 before the first. */
+  /**
+   * What this rank needs for a layer, in bytes. Local. Errors: as {@link #mhaForward} of `desc` and
+   * `mha`.
+   */
+  public MhaRequirements mhaRequirements(AttentionDesc desc, MhaDesc mha) {
+    Struct<RaAttentionDesc> d = desc.made();
+    Struct<RaMhaDesc> m = mha.made();
+    Struct<RaMhaRequirements> requirements = MhaRequirements.struct();
+    local(context -> RingAttn.raGetMhaRequirements(context, d.c, m.c, requirements.c));
+    d.keepAlive();
+    m.keepAlive();
+    return MhaRequirements.of(requirements);
+  }
+
+  /**
+   * What the last completed {@link #forward}, {@link #backward}, {@link #mhaForward}, {@link
+   * #mhaBackward} or {@link #allReduce} did; all 0 before the first.
+   */
   public CallStatistics statistics() {
     Struct<RaCallStatistics> statistics = CallStatistics.struct();
     local(context -> RingAttn.raGetCallStatistics(context, statistics.c));

@@ -139,10 +139,15 @@ public final class Tensor {
     return tensor;
   }
 
-  static Tensor packedFloats(String name, Tensor tensor, boolean isOutput) {
+  static Tensor floats(String name, Tensor tensor) {
     require(
         tensor == null || tensor.dtype == DType.FLOAT32,
         () -> name + " holds " + tensor.dtype + "; must be FLOAT32");
+    return tensor;
+  }
+
+  static Tensor packedFloats(String name, Tensor tensor, boolean isOutput) {
+    floats(name, tensor);
     require(
         tensor == null || (tensor.batchStride | tensor.seqStride | tensor.headStride) == 0,
         () -> name + " has strides; must be packed");

@@ -30,6 +30,11 @@ class ContextTest {
           context -> context.checkSupport(new Small(1).desc),
           context -> context.memoryRequirements(new Small(1).desc),
           context -> context.runSelfTest(1, 1),
+          context -> new Activations(context, MhaTest.desc(), MhaTest.mha()),
+          context -> context.mhaForward(MhaTest.desc(), MhaTest.mha(), new MhaForwardArgs()),
+          context -> context.mhaBackward(MhaTest.desc(), MhaTest.mha(), new MhaBackwardArgs()),
+          context -> context.mhaRequirements(MhaTest.desc(), MhaTest.mha()),
+          context -> context.allReduce(Array.floats(3).tensor()),
           Context::statistics,
           Context::info,
           Context::asyncError,
@@ -88,6 +93,15 @@ class ContextTest {
       assertThrows(NullPointerException.class, () -> context.forward(null, new ForwardArgs()));
       assertThrows(NullPointerException.class, () -> context.forward(desc, null));
       assertThrows(NullPointerException.class, () -> context.checkSupport(null));
+      assertEquals(
+          Status.INVALID_ARGUMENT,
+          status(() -> context.mhaForward(desc, MhaTest.mha(), new MhaForwardArgs())));
+      assertEquals(
+          Status.INVALID_ARGUMENT,
+          status(() -> context.mhaBackward(desc, MhaTest.mha(), new MhaBackwardArgs())));
+      assertThrows(
+          NullPointerException.class, () -> context.mhaForward(desc, null, new MhaForwardArgs()));
+      assertThrows(NullPointerException.class, () -> context.allReduce(null));
     }
     assertThrows(NullPointerException.class, () -> new Context(null));
     assertEquals(

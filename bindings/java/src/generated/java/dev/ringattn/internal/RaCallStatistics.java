@@ -67,4 +67,12 @@ public class RaCallStatistics {
     return RingAttnJNI.RaCallStatistics_waitSeconds_get(swigCPtr);
   }
 
+  public void setProjectionSeconds(double value) {
+    RingAttnJNI.RaCallStatistics_projectionSeconds_set(swigCPtr, value);
+  }
+
+  public double getProjectionSeconds() {
+    return RingAttnJNI.RaCallStatistics_projectionSeconds_get(swigCPtr);
+  }
+
 }

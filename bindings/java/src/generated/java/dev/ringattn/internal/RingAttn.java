@@ -149,6 +149,42 @@ public class RingAttn implements RingAttnConstants {
     RingAttnJNI.raMergeAttention(RaMergeArgs.getCPtr(args));
   }
 
+  public static void raInitMhaDesc(RaMhaDesc mha) {
+    RingAttnJNI.raInitMhaDesc(RaMhaDesc.getCPtr(mha));
+  }
+
+  public static void raInitMhaForwardArgs(RaMhaForwardArgs args) {
+    RingAttnJNI.raInitMhaForwardArgs(RaMhaForwardArgs.getCPtr(args));
+  }
+
+  public static void raMhaForward(long context, RaAttentionDesc desc, RaMhaDesc mha, RaMhaForwardArgs args) {
+    RingAttnJNI.raMhaForward(context, RaAttentionDesc.getCPtr(desc), RaMhaDesc.getCPtr(mha), RaMhaForwardArgs.getCPtr(args));
+  }
+
+  public static void raInitMhaBackwardArgs(RaMhaBackwardArgs args) {
+    RingAttnJNI.raInitMhaBackwardArgs(RaMhaBackwardArgs.getCPtr(args));
+  }
+
+  public static void raMhaBackward(long context, RaAttentionDesc desc, RaMhaDesc mha, RaMhaBackwardArgs args) {
+    RingAttnJNI.raMhaBackward(context, RaAttentionDesc.getCPtr(desc), RaMhaDesc.getCPtr(mha), RaMhaBackwardArgs.getCPtr(args));
+  }
+
+  public static void raInitMhaRequirements(RaMhaRequirements requirements) {
+    RingAttnJNI.raInitMhaRequirements(RaMhaRequirements.getCPtr(requirements));
+  }
+
+  public static void raGetMhaRequirements(long context, RaAttentionDesc desc, RaMhaDesc mha, RaMhaRequirements requirements) {
+    RingAttnJNI.raGetMhaRequirements(context, RaAttentionDesc.getCPtr(desc), RaMhaDesc.getCPtr(mha), RaMhaRequirements.getCPtr(requirements));
+  }
+
+  public static void raInitReduceArgs(RaReduceArgs args) {
+    RingAttnJNI.raInitReduceArgs(RaReduceArgs.getCPtr(args));
+  }
+
+  public static void raAllReduce(long context, RaReduceArgs args) {
+    RingAttnJNI.raAllReduce(context, RaReduceArgs.getCPtr(args));
+  }
+
   public static void raRunSelfTest(long context, long num_problems, long seed) {
     RingAttnJNI.raRunSelfTest(context, num_problems, seed);
   }

@@ -24,6 +24,11 @@ public interface RingAttnConstants {
   public final static long FORWARD_ARGS_SIZE = RingAttnJNI.FORWARD_ARGS_SIZE_get();
   public final static long BACKWARD_ARGS_SIZE = RingAttnJNI.BACKWARD_ARGS_SIZE_get();
   public final static long MERGE_ARGS_SIZE = RingAttnJNI.MERGE_ARGS_SIZE_get();
+  public final static long MHA_DESC_SIZE = RingAttnJNI.MHA_DESC_SIZE_get();
+  public final static long MHA_FORWARD_ARGS_SIZE = RingAttnJNI.MHA_FORWARD_ARGS_SIZE_get();
+  public final static long MHA_BACKWARD_ARGS_SIZE = RingAttnJNI.MHA_BACKWARD_ARGS_SIZE_get();
+  public final static long MHA_REQUIREMENTS_SIZE = RingAttnJNI.MHA_REQUIREMENTS_SIZE_get();
+  public final static long REDUCE_ARGS_SIZE = RingAttnJNI.REDUCE_ARGS_SIZE_get();
   public final static int RA_VERSION_MAJOR = 0;
   public final static int RA_VERSION_MINOR = 1;
   public final static int RA_VERSION_PATCH = 0;
