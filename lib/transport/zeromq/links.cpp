@@ -205,8 +205,7 @@ bool Links::put(int to, PieceKind kind, Send* transfer) {
 bool Links::take_from(Socket& socket, bool is_tcp) {
   Message frame;
   if (!socket.receive(frame)) {
-    if (is_tcp)
-      for (Connection& c : connections_) c.is_alone = true;
+    if (is_tcp) connections_.note_drained();
     return false;
   }
   bool is_single = true;
@@ -222,39 +221,28 @@ void Links::take(Message& frame, bool is_tcp) {
   const auto lost = [&](int from, const auto&... why) {
     fail_at(RA_STATUS_PEER_LOST, from, "the link from rank ", from, " to rank ", rank_, why...);
   };
-  // Whose connection this is, as far as it has shown that.
   const int descriptor = frame.descriptor();
-  const auto known = std::ranges::find(connections_, descriptor, &Connection::descriptor);
-  const bool was_known = is_tcp && known != connections_.end();
-  const bool is_known = was_known && known->cookie == cookie_of(descriptor);
-  const int owner = is_known ? known->rank : -1;
-  const bool is_nameless = is_tcp && (descriptor < 0 || was_known != is_known);
-  const bool is_doubtful = is_nameless || (is_known && !known->is_alone);
+  // By the file system only ranks come.
+  const Bringer bringer = is_tcp ? connections_.bringer(descriptor, cookie_of(descriptor)) : Bringer{-1, true};
+  const auto junk = [&](int from, const char* why) {
+    if (bringer.answers && from >= 0) lost(from, why);
+  };
 
   const std::optional<PieceHeader> header = read_header(frame.data());
   const bool is_plausible = header && header->to == rank_ && header->from >= 0 &&
-                            header->from < static_cast<int>(links_.size()) && header->from != rank_ &&
-                            (owner < 0 || owner == header->from);
-  if (!is_plausible) {
-    if (owner >= 0 && !is_doubtful) lost(owner, " has brought what is no piece");
-    return;  // a stranger's
-  }
+                            header->from < static_cast<int>(links_.size()) && header->from != rank_;
+  if (!is_plausible || (bringer.rank >= 0 && bringer.rank != header->from))
+    return junk(bringer.rank, " has brought what is no piece");
   const int from = header->from;
-  const bool is_new = is_tcp && owner < 0 && !is_nameless;
-  if (is_new && std::ranges::find(connections_, from, &Connection::rank) != connections_.end())
-    return;  // a rank connects once; this is a stranger who repeats what he has seen of it
   Link& l = link(from);
-  if (is_nameless && header->number != l.number_in)
-    return;  // the next is taken if it is authentic, and nobody is accused
+  if (is_tcp && !connections_.may_be_from(from, bringer)) return;
+  if (!bringer.is_known && header->number != l.number_in) return;
   const bool is_opening = header->kind == PieceKind::opening;
   const Protection due = is_opening ? Protection::authenticated : l.protection;
   const bool is_way = is_tcp == (l.protection != Protection::checked);
-  const auto junk = [&](const char* why) {
-    if (!is_tcp || (owner >= 0 && !is_doubtful)) lost(from, why);
-  };
   if (!is_way || header->protection != due || header->cipher != cipher_)
-    return junk(" has brought a piece that is not protected as agreed");
-  if (header->wire != wire_version) return junk(" has brought a piece of another version");
+    return junk(from, " has brought a piece that is not protected as agreed");
+  if (header->wire != wire_version) return junk(from, " has brought a piece of another version");
 
   // Straight to its place if it has one. Nothing of the header is believed before the piece is open.
   const bool is_next = header->kind == PieceKind::data && header->number == l.number_in;
@@ -265,8 +253,8 @@ void Links::take(Message& frame, bool is_tcp) {
   std::vector<std::byte> aside(transfer != nullptr ? 0 : header->length);
   const std::span<std::byte> room =
       transfer != nullptr ? transfer->data.subspan(header->offset, header->length) : std::span(aside);
-  if (!open(frame.data(), *header, l.in, room)) return junk(" has brought a piece that was changed on its way");
-  if (is_new) connections_.push_back({descriptor, from, cookie_of(descriptor)});
+  if (!open(frame.data(), *header, l.in, room)) return junk(from, " has brought a piece that was changed on its way");
+  if (is_tcp) connections_.note(from, bringer);
   if (header->number != l.number_in)
     lost(from, " has brought piece ", header->number, " where ", l.number_in, " was next");
   ++l.number_in;

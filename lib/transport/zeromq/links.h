@@ -10,8 +10,7 @@
 //   number    pieces from one rank to another are numbered; one that is not the next means that the link has lost, repeated or
 //             reordered something: the group breaks with PEER_LOST, which names the link
 //
-// What cannot be shown to come from a rank, on a connection that none has used, is dropped: strangers connect, too. A rank connects once; what
-// comes from it by another connection is what a stranger has seen and repeats.
+// What cannot be shown to come from a rank, on a connection that none has used, is dropped: strangers connect, too (connections.h).
 #pragma once
 
 #include <cstddef>
@@ -23,6 +22,7 @@
 #include <vector>
 
 #include "core/trace.h"
+#include "transport/zeromq/connections.h"
 #include "transport/zeromq/frame.h"
 #include "transport/zeromq/private_directory.h"
 #include "transport/zeromq/seal.h"
@@ -124,16 +124,7 @@ class Links {
   std::vector<std::unique_ptr<Link>> links_;  // by rank; null for this one
   std::vector<Send> sends_;
   std::vector<Receive> receives_;
-  // A TCP connection that a rank has used. Its descriptor may have been a stranger's before, who is gone, and what he sent may be read
-  // after the rank's first words: until all that had come by then has been read, the rank is accused only of what is authentic, since
-  // nothing that was could be seen before it connected. When the rank has gone the descriptor may be a stranger's again, which the socket's
-  // cookie tells; what the rank had sent before is then told by being authentic and the next.
-  struct Connection {
-    int descriptor, rank;
-    std::uint64_t cookie;
-    bool is_alone = false;
-  };
-  std::vector<Connection> connections_;
+  Connections connections_;  // by TCP
 };
 
 }  // namespace ringattn::zeromq
