@@ -1,4 +1,4 @@
-// A group of ranks that are threads of this process; with another transport only the config differs.
+// A group of ranks that are threads of this process, or one of which is this process; for either only the config differs.
 #pragma once
 
 #include <fmt/format.h>
@@ -28,17 +28,32 @@ inline std::vector<int64_t> get_positions(const ra_attention_desc& desc, int32_t
   return positions;
 }
 
+/** What the ranks of a new group find each other by. `address` is that of rank 0, for ranks that are processes; NULL: this machine. */
+inline ra_unique_id make_id(ra_transport transport, const char* address = nullptr) {
+  ra_error error;
+  ra_unique_id id;
+  check(ra_create_unique_id(&id, transport, address, &error), error);
+  return id;
+}
+
+/** The ranks of a group that live in this process: all of them, or one. */
 class Group {
  public:
-  explicit Group(int32_t world_size) : contexts_(static_cast<size_t>(world_size)) {
-    ra_error error;
-    ra_unique_id id;
-    check(ra_create_unique_id(&id, RA_TRANSPORT_LOCAL, nullptr, &error), error);
-    on_every_rank([&](int32_t rank, ra_context*) { join(rank, id); });
+  /** All, with so many threads each (ra_context_config). */
+  explicit Group(int32_t world_size, int32_t num_threads = 0) : contexts_(static_cast<size_t>(world_size)) {
+    const ra_unique_id id = make_id(RA_TRANSPORT_LOCAL);
+    ra_context_config config;
+    ra_init_context_config(&config, sizeof config);
+    config.world_size = world_size;
+    config.unique_id = id.text;
+    config.num_threads = num_threads;
+    join(config);
   }
+  /** The one of `config`; the others are in other processes. Returns when all have come. */
+  explicit Group(const ra_context_config& config) : first_(config.rank), contexts_(1) { join(config); }
 
-  int32_t world_size() const { return static_cast<int32_t>(contexts_.size()); }
-  ra_context* context(int32_t rank) const { return contexts_[static_cast<size_t>(rank)].get(); }
+  int32_t world_size() const { return world_size_; }
+  ra_context* context(int32_t rank) const { return contexts_[static_cast<size_t>(rank - first_)].get(); }
 
   // A collective call returns when all ranks have made it, so each rank needs a thread of its own to make it from. If one throws, the
   // others must not wait for its call until their time-out: they are let go. What was thrown first is thrown again, since what the
@@ -50,7 +65,7 @@ class Group {
     for (size_t r = 0; r < contexts_.size(); ++r) {
       threads.emplace_back([&, r] {
         try {
-          work(static_cast<int32_t>(r), contexts_[r].get());
+          work(first_ + static_cast<int32_t>(r), contexts_[r].get());
         } catch (...) {
           std::call_once(failed, [&] { failure = std::current_exception(); });
           ra_abort_context(contexts_[r].get(), nullptr);
@@ -66,16 +81,18 @@ class Group {
     void operator()(ra_context* context) const { ra_destroy_context(context); }
   };
 
-  void join(int32_t rank, const ra_unique_id& id) {
-    ra_error error;
-    ra_context_config config;
-    ra_init_context_config(&config, sizeof config);
-    config.rank = rank;
-    config.world_size = world_size();
-    config.unique_id = id.text;
-    contexts_[static_cast<size_t>(rank)].reset(ra_create_context(&config, &error));
-    check(contexts_[static_cast<size_t>(rank)] != nullptr, error);
+  void join(const ra_context_config& group) {
+    world_size_ = group.world_size;
+    on_every_rank([&](int32_t rank, ra_context*) {
+      ra_error error;
+      ra_context_config config = group;
+      config.rank = rank;
+      ra_context* const context = ra_create_context(&config, &error);
+      check(context != nullptr, error);
+      contexts_[static_cast<size_t>(rank - first_)].reset(context);
+    });
   }
 
+  int32_t first_ = 0, world_size_ = 1;
   std::vector<std::unique_ptr<ra_context, Destroy>> contexts_;
 };

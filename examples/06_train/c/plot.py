@@ -1,38 +1,51 @@
-"""Draws loss.json of one or more runs: bits per byte of the held-out part against the bytes trained on.
-
-    plot.py RUN/loss.json... picture.png
-"""
+#!/usr/bin/env python3
+"""Draws the losses of one run of example_06_train or more: plot.py RUN/loss.json... loss.png"""
 
 import json
-import pathlib
 import sys
 
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
+
+COLORS, GREY, GRID = ("#1f5fa8", "#c8561b", "#2b7a4b", "#7d4fa0"), "#7a7a7a", "#e6e6e6"
+
+
+def draw(axes, result, color, label):
+    """Faint, the loss of each step; with dots, that of the held-out part."""
+    shape = result["settings"]["shape"]
+    million = shape["batch"] * shape["context"] / 1e6
+    axes.plot([million * n for n in range(len(result["training"]))], result["training"], color=color, alpha=0.3, linewidth=1)
+    axes.plot([million * step for step, _ in result["validation"]], [bits for _, bits in result["validation"]], "o-", color=color,
+              markersize=4, label=label)
 
 
 def main():
     *runs, picture = sys.argv[1:]
     if not runs:
         sys.exit(__doc__)
-    figure, axes = plt.subplots(figsize=(8, 5))
-    baseline = None
+    results = []
     for run in runs:
-        data = json.loads(pathlib.Path(run).read_text())
-        baseline = data["baseline"]
-        tokens = [row["tokens"] / 1e6 for row in data["rows"]]
-        label = f"context {data['context']:,}, {data['ranks']} rank{'s' if data['ranks'] > 1 else ''}"
-        (line,) = axes.plot(tokens, [row["validation"] for row in data["rows"]], label=label)
-        axes.plot(tokens, [row["training"] for row in data["rows"]], color=line.get_color(), alpha=0.3, linewidth=0.8)
-    axes.axhline(baseline, color="gray", linestyle="--", label="from the byte before")
-    axes.set(xlabel="million bytes", ylabel="bits per byte", title="A language model over bytes; faint: of what it is trained on")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(picture, dpi=120)
-    print(f"picture: {picture}")
+        with open(run, encoding="utf-8") as file:
+            results.append(json.load(file))
+
+    plt.rcParams.update({"font.size": 11, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True})
+    figure, axes = plt.subplots(figsize=(8.5, 5.2), layout="constrained")
+    for result, color in zip(results, COLORS * len(results)):
+        label = "held-out part" if len(results) == 1 else f"context {result['settings']['shape']['context']:,}"
+        draw(axes, result, color, label)
+    baseline = results[0]["baseline"]
+    axes.axhline(baseline, color=GREY, linestyle="--", label="Markov chain of order 1")
+    worst = max(bits for result in results for _, bits in result["validation"])
+    best = min(bits for result in results for _, bits in result["validation"])
+    axes.set_ylim(min(best, baseline) - 0.3, max(worst, baseline) + 0.6)
+    axes.set_xlabel("million bytes trained on")
+    axes.set_ylabel("bits per byte")
+    axes.set_title("A language model of a book (faint: the loss of each step)")
+    axes.legend(frameon=False, loc="upper right")
+    figure.savefig(picture, dpi=150)
 
 
 if __name__ == "__main__":
