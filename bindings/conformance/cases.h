@@ -29,7 +29,7 @@ void set_all(Record &record, const Json &object, const char *key, Kept &kept) {
 enum Tensor { q, k, v, dout, dq, dk, dv, key_bias, sinks, dsinks };
 
 // Element i of tensor t: one of -1, -63/64 ... 63/64.
-inline float input(std::uint64_t seed, Tensor t, std::uint64_t i) {
+inline float input(std::uint64_t seed, std::uint64_t t, std::uint64_t i) {
   std::uint64_t z = ((seed * 16 + t) << 32) + i + 0x9E3779B97F4A7C15U;
   z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9U;
   z = (z ^ z >> 27) * 0x94D049BB133111EBU;

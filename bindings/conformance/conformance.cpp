@@ -2,17 +2,19 @@
 //
 //   conformance CASES RESULTS
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "cases.h"
+#include "layers.h"
 
 namespace ringattn::conformance {
 namespace {
@@ -46,7 +48,7 @@ struct Array {
         dtype(dtype),
         bytes(static_cast<std::size_t>(batch * rows * heads * dim) * size_of(dtype)) {}
 
-  void fill(std::uint64_t seed, Tensor t) {
+  void fill(std::uint64_t seed, std::uint64_t t) {
     for (std::size_t i = 0; i < count(); ++i) encode(input(seed, t, i), dtype, bytes.data() + i * size_of(dtype));
   }
   std::size_t count() const { return bytes.size() / size_of(dtype); }
@@ -93,10 +95,11 @@ ra_status get_dropout_mask(const Desc &desc, std::int64_t entry, std::int64_t he
   throw std::logic_error("no ra_get_dropout_mask");
 }
 
-// The description of a case, with what it leaves to the library made explicit.
+// The description of a case, with what it leaves to the library made explicit; of a layer, where the case has a mha.
 struct Problem {
-  Problem(const Json &c, Kept &kept) {
+  Problem(const Json &c, Kept &kept) : is_layer(c.contains("mha")) {
     set_all(desc, c, "desc", kept);
+    set_all(mha, c, "mha", kept);
     const auto or_else = [](auto value, auto none, auto other) { return value == none ? other : value; };
     seqlen_kv = or_else(desc.seqlen_kv, std::int64_t{-1}, desc.seqlen_q);
     heads_kv = or_else(desc.num_heads_kv, std::int64_t{0}, desc.num_heads_q);
@@ -110,6 +113,8 @@ struct Problem {
     std::int32_t dtype;
   };
   Kind kind(const std::string &name) const {
+    if (is_layer)
+      return {RA_SIDE_QUERY, 1, mha.d_model, name == "x" ? desc.dtype : name == "dx" ? grad_dtype : out_dtype};
     if (name == "q") return {RA_SIDE_QUERY, desc.num_heads_q, desc.head_dim, desc.dtype};
     if (name == "dq") return {RA_SIDE_QUERY, desc.num_heads_q, desc.head_dim, grad_dtype};
     if (name == "k") return {RA_SIDE_KEY_VALUE, heads_kv, desc.head_dim, desc.dtype};
@@ -125,9 +130,14 @@ struct Problem {
     return {desc.batch, kind.side == RA_SIDE_QUERY ? rows_q : rows_kv, kind.heads, kind.dim, kind.dtype};
   }
   Array whole(const std::string &name) const { return array(name, desc.seqlen_q, seqlen_kv); }
+  std::array<LayerWeight, 10> weights() const {
+    return weights_of(mha, desc.num_heads_q, heads_kv, desc.head_dim, dim_v);
+  }
   Array of_sinks() const { return {1, 1, desc.num_heads_q, num_sinks(desc), RA_DTYPE_FLOAT32}; }
 
+  bool is_layer;
   ra_attention_desc desc = made(ra_init_attention_desc);
+  ra_mha_desc mha = made(ra_init_mha_desc);
   std::int64_t seqlen_kv, heads_kv, dim_v;
   std::int32_t out_dtype, grad_dtype;
 };
@@ -165,9 +175,7 @@ void set_dsinks(Args &args, Array &dsinks) {
   }
 }
 
-// `dsinks`: of this rank, written.
-void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t world_size, std::int32_t rank,
-              Arrays &whole, const Array &sinks, Array &dsinks) {
+Context join(const Json &c, const char *id, std::int32_t world_size, std::int32_t rank) {
   Kept kept;
   ra_error error;
   auto config = made(ra_init_context_config);
@@ -175,16 +183,29 @@ void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t worl
   config.rank = rank;
   config.world_size = world_size;
   config.unique_id = id;
-  const Context context(ra_create_context(&config, &error));
+  Context context(ra_create_context(&config, &error));
   if (!context) require(static_cast<ra_status>(error.status), error);
+  return context;
+}
 
-  const std::int64_t rows_q = ra_get_shard_length(&p.desc, world_size, rank, RA_SIDE_QUERY, &error);
-  const std::int64_t rows_kv = ra_get_shard_length(&p.desc, world_size, rank, RA_SIDE_KEY_VALUE, &error);
+// A rank's shards of whole tensors.
+Arrays split(const Problem &p, std::int32_t world_size, std::int32_t rank, Arrays &whole) {
+  const std::int64_t rows_q = ra_get_shard_length(&p.desc, world_size, rank, RA_SIDE_QUERY, nullptr);
+  const std::int64_t rows_kv = ra_get_shard_length(&p.desc, world_size, rank, RA_SIDE_KEY_VALUE, nullptr);
   Arrays shard;
   for (auto &[name, array] : whole) {
     shard[name] = p.array(name, rows_q, rows_kv);
     copy(ra_split_sequence, p, world_size, rank, name, array, shard[name]);
   }
+  return shard;
+}
+
+// `dsinks`: of this rank, written.
+void run_rank(const Json &c, const Problem &p, const char *id, std::int32_t world_size, std::int32_t rank,
+              Arrays &whole, const Array &sinks, Array &dsinks) {
+  ra_error error;
+  const Context context = join(c, id, world_size, rank);
+  Arrays shard = split(p, world_size, rank, whole);
   auto forward = made(ra_init_forward_args);
   forward.q = shard["q"].tensor();
   forward.k = shard["k"].tensor();
@@ -250,6 +271,25 @@ void for_each_rank(std::int32_t world_size, const std::function<void(std::int32_
     if (failure) std::rethrow_exception(failure);
 }
 
+// Hashes of what is expected, if it is that.
+Json compared(const Json &c, const Arrays &whole) {
+  Json hashes;
+  for (const auto &[name, expected] : c.at("expected").items()) {
+    const Array &array = whole.at(name);
+    hashes[name] = array.hash();
+    const auto tolerance = expected.at("tolerance").get<float>();
+    for (std::size_t n = 0; n < expected.at("at").size(); ++n) {
+      const float got = array.at(expected.at("at")[n].get<std::size_t>());
+      const Json &value = expected.at("values")[n];
+      const bool is_right = value == "-inf" ? got == -INFINITY : std::abs(got - value.get<float>()) <= tolerance;
+      if (!is_right)
+        throw std::runtime_error(name + "[" + expected.at("at")[n].dump() + "] is " + std::to_string(got) + ", not " +
+                                 value.dump());
+    }
+  }
+  return hashes;
+}
+
 Json run_result(const Json &c) {
   Kept kept;
   const Problem p(c, kept);
@@ -285,22 +325,104 @@ Json run_result(const Json &c) {
   for (std::size_t rank = 1; rank < of_ranks.size(); ++rank)
     for (std::size_t i = 0; i < sum.count(); ++i) sum.floats()[i] += of_ranks[rank].floats()[i];
   if (has_dropout(p.desc)) whole["dropout_mask"] = dropout_mask(p);
+  return compared(c, whole);
+}
 
-  Json hashes;
-  for (const auto &[name, expected] : c.at("expected").items()) {
-    const Array &array = whole.at(name);
-    hashes[name] = array.hash();
-    const auto tolerance = expected.at("tolerance").get<float>();
-    for (std::size_t n = 0; n < expected.at("at").size(); ++n) {
-      const float got = array.at(expected.at("at")[n].get<std::size_t>());
-      const Json &value = expected.at("values")[n];
-      const bool is_right = value == "-inf" ? got == -INFINITY : std::abs(got - value.get<float>()) <= tolerance;
-      if (!is_right)
-        throw std::runtime_error(name + "[" + expected.at("at")[n].dump() + "] is " + std::to_string(got) + ", not " +
-                                 value.dump());
-    }
+// ---------------------------------------------------------------- layers
+
+// Memory for what the forward pass keeps, aligned as it must be.
+class Activations {
+ public:
+  Activations(const Context &context, const Problem &p) {
+    auto needs = made(ra_init_mha_requirements);
+    ra_error error;
+    require(ra_get_mha_requirements(context.get(), &p.desc, &p.mha, &needs, &error), error);
+    size_ = needs.activations;
+    lines_.resize((size_ + sizeof(Line) - 1) / sizeof(Line));
   }
-  return hashes;
+  void give_to(auto &args) {
+    args.activations = lines_.empty() ? nullptr : lines_.data();
+    args.activations_size = size_;
+  }
+
+ private:
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::size_t size_ = 0;
+  std::vector<Line> lines_;
+};
+
+// `weights` by their names; `gradients` by theirs, of this rank, written.
+void run_layer_of_rank(const Json &c, const Problem &p, const char *id, std::int32_t world_size, std::int32_t rank,
+                       Arrays &whole, Arrays &weights, Arrays &gradients) {
+  ra_error error;
+  const Context context = join(c, id, world_size, rank);
+  Arrays shard = split(p, world_size, rank, whole);
+  Activations activations(context, p);
+  auto forward = made(ra_init_mha_forward_args);
+  auto backward = made(ra_init_mha_backward_args);
+  for (const LayerWeight &w : p.weights()) {
+    if (w.elements == 0) continue;
+    forward.*w.read_forward = backward.*w.read_backward = weights.at(w.name).tensor();
+    backward.*w.written = gradients.at(w.gradient).tensor();
+  }
+  forward.x = backward.x = shard["x"].tensor();
+  forward.out = shard["out"].tensor();
+  activations.give_to(forward);
+  require(ra_mha_forward(context.get(), &p.desc, &p.mha, &forward, &error), error);
+
+  backward.dout = shard["dout"].tensor();
+  backward.dx = shard["dx"].tensor();
+  backward.accumulate = c.value("accumulate", false) ? 1 : 0;
+  backward.reduce = c.value("reduce", false) ? 1 : 0;
+  activations.give_to(backward);
+  require(ra_mha_backward(context.get(), &p.desc, &p.mha, &backward, &error), error);
+  if (backward.reduce == 0)
+    for (const LayerWeight &w : p.weights()) {
+      if (w.elements == 0) continue;
+      auto args = made(ra_init_reduce_args);
+      args.data = gradients.at(w.gradient).floats();
+      args.data_size = gradients.at(w.gradient).bytes.size();
+      args.count = w.elements;
+      require(ra_all_reduce(context.get(), &args, &error), error);
+    }
+  for (const char *name : {"out", "dx"})  // ranks write to places apart
+    copy(ra_join_sequence, p, world_size, rank, name, whole[name], shard[name]);
+}
+
+Json run_layer(const Json &c) {
+  Kept kept;
+  const Problem p(c, kept);
+  const auto world_size = c.at("world_size").get<std::int32_t>();
+  const auto seed = c.at("seed").get<std::uint64_t>();
+  ra_unique_id id;
+  ra_error error;
+  require(ra_create_unique_id(&id, RA_TRANSPORT_LOCAL, nullptr, &error), error);
+
+  Arrays whole, weights, zeros;
+  for (const char *name : {"x", "dout", "out", "dx"}) whole[name] = p.whole(name);
+  whole["x"].fill(seed, number_of_x);
+  whole["dout"].fill(seed, number_of_dout);
+  for (const LayerWeight &w : p.weights()) {
+    if (w.elements == 0) continue;
+    weights[w.name] = Array(1, 1, 1, w.elements, p.desc.dtype);
+    weights[w.name].fill(seed, w.number);
+    zeros[w.gradient] = Array(1, 1, 1, w.elements, RA_DTYPE_FLOAT32);
+  }
+  std::vector<Arrays> gradients(static_cast<std::size_t>(world_size), zeros);
+  if (c.value("accumulate", false))
+    for (const LayerWeight &w : p.weights())
+      if (w.elements > 0) gradients[0][w.gradient].fill(seed, w.number + number_of_gradients);
+  for_each_rank(world_size, [&](std::int32_t rank) {
+    run_layer_of_rank(c, p, id.text, world_size, rank, whole, weights, gradients[static_cast<std::size_t>(rank)]);
+  });
+  for (const auto &[name, gradient] : gradients[0]) {
+    for (const Arrays &other : gradients)
+      if (other.at(name).bytes != gradient.bytes) throw std::runtime_error(name + " is not the same on every rank");
+    whole[name] = gradient;
+  }
+  return compared(c, whole);
 }
 
 // ---------------------------------------------------------------- errors
@@ -321,6 +443,38 @@ class Zeros {
   Json changes_;
   std::list<std::vector<std::byte>> bytes_;
 };
+
+// Calls of a case that has a mha.
+void run_layer_call(const std::string &call, const Json &arguments, const Problem &p, const Context &context,
+                    Zeros &zeros) {
+  ra_error error;
+  auto needs = made(ra_init_mha_requirements);
+  const ra_status status = ra_get_mha_requirements(context.get(), &p.desc, &p.mha, &needs, &error);
+  if (call == "get_mha_requirements") return require(status, error);
+  const bool is_right = status == RA_STATUS_SUCCESS;
+  const auto tokens = [&](const char *name) {
+    return zeros(name, is_right ? static_cast<std::int64_t>(p.whole(name).count()) : 1, p.kind(name).dtype);
+  };
+  auto forward = made(ra_init_mha_forward_args);
+  auto backward = made(ra_init_mha_backward_args);
+  forward.x = backward.x = tokens("x");
+  for (const LayerWeight &w : p.weights()) {
+    const std::int64_t elements = is_right ? w.elements : 1;
+    forward.*w.read_forward = backward.*w.read_backward = zeros(w.name, elements, p.desc.dtype);
+    backward.*w.written = zeros(w.gradient, elements);
+  }
+  std::optional<Activations> activations;
+  if (is_right && arguments.value("activations", 1) != 0) activations.emplace(context, p);
+  if (activations) activations->give_to(forward), activations->give_to(backward);
+  if (call == "mha_forward") {
+    forward.out = tokens("out");
+    return require(ra_mha_forward(context.get(), &p.desc, &p.mha, &forward, &error), error);
+  }
+  if (call != "mha_backward") throw std::logic_error("no call " + call);
+  backward.dout = tokens("dout");
+  backward.dx = tokens("dx");
+  require(ra_mha_backward(context.get(), &p.desc, &p.mha, &backward, &error), error);
+}
 
 void run_call(const Json &c) {
   const auto call = c.at("call").get<std::string>();
@@ -405,12 +559,21 @@ void run_call(const Json &c) {
   const Context context(ra_create_context(&config, &error));
   if (!context) check(static_cast<ra_status>(error.status));
   if (call == "create_context") return;
+  if (call.ends_with("_after_abort")) check(ra_abort_context(context.get(), &error));
+  if (p.is_layer) return run_layer_call(call, arguments, p, context, zeros);
+  if (call == "all_reduce_after_abort") {
+    auto args = made(ra_init_reduce_args);
+    std::array<float, 4> data{};
+    args.data = data.data();
+    args.data_size = sizeof data;
+    args.count = data.size();
+    return check(ra_all_reduce(context.get(), &args, &error));
+  }
   if (call == "check_support") return check(ra_check_support(context.get(), &p.desc, &error));
   if (call == "get_memory_requirements")
     return check(ra_get_memory_requirements(context.get(), &p.desc, &requirements, &error));
   if (call == "run_self_test")
     return check(ra_run_self_test(context.get(), argument("num_problems", 1), argument("seed", 1), &error));
-  if (call == "forward_after_abort") check(ra_abort_context(context.get(), &error));
 
   const bool is_right = ra_get_shard_length(&p.desc, 1, 0, RA_SIDE_QUERY, nullptr) >= 0;
   const auto tensor = [&](const char *name) {
@@ -476,9 +639,11 @@ int run(const char *cases_path, const char *results_path) {
     }
   };
   each(cases.at("results"), [&](const std::string &name, const Json &c) { results[name] = run_result(c); });
+  each(cases.at("layers"), [&](const std::string &name, const Json &c) { results[name] = run_layer(c); });
   each(cases.at("errors"), [](const std::string &, const Json &c) { run_error(c); });
   std::ofstream(results_path) << results.dump(1) << '\n';
-  std::printf("%zu results and %zu errors, %d failed\n", cases.at("results").size(), cases.at("errors").size(), failed);
+  std::printf("%zu results, %zu layers and %zu errors, %d failed\n", cases.at("results").size(),
+              cases.at("layers").size(), cases.at("errors").size(), failed);
   return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 

@@ -11,9 +11,10 @@
 #include <sstream>
 
 #include "api/validate.h"
-#include "cases.h"
 #include "engine/dropout.h"
 #include "engine/reference/reference.h"
+#include "layers.h"
+#include "support/plain_layer.h"
 
 namespace ringattn::conformance {
 namespace {
@@ -21,7 +22,7 @@ namespace {
 using reference::Gradients;
 using reference::Result;
 
-std::vector<double> inputs(std::uint64_t seed, Tensor t, std::int64_t count) {
+std::vector<double> inputs(std::uint64_t seed, std::uint64_t t, std::int64_t count) {
   std::vector<double> values(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < values.size(); ++i) values[i] = input(seed, t, i);
   return values;
@@ -101,6 +102,44 @@ void fill(Json &c) {
   c["expected"] = e;
 }
 
+// The coarser of two types.
+DType coarser(DType a, DType b) {
+  if (a == DType::float32 || b == DType::float32) return a == DType::float32 ? b : a;
+  return a == DType::bfloat16 ? a : b;
+}
+
+void fill_layer(Json &c) {
+  Kept kept;
+  ra_attention_desc desc;
+  ra_init_attention_desc(&desc, sizeof desc);
+  set_all(desc, c, "desc", kept);
+  ra_mha_desc mha;
+  ra_init_mha_desc(&mha, sizeof mha);
+  set_all(mha, c, "mha", kept);
+  const Problem p = api::to_problem(desc);
+  const auto seed = c.at("seed").get<std::uint64_t>();
+  const std::int64_t tokens = p.batch * p.seqlen_q * mha.d_model;
+  const auto weights = weights_of(mha, p.num_heads_q, p.num_heads_kv, p.head_dim, p.head_dim_v);
+  test::LayerWeights values;
+  for (std::size_t n = 0; n < weights.size(); ++n)
+    values.*test::layer_weights[n] = inputs(seed, weights[n].number, weights[n].elements);
+  test::LayerResult result =
+      test::PlainLayer(p, mha).run(inputs(seed, number_of_x, tokens), values, inputs(seed, number_of_dout, tokens));
+  std::mt19937_64 random(seed);
+  Json e;
+  e["out"] = expected(result.out, coarser(p.dtype, p.out_dtype), random);
+  e["dx"] = expected(result.dx, coarser(p.dtype, p.grad_dtype), random);
+  for (std::size_t n = 0; n < weights.size(); ++n) {
+    const LayerWeight &w = weights[n];
+    std::vector<double> &gradient = result.gradients.*test::layer_weights[n];
+    if (w.elements == 0) continue;
+    if (c.value("accumulate", false))
+      for (std::size_t i = 0; i < gradient.size(); ++i) gradient[i] += input(seed, w.number + number_of_gradients, i);
+    e[w.gradient] = expected(gradient, p.dtype, random);
+  }
+  c["expected"] = e;
+}
+
 // One case a line and expected tensor: short enough to read, long enough to search.
 std::string written(const Json &cases) {
   std::ostringstream text;
@@ -129,6 +168,8 @@ std::string written(const Json &cases) {
   };
   text << "{\n \"results\": [";
   lines(cases.at("results"));
+  text << "\n ],\n \"layers\": [";
+  lines(cases.at("layers"));
   text << "\n ],\n \"errors\": [";
   lines(cases.at("errors"));
   text << "\n ]\n}\n";
@@ -138,6 +179,7 @@ std::string written(const Json &cases) {
 int run(const std::string &path, bool check) {
   Json cases = read_json(path);
   for (Json &c : cases.at("results")) fill(c);
+  for (Json &c : cases.at("layers")) fill_layer(c);
   const std::string text = written(cases);
   std::ostringstream old;
   old << std::ifstream(path).rdbuf();

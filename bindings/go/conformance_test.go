@@ -25,8 +25,10 @@ type resultCase struct {
 	WorldSize  int32 `json:"world_size"`
 	Seed       uint64
 	Accumulate bool
+	Reduce     bool
 	Config     fields
 	Desc       fields
+	MHA        fields
 	Expected   map[string]struct {
 		Tolerance float64
 		At        []int64
@@ -39,6 +41,7 @@ type errorCase struct {
 	Call      string
 	Config    fields
 	Desc      fields
+	MHA       fields
 	Rates     fields
 	Arguments fields
 	Tensors   map[string]struct {
@@ -106,17 +109,22 @@ func setField(field reflect.Value, text json.RawMessage) error {
 func TestConformance(t *testing.T) {
 	var cases struct {
 		Results []resultCase
+		Layers  []resultCase
 		Errors  []errorCase
 	}
 	readJSON(t, "RINGATTN_CONFORMANCE", &cases)
 	var hashes map[string]map[string]string
 	t.Run("of_c", func(t *testing.T) { readJSON(t, "RINGATTN_CONFORMANCE_RESULTS", &hashes) })
-	if len(cases.Results) < 60 || len(cases.Errors) < 25 {
-		t.Fatalf("%d results and %d errors; must be 60 and 25 at least", len(cases.Results), len(cases.Errors))
+	if len(cases.Results) < 60 || len(cases.Layers) < 8 || len(cases.Errors) < 25 {
+		t.Fatalf("%d results, %d layers and %d errors; must be 60, 8 and 25 at least", len(cases.Results), len(cases.Layers), len(cases.Errors))
 	}
-	for _, c := range cases.Results {
+	for _, c := range append(cases.Results, cases.Layers...) {
 		t.Run(c.Name, func(t *testing.T) {
-			whole, err := c.run()
+			run := c.run
+			if c.MHA != nil {
+				run = c.runLayer
+			}
+			whole, err := run()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -222,14 +230,18 @@ func dropoutMask(desc ringattn.AttentionDesc) (*array, error) {
 	return all, err
 }
 
-// runRank writes this rank's dsinks.
-func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32, whole map[string]*array, sinks, dsinks *array) error {
+func (c *resultCase) join(id string, rank int32) (*ringattn.Context, error) {
 	config := ringattn.NewContextConfig()
 	if err := c.Config.set(&config); err != nil {
-		return err
+		return nil, err
 	}
 	config.Rank, config.WorldSize, config.UniqueID = rank, c.WorldSize, id
-	ranks, err := ringattn.NewContext(config)
+	return ringattn.NewContext(config)
+}
+
+// runRank writes this rank's dsinks.
+func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32, whole map[string]*array, sinks, dsinks *array) error {
+	ranks, err := c.join(id, rank)
 	if err != nil {
 		return err
 	}
@@ -240,7 +252,7 @@ func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32,
 		if p.of[name], err = newShard(desc, name, c.WorldSize, rank); err != nil {
 			return err
 		}
-		if err := c.copy(ringattn.AttentionDesc.SplitSequence, desc, rank, name, whole[name], p.of[name]); err != nil {
+		if err := c.copy(ringattn.AttentionDesc.SplitSequence, desc, rank, name, shapeOf(desc, name), whole[name], p.of[name]); err != nil {
 			return err
 		}
 	}
@@ -259,7 +271,7 @@ func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32,
 		return err
 	}
 	for _, name := range []string{"out", "lse", "dq", "dk", "dv"} { // ranks write to places apart
-		if err := c.copy(ringattn.AttentionDesc.JoinSequence, desc, rank, name, whole[name], p.of[name]); err != nil {
+		if err := c.copy(ringattn.AttentionDesc.JoinSequence, desc, rank, name, shapeOf(desc, name), whole[name], p.of[name]); err != nil {
 			return err
 		}
 	}
@@ -268,8 +280,7 @@ func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32,
 
 // copy moves tokens between a whole tensor and a shard.
 func (c *resultCase) copy(function func(ringattn.AttentionDesc, int32, int32, ringattn.SequenceArgs) error,
-	desc ringattn.AttentionDesc, rank int32, name string, whole, shard *array) error {
-	s := shapeOf(desc, name)
+	desc ringattn.AttentionDesc, rank int32, name string, s shape, whole, shard *array) error {
 	args := ringattn.NewSequenceArgs()
 	args.Side, args.DType, args.NumHeads, args.Dim = s.side, s.dtype, s.heads, s.dim
 	args.Whole, args.Shard = whole.packed(), shard.packed()
@@ -302,6 +313,93 @@ func (c *resultCase) compare(t *testing.T, whole map[string]*array) {
 	if len(c.Expected) == 0 {
 		t.Error("nothing is expected")
 	}
+}
+
+// ---------------------------------------------------------------- layers
+
+// runLayer executes a case that has a mha and gives all whole tensors.
+func (c *resultCase) runLayer() (map[string]*array, error) {
+	desc, mha := ringattn.NewAttentionDesc(), ringattn.NewMHADesc()
+	if err := errors.Join(c.Desc.set(&desc), c.MHA.set(&mha)); err != nil {
+		return nil, err
+	}
+	id, err := ringattn.NewUniqueID(ringattn.TransportLocal, "")
+	if err != nil {
+		return nil, err
+	}
+	whole := map[string]*array{}
+	for _, name := range []string{"x", "dout", "out", "dx"} {
+		if whole[name], err = tokensOf(desc, mha, name).shard(desc, 1, 0); err != nil {
+			return nil, err
+		}
+	}
+	whole["x"].fill(c.Seed, 0)
+	whole["dout"].fill(c.Seed, 11)
+	weights := newWeights(desc, mha, desc.DType)
+	for i, weight := range weights {
+		weight.fill(c.Seed, uint64(i)+1)
+	}
+	gradients := make([][10]*array, c.WorldSize)
+	err = onEveryRank(c.WorldSize, func(rank int32) (err error) {
+		gradients[rank], err = c.runLayerOfRank(desc, mha, id, rank, whole, weights)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range weightNames {
+		whole["d"+name] = gradients[0][i]
+		for _, other := range gradients {
+			if other[i].hash() != gradients[0][i].hash() {
+				return nil, fmt.Errorf("d%s is not the same on every rank", name)
+			}
+		}
+	}
+	return whole, nil
+}
+
+// runLayerOfRank gives the gradients of weights.
+func (c *resultCase) runLayerOfRank(desc ringattn.AttentionDesc, mha ringattn.MHADesc, id string, rank int32,
+	whole map[string]*array, weights [10]*array) ([10]*array, error) {
+	l := &layer{desc: desc, mha: mha, weights: weights, gradients: newWeights(desc, mha, ringattn.DTypeFloat32)}
+	ranks, err := c.join(id, rank)
+	if err != nil {
+		return l.gradients, err
+	}
+	defer ranks.Close()
+	if l.activations, err = ranks.NewActivations(desc, mha); err != nil {
+		return l.gradients, err
+	}
+	for name, shard := range map[string]**array{"x": &l.x, "dout": &l.dout, "out": &l.out, "dx": &l.dx} {
+		s := tokensOf(desc, mha, name)
+		if *shard, err = s.shard(desc, c.WorldSize, rank); err == nil {
+			err = c.copy(ringattn.AttentionDesc.SplitSequence, desc, rank, name, s, whole[name], *shard)
+		}
+		if err != nil {
+			return l.gradients, err
+		}
+	}
+	if c.Accumulate && rank == 0 {
+		for i, gradient := range l.gradients {
+			gradient.fill(c.Seed, uint64(i)+17)
+		}
+	}
+	args := l.backward()
+	args.Accumulate, args.Reduce = c.Accumulate, c.Reduce
+	if err = ranks.MHAForward(background, desc, mha, l.forward()); err == nil {
+		err = ranks.MHABackward(background, desc, mha, args)
+	}
+	for _, gradient := range l.gradients {
+		if err == nil && !c.Reduce && gradient.count > 0 {
+			err = ranks.AllReduce(background, slice[float32](gradient))
+		}
+	}
+	for name, shard := range map[string]*array{"out": l.out, "dx": l.dx} { // ranks write to places apart
+		if err == nil {
+			err = c.copy(ringattn.AttentionDesc.JoinSequence, desc, rank, name, tokensOf(desc, mha, name), whole[name], shard)
+		}
+	}
+	return l.gradients, err
 }
 
 // ---------------------------------------------------------------- errors
@@ -371,7 +469,17 @@ func (c *errorCase) run() error {
 		return err
 	}
 	defer ranks.Close()
+	if strings.HasSuffix(c.Call, "_after_abort") {
+		if err := ranks.Abort(); err != nil {
+			return err
+		}
+	}
+	if c.MHA != nil {
+		return c.runLayer(ranks, desc)
+	}
 	switch c.Call {
+	case "all_reduce_after_abort":
+		return ranks.AllReduce(background, make([]float32, 4))
 	case "check_support":
 		_, err := ranks.CheckSupport(desc)
 		return err
@@ -380,10 +488,6 @@ func (c *errorCase) run() error {
 		return err
 	case "run_self_test":
 		return ranks.RunSelfTest(background, argument(c, "num_problems", int64(1)), argument(c, "seed", int64(1)))
-	case "forward_after_abort":
-		if err := ranks.Abort(); err != nil {
-			return err
-		}
 	}
 
 	tensor := func(name string) ringattn.Tensor {
@@ -400,6 +504,46 @@ func (c *errorCase) run() error {
 	return ranks.Backward(background, desc, ringattn.BackwardArgs{DOut: tensor("dout"),
 		Q: forward.Q, K: forward.K, V: forward.V, Out: forward.Out, LSE: forward.LSE,
 		DQ: tensor("dq"), DK: tensor("dk"), DV: tensor("dv"), Accumulate: argument(c, "accumulate", 0) != 0})
+}
+
+// runLayer makes a call of a case that has a mha.
+func (c *errorCase) runLayer(ranks *ringattn.Context, desc ringattn.AttentionDesc) error {
+	mha := ringattn.NewMHADesc()
+	if err := c.MHA.set(&mha); err != nil {
+		return err
+	}
+	_, refusal := ranks.MHARequirements(desc, mha)
+	if c.Call == "get_mha_requirements" {
+		return refusal
+	}
+	tensor := func(name string, dtype ringattn.DType, count int64) ringattn.Tensor {
+		if refusal != nil {
+			count = 1
+		}
+		return c.zeros(name, dtype, count)
+	}
+	tokens := func(name string) ringattn.Tensor {
+		return tensor(name, tokensOf(desc, mha, name).dtype, desc.Batch*desc.SeqlenQ*mha.DModel)
+	}
+	var weights, gradients [10]ringattn.Tensor
+	for i, list := range newWeights(desc, mha, desc.DType) {
+		weights[i] = tensor(weightNames[i], desc.DType, list.count)
+		gradients[i] = tensor("d"+weightNames[i], ringattn.DTypeFloat32, list.count)
+	}
+	forward := withWeights(weights)
+	forward.X, forward.Out = tokens("x"), tokens("out")
+	if refusal == nil && argument(c, "activations", 1) != 0 {
+		var err error
+		if forward.Activations, err = ranks.NewActivations(desc, mha); err != nil {
+			return err
+		}
+	}
+	if c.Call == "mha_forward" {
+		return ranks.MHAForward(background, desc, mha, forward)
+	}
+	backward := withGradients(forward.Backward(), gradients)
+	backward.DOut, backward.DX = tokens("dout"), tokens("dx")
+	return ranks.MHABackward(background, desc, mha, backward)
 }
 
 func (c *errorCase) runCopy(desc ringattn.AttentionDesc, worldSize, rank int32, side ringattn.Side) error {

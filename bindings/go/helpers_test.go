@@ -117,9 +117,21 @@ func shapeOf(d ringattn.AttentionDesc, name string) shape {
 	}[name]
 }
 
+// tokensOf is the shape of x, dx, out or dout of a layer.
+func tokensOf(d ringattn.AttentionDesc, m ringattn.MHADesc, name string) shape {
+	like := map[string]string{"x": "q", "dx": "dq"}[name]
+	if like == "" {
+		like = name
+	}
+	return shape{ringattn.SideQuery, 1, m.DModel, shapeOf(d, like).dtype}
+}
+
 // newShard makes the tensor of one rank; of the only rank, it is the whole one.
 func newShard(d ringattn.AttentionDesc, name string, worldSize, rank int32) (*array, error) {
-	s := shapeOf(d, name)
+	return shapeOf(d, name).shard(d, worldSize, rank)
+}
+
+func (s shape) shard(d ringattn.AttentionDesc, worldSize, rank int32) (*array, error) {
 	length, err := d.ShardLength(worldSize, rank, s.side)
 	if err != nil {
 		return nil, err

@@ -26,13 +26,38 @@ func describeLayer() (ringattn.AttentionDesc, ringattn.MHADesc) {
 	return d, m
 }
 
-// newWeights makes lists as long as the weights, in their order: w_q, w_k, w_v, w_o, b_q, b_k, b_v, b_o, norm_q, norm_k.
-func newWeights(d ringattn.AttentionDesc) (lists [10]*array) {
-	q, k, v, attended := d.NumHeadsQ*d.HeadDim, d.NumHeadsKV*d.HeadDim, d.NumHeadsKV*d.HeadDimV, d.NumHeadsQ*d.HeadDimV
-	for i, count := range []int64{dModel * q, dModel * k, dModel * v, attended * dModel, q, k, v, dModel, d.HeadDim, d.HeadDim} {
-		lists[i] = newArray(ringattn.DTypeFloat32, count)
+var weightNames = [10]string{"w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v", "b_o", "norm_q", "norm_k"}
+
+// newWeights makes lists as long as the weights, in the order of their names; without numbers where the layer has none.
+func newWeights(d ringattn.AttentionDesc, m ringattn.MHADesc, dtype ringattn.DType) (lists [10]*array) {
+	columns := func(name string) int64 { return shapeOf(d, name).heads * shapeOf(d, name).dim }
+	q, k, v, attended := columns("q"), columns("k"), columns("v"), columns("out")
+	counts := [10]int64{m.DModel * q, m.DModel * k, m.DModel * v, attended * m.DModel, q, k, v, m.DModel, d.HeadDim, d.HeadDim}
+	for i, isThere := range [10]bool{true, true, true, true, m.HasQKVBias, m.HasQKVBias, m.HasQKVBias, m.HasOutBias, m.NormalizeHeads, m.NormalizeHeads} {
+		if !isThere {
+			counts[i] = 0
+		}
+		lists[i] = newArray(dtype, counts[i])
 	}
 	return lists
+}
+
+func allPacked(lists [10]*array) (tensors [10]ringattn.Tensor) {
+	for i, list := range lists {
+		tensors[i] = list.packed()
+	}
+	return tensors
+}
+
+func withWeights(w [10]ringattn.Tensor) ringattn.MHAForwardArgs {
+	return ringattn.MHAForwardArgs{WQ: w[0], WK: w[1], WV: w[2], WO: w[3], BQ: w[4], BK: w[5], BV: w[6], BO: w[7], NormQ: w[8], NormK: w[9]}
+}
+
+func withGradients(args ringattn.MHABackwardArgs, g [10]ringattn.Tensor) ringattn.MHABackwardArgs {
+	args.DWQ, args.DWK, args.DWV, args.DWO = g[0], g[1], g[2], g[3]
+	args.DBQ, args.DBK, args.DBV, args.DBO = g[4], g[5], g[6], g[7]
+	args.DNormQ, args.DNormK = g[8], g[9]
+	return args
 }
 
 // layer is a layer and one rank's tensors of it. Tokens have numbers by their positions, and weights are the same on every rank.
@@ -56,7 +81,8 @@ func newLayer(t testing.TB, c *ringattn.Context, desc ringattn.AttentionDesc, mh
 	if err == nil {
 		err = desc.ShardPositions(info.WorldSize, info.Rank, ringattn.SideQuery, 0, positions)
 	}
-	l := &layer{desc: desc, mha: mha, weights: newWeights(desc), gradients: newWeights(desc)}
+	l := &layer{desc: desc, mha: mha}
+	l.weights, l.gradients = newWeights(desc, mha, ringattn.DTypeFloat32), newWeights(desc, mha, ringattn.DTypeFloat32)
 	if err == nil {
 		l.activations, err = c.NewActivations(desc, mha)
 	}
@@ -88,18 +114,14 @@ func newLayer(t testing.TB, c *ringattn.Context, desc ringattn.AttentionDesc, mh
 }
 
 func (l *layer) forward() ringattn.MHAForwardArgs {
-	w := l.weights
-	return ringattn.MHAForwardArgs{X: l.x.packed(), WQ: w[0].packed(), WK: w[1].packed(), WV: w[2].packed(), WO: w[3].packed(),
-		BQ: w[4].packed(), BK: w[5].packed(), BV: w[6].packed(), BO: w[7].packed(), NormQ: w[8].packed(), NormK: w[9].packed(),
-		Out: l.out.packed(), Activations: l.activations}
+	args := withWeights(allPacked(l.weights))
+	args.X, args.Out, args.Activations = l.x.packed(), l.out.packed(), l.activations
+	return args
 }
 
 func (l *layer) backward() ringattn.MHABackwardArgs {
-	args, g := l.forward().Backward(), l.gradients
+	args := withGradients(l.forward().Backward(), allPacked(l.gradients))
 	args.DOut, args.DX = l.dout.packed(), l.dx.packed()
-	args.DWQ, args.DWK, args.DWV, args.DWO = g[0].packed(), g[1].packed(), g[2].packed(), g[3].packed()
-	args.DBQ, args.DBK, args.DBV, args.DBO = g[4].packed(), g[5].packed(), g[6].packed(), g[7].packed()
-	args.DNormQ, args.DNormK = g[8].packed(), g[9].packed()
 	args.Reduce = true
 	return args
 }
@@ -247,7 +269,7 @@ func TestGradientsThatAreNotWanted(t *testing.T) {
 		a.fill(3, uint64(count%16))
 		return a.packed()
 	}
-	w := newWeights(desc)
+	w := newWeights(desc, mha, ringattn.DTypeFloat32)
 	forward := ringattn.MHAForwardArgs{X: tensor(480), WQ: tensor(w[0].count), WK: tensor(w[1].count), WV: tensor(w[2].count),
 		WO: tensor(w[3].count), Out: tensor(480)}
 	var err error

@@ -1,8 +1,8 @@
 // Layers of multi-head attention through the C API.
 //
-// That a layer is what ra_mha_desc says is tests/oracle/mha.py's matter. Here is what has to be equal to the last bit: a layer and what it
-// is made of, for problems of every kind; a layer and itself, on other threads, in other memory, over other transports and with what is
-// computed again instead of kept.
+// That a layer is what ra_mha_desc says is shown by one in fp64 here, for problems of every kind, and by tests/oracle/mha.py. The rest is
+// what has to be equal to the last bit: a layer and what it is made of; a layer and itself, on other threads, in other memory, over
+// other transports and with what is computed again instead of kept.
 #include "support/mha.h"
 
 #include <gtest/gtest.h>
@@ -22,6 +22,7 @@
 #include "engine/projector.h"
 #include "engine/reference/oracle.h"
 #include "support/oracle_run.h"
+#include "support/plain_layer.h"
 #include "support/random.h"
 
 namespace ringattn::test {
@@ -211,6 +212,69 @@ TEST(Mha, IsWhatItIsMadeOf) {
     });
     if (HasFailure()) return;
   }
+}
+
+std::vector<double> numbers(const Tensor& t) {
+  std::vector<double> all;
+  t.for_each_element([&](auto... at) { all.push_back(static_cast<double>(t.get(at...))); });
+  return all;
+}
+
+// In fp32, in which nothing that lies between is rounded more coarsely than sums are.
+TEST(Mha, IsThePlainLayer) {
+  const std::uint64_t seed = number_of("RINGATTN_TEST_SEED", 1);
+  std::cout << "seed " << seed << '\n';
+  const int cases = sample(300);
+  std::map<std::int32_t, std::unique_ptr<Ranks>> all_ranks;
+  double largest_error = 0;
+  std::mutex lock;
+  for (int n = 0; n < cases; ++n) {
+    if (!chosen(n)) continue;
+    Random random(seed * 1'000'003 + static_cast<std::uint64_t>(n));
+    Problem p = draw_attention(random);
+    p.dtype = p.out_dtype = p.grad_dtype = DType::float32;
+    ra_mha_desc mha = draw_mha(random, p);
+    mha.norm_epsilon = 0.1F;
+    const std::int32_t world_size = std::array{1, 2, 3, 4, 8}[static_cast<std::size_t>(draw(random, 0, 4))];
+    std::unique_ptr<Ranks>& ranks = all_ranks[world_size];
+    if (ranks == nullptr) ranks = std::make_unique<Ranks>(world_size);
+    const Description description(p);
+    SCOPED_TRACE(testing::Message() << "case " << n << ", " << world_size << " ranks, d_model " << mha.d_model << ": "
+                                    << reference::describe(p));
+    const MhaShard whole(description.desc, mha, 1, 0);
+    LayerWeights weights;
+    for (std::size_t i = 0; i < layer_weights.size(); ++i) weights.*layer_weights[i] = numbers(whole.weights[i]);
+    const LayerResult expected = PlainLayer(p, mha).run(numbers(whole.x), weights, numbers(whole.dout));
+    ranks->run([&](std::int32_t rank, ra_context* context) {
+      MhaShard shard(description.desc, mha, world_size, rank);
+      if (!shard.make_room(context)) return;
+      Error error;
+      ASSERT_EQ(shard.forward(context, &error), RA_STATUS_SUCCESS) << error;
+      ASSERT_EQ(shard.backward(context, &error, true), RA_STATUS_SUCCESS) << error;
+      // Element [b, s, 0, d] of what a rank has is `at(b, s, d)` of all.
+      const auto expect_near = [&](const char* what, const Tensor& got, const std::vector<double>& all, auto&& at) {
+        double largest = 1, error_of_all = 0;
+        for (const double x : all) largest = std::max(largest, std::abs(x));
+        got.for_each_element([&](auto b, auto s, auto h, auto d) {
+          const double exact = all[static_cast<std::size_t>(at(b, s, d))];
+          error_of_all = std::max(error_of_all, std::abs(static_cast<double>(got.get(b, s, h, d)) - exact) / largest);
+        });
+        EXPECT_LE(error_of_all, 1e-5) << what << " of rank " << rank;
+        const std::lock_guard guard(lock);
+        largest_error = std::max(largest_error, error_of_all);
+      };
+      const auto of_token = [&](std::int64_t b, std::int64_t s, std::int64_t d) {
+        return (b * p.seqlen_q + shard.positions[static_cast<std::size_t>(s)]) * mha.d_model + d;
+      };
+      expect_near("out", shard.out, expected.out, of_token);
+      expect_near("dx", shard.dx, expected.dx, of_token);
+      for (std::size_t i = 0; i < layer_weights.size(); ++i)
+        expect_near("a gradient", shard.gradients[i], expected.gradients.*layer_weights[i],
+                    [&](std::int64_t, std::int64_t s, std::int64_t d) { return s * shard.gradients[i].dim + d; });
+    });
+    if (HasFailure()) return;
+  }
+  std::cout << "largest error " << largest_error << " of the largest number of a result, or of 1\n";
 }
 
 ra_attention_desc usual_desc(std::int32_t dtype = RA_DTYPE_BFLOAT16) {

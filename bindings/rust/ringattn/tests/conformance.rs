@@ -52,9 +52,11 @@ fn config_of(case: &Value) -> ContextConfig {
     config
 }
 
-/// The description of a case, with what it leaves to the library made explicit.
+/// The description of a case, with what it leaves to the library made explicit; of a layer, if the
+/// case has a mha.
 struct Problem {
     desc: AttentionDesc,
+    mha: Option<MhaDesc>,
     seqlen_kv: i64,
     num_heads_kv: i64,
     head_dim_v: i64,
@@ -74,13 +76,45 @@ impl Problem {
         for (field, value) in case["desc"].as_object().into_iter().flatten() {
             fields::set_attention_desc(&mut desc, field, value);
         }
+        let mha = case["mha"].as_object().map(|all| {
+            let mut mha = MhaDesc::new();
+            for (field, value) in all {
+                fields::set_mha_desc(&mut mha, field, value);
+            }
+            mha
+        });
         let or = |value, none, other| if value == none { other } else { value };
         Self {
             seqlen_kv: or(desc.seqlen_kv, -1, desc.seqlen_q),
             num_heads_kv: or(desc.num_heads_kv, 0, desc.num_heads_q),
             head_dim_v: or(desc.head_dim_v, 0, desc.head_dim),
             desc,
+            mha,
         }
+    }
+
+    /// How many numbers each weight has, in the order of `WEIGHTS`; 0 where the layer has none.
+    fn lengths(&self, mha: &MhaDesc) -> [i64; 10] {
+        let (heads_q, heads_kv) = (self.desc.num_heads_q, self.num_heads_kv);
+        let (dim, dim_v, n) = (self.desc.head_dim, self.head_dim_v, mha.d_model);
+        let [q, k, v] = [heads_q * dim, heads_kv * dim, heads_kv * dim_v];
+        let attended = heads_q * dim_v;
+        let has = [mha.has_qkv_bias, mha.has_out_bias, mha.normalize_heads];
+        let [b, o, norm] = has.map(i64::from);
+        let [b_q, b_k, b_v, b_o] = [b * q, b * k, b * v, o * n];
+        let norm = norm * dim;
+        [
+            n * q,
+            n * k,
+            n * v,
+            attended * n,
+            b_q,
+            b_k,
+            b_v,
+            b_o,
+            norm,
+            norm,
+        ]
     }
 
     fn kind(&self, name: &str) -> Kind {
@@ -96,12 +130,18 @@ impl Problem {
             "dq" => of_query(self.desc.head_dim, self.desc.grad_dtype),
             "dk" => of_key(self.desc.head_dim, self.desc.grad_dtype),
             "dv" => of_key(self.head_dim_v, self.desc.grad_dtype),
+            "x" => of_query(0, self.desc.dtype),
+            "dx" => of_query(0, self.desc.grad_dtype),
             _ => panic!("no tensor {name}"),
         };
         let dtype = if dtype == DType::Same {
             self.desc.dtype
         } else {
             dtype
+        };
+        let (heads, dim) = match &self.mha {
+            Some(mha) => (1, mha.d_model), // all are of tokens
+            None => (heads, dim),
         };
         Kind {
             side,
@@ -161,28 +201,28 @@ fn of_sinks(problem: &Problem, t: u64, at: impl Fn(u64, u64) -> f32) -> Vec<f32>
     (0..len as u64).map(|i| at(t, i)).collect()
 }
 
-fn run_rank(
-    case: &Value,
-    problem: &Problem,
-    whole: &Tensors,
-    id: &UniqueId,
-    rank: i32,
-) -> Result<(Tensors, Vec<f32>)> {
-    let world_size = json::number(&case["world_size"]);
-    let config = config_of(case)
-        .rank(rank)
-        .world_size(world_size)
-        .unique_id(id);
-    let context = Context::new(&config)?;
-    let desc = &problem.desc;
+fn world_size_of(case: &Value) -> i32 {
+    json::number(&case["world_size"])
+}
+
+fn seed_of(case: &Value) -> u64 {
+    case["seed"].as_u64().expect("a seed")
+}
+
+fn join_group(case: &Value, id: &UniqueId, rank: i32) -> Result<Context> {
+    let config = config_of(case).rank(rank);
+    Context::new(&config.world_size(world_size_of(case)).unique_id(id))
+}
+
+/// A rank's shards of all tensors.
+fn split(problem: &Problem, whole: &Tensors, world_size: i32, rank: i32) -> Result<Tensors> {
     let mut shards = Tensors::new();
-    let bias = desc.has_key_bias.then_some(&"key_bias");
-    for &name in INPUTS.iter().chain(&OUTPUTS).chain(bias) {
+    for (&name, whole) in whole {
         let kind = problem.kind(name);
-        let rows = desc.shard_length(world_size, rank, kind.side)?;
+        let rows = problem.desc.shard_length(world_size, rank, kind.side)?;
         let mut shard = problem.elements(name, rows, |_| 0.0);
         let [batch, seq, head] = strides(name, kind.heads, problem.seqlen(kind.side));
-        let from = whole[name].tensor().strides(batch, seq, head);
+        let from = whole.tensor().strides(batch, seq, head);
         let [batch, seq, head] = strides(name, kind.heads, rows);
         let to = shard.tensor_mut().strides(batch, seq, head);
         let (side, num_heads, dim) = (kind.side, kind.heads, kind.dim);
@@ -193,15 +233,69 @@ fn run_rank(
             whole: from,
             shard: to,
         };
-        desc.split_sequence(world_size, rank, args)?;
+        problem.desc.split_sequence(world_size, rank, args)?;
         shards.insert(name, shard);
     }
+    Ok(shards)
+}
+
+/// The other way round, of what a rank has.
+fn join(
+    problem: &Problem,
+    shards: &Tensors,
+    world_size: i32,
+    rank: i32,
+    whole: &mut Tensors,
+) -> Result<()> {
+    for (&name, shard) in shards {
+        let kind = problem.kind(name);
+        let rows = problem.desc.shard_length(world_size, rank, kind.side)?;
+        let [batch, seq, head] = strides(name, kind.heads, rows);
+        let from = shard.tensor().strides(batch, seq, head);
+        let [batch, seq, head] = strides(name, kind.heads, problem.seqlen(kind.side));
+        let to = whole.get_mut(name).expect("was inserted").tensor_mut();
+        let to = to.strides(batch, seq, head);
+        let (side, num_heads, dim) = (kind.side, kind.heads, kind.dim);
+        let args = JoinArgs {
+            side,
+            num_heads,
+            dim,
+            shard: from,
+            whole: to,
+        };
+        problem.desc.join_sequence(world_size, rank, args)?;
+    }
+    Ok(())
+}
+
+/// What `f` gives for each rank, on a thread of its own.
+fn on_ranks<T: Send>(world_size: i32, f: impl Fn(i32) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let f = &f;
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..world_size)
+            .map(|rank| scope.spawn(move || f(rank)))
+            .collect();
+        let joined = ranks.into_iter().map(|rank| rank.join().unwrap());
+        joined.collect()
+    })
+}
+
+fn run_rank(
+    case: &Value,
+    problem: &Problem,
+    whole: &Tensors,
+    id: &UniqueId,
+    rank: i32,
+) -> Result<(Tensors, Vec<f32>)> {
+    let context = join_group(case, id, rank)?;
+    let desc = &problem.desc;
+    let mut shards = split(problem, whole, world_size_of(case), rank)?;
     let [mut out, mut lse, mut dq, mut dk, mut dv] =
         OUTPUTS.map(|name| shards.remove(name).expect("was inserted"));
     let mut key_bias = shards.remove("key_bias");
     let key_bias = key_bias.as_mut().map(|bias| &*bias.floats());
     let [q, k, v, dout] = INPUTS.map(|name| shards[name].tensor());
-    let seed = case["seed"].as_u64().expect("a seed");
+    let seed = seed_of(case);
     let accumulate = case["accumulate"] == true;
     let sinks = of_sinks(problem, 8, |t, i| input(seed, t, i));
     let sinks = (!sinks.is_empty()).then_some(&sinks[..]);
@@ -254,7 +348,7 @@ fn dropout_mask(problem: &Problem) -> Result<Elements> {
 /// Whole tensors of what all ranks got.
 fn run_result(case: &Value) -> Result<Tensors> {
     let problem = &Problem::of(case);
-    let seed = case["seed"].as_u64().expect("a seed");
+    let (world_size, seed) = (world_size_of(case), seed_of(case));
     let mut whole = Tensors::new();
     for (t, name) in (0..).zip(["q", "k", "v", "dout", "dq", "dk", "dv", "out", "lse"]) {
         let is_input = t < 4 || (t < 7 && case["accumulate"] == true);
@@ -270,18 +364,7 @@ fn run_result(case: &Value) -> Result<Tensors> {
         );
     }
     let id = &UniqueId::new(Transport::Local, None)?;
-    let world_size: i32 = json::number(&case["world_size"]);
-    let of_ranks = std::thread::scope(|scope| {
-        let run = |rank| {
-            let whole = &whole;
-            scope.spawn(move || run_rank(case, problem, whole, id, rank))
-        };
-        let ranks: Vec<_> = (0..world_size).map(run).collect();
-        ranks
-            .into_iter()
-            .map(|rank| rank.join().unwrap())
-            .collect::<Result<Vec<_>>>()
-    })?;
+    let of_ranks = on_ranks(world_size, |rank| run_rank(case, problem, &whole, id, rank))?;
     let mut shares = of_ranks.iter().map(|(_, dsinks)| dsinks);
     let mut dsinks = shares.next().expect("a rank").clone();
     for share in shares {
@@ -295,30 +378,17 @@ fn run_result(case: &Value) -> Result<Tensors> {
         whole.insert("dropout_mask", dropout_mask(problem)?);
     }
     for (rank, (shards, _)) in (0..).zip(&of_ranks) {
-        for name in OUTPUTS {
-            let kind = problem.kind(name);
-            let rows = problem.desc.shard_length(world_size, rank, kind.side)?;
-            let [batch, seq, head] = strides(name, kind.heads, rows);
-            let from = shards[name].tensor().strides(batch, seq, head);
-            let [batch, seq, head] = strides(name, kind.heads, problem.seqlen(kind.side));
-            let to = whole.get_mut(name).expect("was inserted").tensor_mut();
-            let to = to.strides(batch, seq, head);
-            let (side, num_heads, dim) = (kind.side, kind.heads, kind.dim);
-            let args = JoinArgs {
-                side,
-                num_heads,
-                dim,
-                shard: from,
-                whole: to,
-            };
-            problem.desc.join_sequence(world_size, rank, args)?;
-        }
+        join(problem, shards, world_size, rank, &mut whole)?;
     }
     Ok(whole)
 }
 
-fn check_result(name: &str, case: &Value, of_c: Option<&Value>) -> Result<(), String> {
-    let got = run_result(case).map_err(to_text)?;
+fn check_result(
+    name: &str,
+    case: &Value,
+    of_c: Option<&Value>,
+    got: &Tensors,
+) -> Result<(), String> {
     for (tensor, expected) in case["expected"].as_object().expect("expected results") {
         let tolerance: f32 = json::number(&expected["tolerance"]);
         let (at, values) = (expected["at"].as_array(), expected["values"].as_array());
@@ -345,8 +415,8 @@ fn check_result(name: &str, case: &Value, of_c: Option<&Value>) -> Result<(), St
     Ok(())
 }
 
-#[test]
-fn results() {
+/// What `run` gets of each case in a list.
+fn check_results(list: &str, run: impl Fn(&Value) -> Result<Tensors>) {
     let path = std::env::var("RINGATTN_CONFORMANCE_RESULTS").ok();
     let is_required = std::env::var_os("RINGATTN_CONFORMANCE_REQUIRED").is_some();
     assert!(
@@ -354,22 +424,174 @@ fn results() {
         "RINGATTN_CONFORMANCE_RESULTS is not set"
     );
     let of_c = path.map(|path| read_json(&path));
-    for_each_case("results", |name, case| {
-        check_result(name, case, of_c.as_ref())
+    for_each_case(list, |name, case| {
+        check_result(name, case, of_c.as_ref(), &run(case).map_err(to_text)?)
     });
+}
+
+#[test]
+fn results() {
+    check_results("results", run_result);
+}
+
+// ---------------------------------------------------------------- layers
+
+/// Of a layer, with their gradients.
+const WEIGHTS: [(&str, &str); 10] = [
+    ("w_q", "dw_q"),
+    ("w_k", "dw_k"),
+    ("w_v", "dw_v"),
+    ("w_o", "dw_o"),
+    ("b_q", "db_q"),
+    ("b_k", "db_k"),
+    ("b_v", "db_v"),
+    ("b_o", "db_o"),
+    ("norm_q", "dnorm_q"),
+    ("norm_k", "dnorm_k"),
+];
+/// In that order; without elements where the layer has none.
+type Weights = [Strided; 10];
+
+/// Weight n is tensor n + 1, whose elements are `at` of its number and their indices.
+fn make_weights(lengths: [i64; 10], dtype: DType, at: impl Fn(u64, u64) -> f32) -> Weights {
+    std::array::from_fn(|n| Strided {
+        elements: Elements::new(dtype, lengths[n] as usize, |i| at(n as u64 + 1, i)),
+        strides: [0; 3],
+    })
+}
+
+fn read(weights: &Weights) -> MhaWeights<'_> {
+    let [w_q, w_k, w_v, w_o, b_q, b_k, b_v, b_o, norm_q, norm_k] = weights;
+    MhaWeights {
+        w_q: w_q.tensor(),
+        w_k: w_k.tensor(),
+        w_v: w_v.tensor(),
+        w_o: w_o.tensor(),
+        b_q: b_q.some(),
+        b_k: b_k.some(),
+        b_v: b_v.some(),
+        b_o: b_o.some(),
+        norm_q: norm_q.some(),
+        norm_k: norm_k.some(),
+    }
+}
+
+fn written(gradients: &mut Weights) -> MhaGradients<'_> {
+    let [dw_q, dw_k, dw_v, dw_o, db_q, db_k, db_v, db_o, dnorm_q, dnorm_k] = gradients;
+    MhaGradients {
+        dw_q: dw_q.some_mut(),
+        dw_k: dw_k.some_mut(),
+        dw_v: dw_v.some_mut(),
+        dw_o: dw_o.some_mut(),
+        db_q: db_q.some_mut(),
+        db_k: db_k.some_mut(),
+        db_v: db_v.some_mut(),
+        db_o: db_o.some_mut(),
+        dnorm_q: dnorm_q.some_mut(),
+        dnorm_k: dnorm_k.some_mut(),
+    }
+}
+
+fn run_layer_of_rank(
+    case: &Value,
+    problem: &Problem,
+    mha: &MhaDesc,
+    whole: &Tensors,
+    weights: &Weights,
+    id: &UniqueId,
+    rank: i32,
+) -> Result<(Tensors, Weights)> {
+    let context = join_group(case, id, rank)?;
+    let (desc, seed) = (&problem.desc, seed_of(case));
+    let [accumulate, reduce] = ["accumulate", "reduce"].map(|name| case[name] == true);
+    let mut shards = split(problem, whole, world_size_of(case), rank)?;
+    let [mut out, mut dx] = ["out", "dx"].map(|name| shards.remove(name).expect("was inserted"));
+    let is_begun = accumulate && rank == 0;
+    let begin = |t, i| {
+        if is_begun {
+            input(seed, t + 16, i)
+        } else {
+            0.0
+        }
+    };
+    let mut gradients = make_weights(problem.lengths(mha), DType::Float32, begin);
+    let mut activations = Activations::new(&context, desc, mha)?;
+    let (x, dout) = (shards["x"].tensor(), shards["dout"].tensor());
+    let args = MhaForwardArgs::new(x, read(weights), out.tensor_mut());
+    context.mha_forward(desc, mha, args.activations(&mut activations))?;
+    let args = MhaBackwardArgs::new(dout, x, read(weights))
+        .activations(&activations)
+        .dx(dx.tensor_mut())
+        .gradients(written(&mut gradients))
+        .accumulate(accumulate)
+        .reduce(reduce);
+    context.mha_backward(desc, mha, args)?;
+    if !reduce {
+        for gradient in &mut gradients {
+            if !gradient.elements.is_empty() {
+                context.all_reduce(gradient.elements.floats())?;
+            }
+        }
+    }
+    Ok((Tensors::from([("out", out), ("dx", dx)]), gradients))
+}
+
+/// Whole tensors of what all ranks got.
+fn run_layer(case: &Value) -> Result<Tensors> {
+    let problem = &Problem::of(case);
+    let mha = problem.mha.as_ref().expect("a mha");
+    let (world_size, seed) = (world_size_of(case), seed_of(case));
+    let make = |name, t: Option<u64>| {
+        let at = |i| t.map_or(0.0, |t| input(seed, t, i));
+        (name, problem.elements(name, problem.desc.seqlen_q, at))
+    };
+    let tokens = [
+        ("x", Some(0)),
+        ("dout", Some(11)),
+        ("out", None),
+        ("dx", None),
+    ];
+    let mut whole = Tensors::from(tokens.map(|(name, t)| make(name, t)));
+    let at = |t, i| input(seed, t, i);
+    let weights = make_weights(problem.lengths(mha), problem.desc.dtype, at);
+    let id = &UniqueId::new(Transport::Local, None)?;
+    let mut of_ranks = on_ranks(world_size, |rank| {
+        run_layer_of_rank(case, problem, mha, &whole, &weights, id, rank)
+    })?;
+    for (rank, (shards, gradients)) in (0..).zip(&of_ranks) {
+        join(problem, shards, world_size, rank, &mut whole)?;
+        for (n, gradient) in gradients.iter().enumerate() {
+            let of_first = &of_ranks[0].1[n].elements;
+            assert_eq!(
+                gradient.elements.hash(),
+                of_first.hash(),
+                "{}",
+                WEIGHTS[n].1
+            );
+        }
+    }
+    let gradients = of_ranks.swap_remove(0).1;
+    let named = WEIGHTS.iter().zip(gradients);
+    whole.extend(named.map(|((_, name), gradient)| (*name, gradient.elements)));
+    Ok(whole)
+}
+
+#[test]
+fn layers() {
+    check_results("layers", run_layer);
 }
 
 // ---------------------------------------------------------------- errors
 
-/// A tensor of a call that is to fail.
-struct Zeros {
+/// A tensor with strides.
+struct Strided {
     elements: Elements,
     strides: [i64; 3],
 }
 
-impl Zeros {
-    /// As long as it must be, but for what the case says.
-    fn new(case: &Value, name: &str, dtype: DType, len: i64) -> Self {
+impl Strided {
+    /// Zeros of a call that is to fail: as many as there must be, but for what the case says.
+    fn zeros(case: &Value, name: &str, dtype: DType, len: i64) -> Self {
         let change = &case["tensors"][name];
         let number = |field: &str, other| change[field].as_i64().unwrap_or(other);
         let strides = ["batch_stride", "seq_stride", "head_stride"].map(|field| number(field, 0));
@@ -385,6 +607,74 @@ impl Zeros {
     fn tensor_mut(&mut self) -> TensorMut<'_> {
         let [batch, seq, head] = self.strides;
         self.elements.tensor_mut().strides(batch, seq, head)
+    }
+
+    /// None without elements.
+    fn some(&self) -> Option<Tensor<'_>> {
+        (!self.elements.is_empty()).then(|| self.tensor())
+    }
+
+    fn some_mut(&mut self) -> Option<TensorMut<'_>> {
+        (!self.elements.is_empty()).then(|| self.tensor_mut())
+    }
+}
+
+/// Calls of a case that has a mha.
+fn run_layer_call(case: &Value, problem: &Problem, mha: &MhaDesc, context: &Context) -> Result<()> {
+    let desc = &problem.desc;
+    let needs = context.mha_requirements(desc, mha);
+    let is_right = needs.is_ok();
+    let tokens = |name| {
+        let len = desc.batch * desc.seqlen_q * mha.d_model;
+        Strided::zeros(
+            case,
+            name,
+            problem.kind(name).dtype,
+            if is_right { len } else { 1 },
+        )
+    };
+    let lengths = if is_right {
+        problem.lengths(mha)
+    } else {
+        [1; 10]
+    };
+    let zeros = |n: usize, name, dtype| Strided::zeros(case, name, dtype, lengths[n]);
+    let weights = std::array::from_fn(|n| zeros(n, WEIGHTS[n].0, desc.dtype));
+    let mut gradients = std::array::from_fn(|n| zeros(n, WEIGHTS[n].1, DType::Float32));
+    let has_activations = is_right && case["arguments"]["activations"] != 0;
+    let activations = has_activations.then(|| Activations::new(context, desc, mha));
+    let mut activations = activations.transpose()?;
+    let (x, dout) = (tokens("x"), tokens("dout"));
+    let (mut out, mut dx) = (tokens("out"), tokens("dx"));
+    match case["call"].as_str().expect("a call") {
+        "get_mha_requirements" => needs.map(|_| ()),
+        "mha_forward" => {
+            let args = MhaForwardArgs::new(x.tensor(), read(&weights), out.tensor_mut());
+            let activations = activations.as_mut();
+            context.mha_forward(
+                desc,
+                mha,
+                MhaForwardArgs {
+                    activations,
+                    ..args
+                },
+            )
+        }
+        "mha_backward" => {
+            let args = MhaBackwardArgs::new(dout.tensor(), x.tensor(), read(&weights))
+                .dx(dx.tensor_mut())
+                .gradients(written(&mut gradients));
+            let activations = activations.as_ref();
+            context.mha_backward(
+                desc,
+                mha,
+                MhaBackwardArgs {
+                    activations,
+                    ..args
+                },
+            )
+        }
+        call => panic!("no call {call}"),
     }
 }
 
@@ -405,7 +695,7 @@ fn run_call(case: &Value) -> Result<()> {
         Value::Null => Side::Query,
         side => json::choice(side),
     };
-    let float = |name, len| Zeros::new(case, name, DType::Float32, len);
+    let float = |name, len| Strided::zeros(case, name, DType::Float32, len);
     match call {
         "estimate_memory" => return estimate_memory(&config, desc).map(|_| ()),
         "estimate_time" => {
@@ -485,21 +775,25 @@ fn run_call(case: &Value) -> Result<()> {
     }
 
     let context = Context::new(&config)?;
+    if call.ends_with("_after_abort") {
+        context.abort_handle().abort()?;
+    }
+    if let Some(mha) = &problem.mha {
+        return run_layer_call(case, &problem, mha, &context);
+    }
     let is_right = desc.shard_length(1, 0, Side::Query).is_ok();
     let tensor = |name: &str| {
         let kind = problem.kind(name);
         let len = desc.batch * problem.seqlen(kind.side) * kind.heads * kind.dim;
-        Zeros::new(case, name, kind.dtype, if is_right { len } else { 1 })
+        Strided::zeros(case, name, kind.dtype, if is_right { len } else { 1 })
     };
     match call {
         "create_context" => Ok(()),
         "check_support" => context.check_support(desc).map(|_| ()),
         "get_memory_requirements" => context.memory_requirements(desc).map(|_| ()),
         "run_self_test" => context.run_self_test(argument("num_problems", 1), argument("seed", 1)),
+        "all_reduce_after_abort" => context.all_reduce(&mut [0.0; 4]),
         "forward" | "forward_after_abort" => {
-            if call == "forward_after_abort" {
-                context.abort_handle().abort()?;
-            }
             let (q, k, v) = (tensor("q"), tensor("k"), tensor("v"));
             let (mut out, mut lse) = (tensor("out"), tensor("lse"));
             let args = ForwardArgs::new(q.tensor(), k.tensor(), v.tensor(), out.tensor_mut());

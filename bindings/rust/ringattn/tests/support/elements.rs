@@ -38,6 +38,10 @@ impl Elements {
         with_list!(self, list => list.into())
     }
 
+    pub fn is_empty(&self) -> bool {
+        with_list!(self, list => list.is_empty())
+    }
+
     /// Of float32 only.
     pub fn floats(&mut self) -> &mut [f32] {
         match self {

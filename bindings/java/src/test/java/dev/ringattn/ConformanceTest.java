@@ -15,6 +15,7 @@ import java.util.Iterator;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.Function;
 import java.util.stream.LongStream;
 import java.util.stream.Stream;
 import java.util.stream.StreamSupport;
@@ -24,6 +25,8 @@ import org.junit.jupiter.api.TestFactory;
 /** bindings/conformance/cases.json, by the rules of the README beside it. */
 class ConformanceTest {
   private static final List<String> TENSORS = List.of("q", "k", "v", "dout", "dq", "dk", "dv");
+  private static final List<String> WEIGHTS =
+      List.of("w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v", "b_o", "norm_q", "norm_k");
 
   private static JsonNode read(String variable) throws IOException {
     String path = System.getenv(variable);
@@ -38,6 +41,13 @@ class ConformanceTest {
     JsonNode cases = read("RINGATTN_CONFORMANCE").get("results");
     JsonNode results = read("RINGATTN_CONFORMANCE_RESULTS");
     return tests(cases, c -> checkResult(c, results.get(c.get("name").asText())));
+  }
+
+  @TestFactory
+  Stream<DynamicTest> layers() throws IOException {
+    JsonNode cases = read("RINGATTN_CONFORMANCE").get("layers");
+    JsonNode results = read("RINGATTN_CONFORMANCE_RESULTS");
+    return tests(cases, c -> checkLayer(c, results.get(c.get("name").asText())));
   }
 
   @TestFactory
@@ -142,14 +152,19 @@ class ConformanceTest {
 
   // ---------------------------------------------------------------- problems
 
-  /** Shapes and types of a desc's tensors. */
-  private record Problem(AttentionDesc desc) {
+  /** Shapes and types of a desc's tensors; of a layer, unless `mha` is null. */
+  private record Problem(AttentionDesc desc, MhaDesc mha) {
+    static Problem of(JsonNode c) {
+      MhaDesc mha = c.has("mha") ? filled(new MhaDesc(), c.get("mha")) : null;
+      return new Problem(filled(new AttentionDesc(), c.get("desc")), mha);
+    }
+
     DType type(String name) {
       DType type =
           switch (name) {
             case "lse", "key_bias" -> DType.FLOAT32;
             case "out", "dout" -> desc.outDtype();
-            case "dq", "dk", "dv" -> desc.gradDtype();
+            case "dq", "dk", "dv", "dx" -> desc.gradDtype();
             default -> desc.dtype();
           };
       return type != DType.SAME ? type : desc.dtype();
@@ -166,7 +181,7 @@ class ConformanceTest {
     }
 
     long heads(String name) {
-      if (name.equals("key_bias")) {
+      if (name.equals("key_bias") || mha != null) {
         return 1;
       }
       boolean isOfKeys = side(name) == Side.KEY_VALUE && desc.numHeadsKv() != 0;
@@ -174,6 +189,9 @@ class ConformanceTest {
     }
 
     long dim(String name) {
+      if (mha != null) {
+        return mha.dModel();
+      }
       boolean isOfValues = List.of("v", "dv", "out", "dout").contains(name);
       return name.equals("lse") || name.equals("key_bias")
           ? 1
@@ -190,6 +208,24 @@ class ConformanceTest {
 
     Array shard(String name, int worldSize, int rank) {
       return array(name, RingAttention.shardLength(desc, worldSize, rank, side(name)));
+    }
+
+    /** How many numbers a weight has; 0 where the layer has none. */
+    long count(String weight) {
+      Problem heads = new Problem(desc, null);
+      return switch (weight) {
+        case "w_q", "w_k", "w_v" -> {
+          String name = weight.substring(2);
+          yield mha.dModel() * heads.heads(name) * heads.dim(name);
+        }
+        case "w_o" -> heads.heads("out") * heads.dim("out") * mha.dModel();
+        case "b_q", "b_k", "b_v" -> {
+          String name = weight.substring(2);
+          yield mha.hasQkvBias() ? heads.heads(name) * heads.dim(name) : 0;
+        }
+        case "b_o" -> mha.hasOutBias() ? mha.dModel() : 0;
+        default -> mha.normalizeHeads() ? desc.headDim() : 0;
+      };
     }
 
     SequenceArgs sequence(String name, Array whole, Array shard, int worldSize, int rank) {
@@ -209,7 +245,7 @@ class ConformanceTest {
   // ---------------------------------------------------------------- results
 
   private static void checkResult(JsonNode c, JsonNode hashes) throws Exception {
-    Problem problem = new Problem(filled(new AttentionDesc(), c.get("desc")));
+    Problem problem = Problem.of(c);
     int worldSize = c.get("world_size").asInt();
     long seed = c.get("seed").asLong();
     boolean accumulates = c.path("accumulate").asBoolean();
@@ -240,18 +276,7 @@ class ConformanceTest {
     Ranks.run(
         worldSize,
         rank -> {
-          ContextConfig config =
-              filled(new ContextConfig(), c.get("config"))
-                  .rank(rank)
-                  .worldSize(worldSize)
-                  .uniqueId(id);
-          Map<String, Array> shards = new LinkedHashMap<>();
-          for (String name : wholes.keySet()) {
-            Array shard = problem.shard(name, worldSize, rank);
-            shards.put(name, shard);
-            SequenceArgs args = problem.sequence(name, wholes.get(name), shard, worldSize, rank);
-            RingAttention.splitSequence(problem.desc, worldSize, rank, args);
-          }
+          Map<String, Array> shards = split(problem, wholes, worldSize, rank);
           ForwardArgs forward = forward(shards);
           BackwardArgs backward = backward(shards).accumulate(accumulates);
           if (shards.containsKey("key_bias")) {
@@ -262,15 +287,12 @@ class ConformanceTest {
             forward.sinks(sinks.tensor());
             backward.sinks(sinks.tensor()).dsinks(dsinks.get(rank).tensor());
           }
-          try (Context context = new Context(config)) {
+          try (Context context = joinGroup(c, id, rank)) {
             context.forward(problem.desc, forward);
             context.backward(problem.desc, backward);
           }
-          for (String name : List.of("out", "lse", "dq", "dk", "dv")) {
-            SequenceArgs args =
-                problem.sequence(name, wholes.get(name), shards.get(name), worldSize, rank);
-            RingAttention.joinSequence(problem.desc, worldSize, rank, args);
-          }
+          List<String> outputs = List.of("out", "lse", "dq", "dk", "dv");
+          join(problem, outputs, shards, wholes, worldSize, rank);
         });
 
     for (Array share : dsinks.subList(1, worldSize)) {
@@ -282,7 +304,46 @@ class ConformanceTest {
     if (problem.desc.dropoutProbability() > 0) {
       wholes.put("dropout_mask", dropoutMask(problem));
     }
+    compare(c, wholes, hashes);
+  }
 
+  private static Context joinGroup(JsonNode c, UniqueId id, int rank) {
+    return new Context(
+        filled(new ContextConfig(), c.get("config"))
+            .rank(rank)
+            .worldSize(c.get("world_size").asInt())
+            .uniqueId(id));
+  }
+
+  private static Map<String, Array> split(
+      Problem problem, Map<String, Array> wholes, int worldSize, int rank) {
+    Map<String, Array> shards = new LinkedHashMap<>();
+    wholes.forEach(
+        (name, whole) -> {
+          Array shard = problem.shard(name, worldSize, rank);
+          shards.put(name, shard);
+          SequenceArgs args = problem.sequence(name, whole, shard, worldSize, rank);
+          RingAttention.splitSequence(problem.desc, worldSize, rank, args);
+        });
+    return shards;
+  }
+
+  /** Ranks write to places apart. */
+  private static void join(
+      Problem problem,
+      List<String> names,
+      Map<String, Array> shards,
+      Map<String, Array> wholes,
+      int worldSize,
+      int rank) {
+    for (String name : names) {
+      SequenceArgs args =
+          problem.sequence(name, wholes.get(name), shards.get(name), worldSize, rank);
+      RingAttention.joinSequence(problem.desc, worldSize, rank, args);
+    }
+  }
+
+  private static void compare(JsonNode c, Map<String, Array> wholes, JsonNode hashes) {
     List<String> wrong = new ArrayList<>();
     for (Map.Entry<String, JsonNode> expected : c.get("expected").properties()) {
       String name = expected.getKey();
@@ -350,6 +411,108 @@ class ConformanceTest {
         .dv(tensors.get("dv").tensor());
   }
 
+  // ---------------------------------------------------------------- layers
+
+  private static void checkLayer(JsonNode c, JsonNode hashes) throws Exception {
+    Problem problem = Problem.of(c);
+    int worldSize = c.get("world_size").asInt();
+    long seed = c.get("seed").asLong();
+    boolean accumulates = c.path("accumulate").asBoolean();
+    boolean reduces = c.path("reduce").asBoolean();
+    Map<String, Array> wholes = new LinkedHashMap<>();
+    for (String name : List.of("x", "dout", "out", "dx")) {
+      wholes.put(name, problem.whole(name));
+    }
+    wholes.get("x").fill(seed, 0);
+    wholes.get("dout").fill(seed, 11);
+    Map<String, Array> weights = new LinkedHashMap<>();
+    for (String name : WEIGHTS) {
+      Array weight = new Array(problem.desc.dtype(), problem.count(name));
+      weights.put(name, weight.fill(seed, WEIGHTS.indexOf(name) + 1));
+    }
+    List<Map<String, Array>> gradients =
+        Stream.generate(() -> gradients(problem)).limit(worldSize).toList();
+    if (accumulates) {
+      gradients
+          .get(0)
+          .forEach((name, g) -> g.fill(seed, WEIGHTS.indexOf(name.substring(1)) + 17));
+    }
+
+    UniqueId id = UniqueId.create(Transport.LOCAL);
+    Ranks.run(
+        worldSize,
+        rank -> {
+          Map<String, Array> tensors = split(problem, wholes, worldSize, rank);
+          tensors.putAll(weights);
+          tensors.putAll(gradients.get(rank));
+          try (Context context = joinGroup(c, id, rank)) {
+            Activations activations = new Activations(context, problem.desc, problem.mha);
+            MhaForwardArgs forward =
+                mhaForward(name -> tensors.get(name).tensor()).activations(activations);
+            MhaBackwardArgs backward =
+                mhaBackward(forward, name -> tensors.get(name).tensor())
+                    .accumulate(accumulates)
+                    .reduce(reduces);
+            context.mhaForward(problem.desc, problem.mha, forward);
+            context.mhaBackward(problem.desc, problem.mha, backward);
+            for (Array gradient : gradients.get(rank).values()) {
+              if (!reduces && gradient.count() > 0) {
+                context.allReduce(gradient.tensor());
+              }
+            }
+          }
+          join(problem, List.of("out", "dx"), tensors, wholes, worldSize, rank);
+        });
+
+    for (Map<String, Array> other : gradients) {
+      gradients.get(0).forEach((name, g) -> assertEquals(g.hash(), other.get(name).hash(), name));
+    }
+    wholes.putAll(gradients.get(0));
+    compare(c, wholes, hashes);
+  }
+
+  /** Of all weights, by their names; without numbers where the layer has none. */
+  private static Map<String, Array> gradients(Problem problem) {
+    Map<String, Array> gradients = new LinkedHashMap<>();
+    for (String name : WEIGHTS) {
+      gradients.put("d" + name, Array.floats(problem.count(name)));
+    }
+    return gradients;
+  }
+
+  private static MhaForwardArgs mhaForward(Function<String, Tensor> tensors) {
+    return new MhaForwardArgs()
+        .x(tensors.apply("x"))
+        .wQ(tensors.apply("w_q"))
+        .wK(tensors.apply("w_k"))
+        .wV(tensors.apply("w_v"))
+        .wO(tensors.apply("w_o"))
+        .bQ(tensors.apply("b_q"))
+        .bK(tensors.apply("b_k"))
+        .bV(tensors.apply("b_v"))
+        .bO(tensors.apply("b_o"))
+        .normQ(tensors.apply("norm_q"))
+        .normK(tensors.apply("norm_k"))
+        .out(tensors.apply("out"));
+  }
+
+  private static MhaBackwardArgs mhaBackward(
+      MhaForwardArgs forward, Function<String, Tensor> tensors) {
+    return new MhaBackwardArgs(forward)
+        .dout(tensors.apply("dout"))
+        .dx(tensors.apply("dx"))
+        .dwQ(tensors.apply("dw_q"))
+        .dwK(tensors.apply("dw_k"))
+        .dwV(tensors.apply("dw_v"))
+        .dwO(tensors.apply("dw_o"))
+        .dbQ(tensors.apply("db_q"))
+        .dbK(tensors.apply("db_k"))
+        .dbV(tensors.apply("db_v"))
+        .dbO(tensors.apply("db_o"))
+        .dnormQ(tensors.apply("dnorm_q"))
+        .dnormK(tensors.apply("dnorm_k"));
+  }
+
   // ---------------------------------------------------------------- errors
 
   private static void checkError(JsonNode c) {
@@ -385,7 +548,8 @@ class ConformanceTest {
     }
 
     void run() {
-      AttentionDesc desc = filled(new AttentionDesc(), c.get("desc"));
+      Problem problem = Problem.of(c);
+      AttentionDesc desc = problem.desc;
       ContextConfig config = filled(new ContextConfig(), c.get("config"));
       String call = c.get("call").asText();
       int worldSize = number("world_size", 1);
@@ -419,7 +583,7 @@ class ConformanceTest {
         case "join_sequence" ->
             RingAttention.joinSequence(desc, worldSize, rank, sequence(desc, worldSize, rank));
         case "merge_attention" -> merge();
-        default -> onContext(call, config, desc);
+        default -> onContext(call, config, problem);
       }
     }
 
@@ -431,7 +595,7 @@ class ConformanceTest {
               .numHeads(number("num_heads", 1))
               .dim(number("dim", 1));
       long row = desc.batch() * args.numHeads() * args.dim();
-      long whole = row * new Problem(desc).seqlen(side());
+      long whole = row * Problem.of(c).seqlen(side());
       long shard = row * RingAttention.shardLength(desc, worldSize, rank, side());
       return args.whole(tensor("whole", DType.FLOAT32, whole))
           .shard(tensor("shard", DType.FLOAT32, shard));
@@ -450,26 +614,56 @@ class ConformanceTest {
               .lse(tensor("lse", DType.FLOAT32, rows)));
     }
 
-    void onContext(String call, ContextConfig config, AttentionDesc desc) {
+    void onContext(String call, ContextConfig config, Problem problem) {
+      AttentionDesc desc = problem.desc;
       try (Context context = new Context(config)) {
+        if (call.endsWith("_after_abort")) {
+          context.abort();
+        }
         switch (call) {
           case "create_context" -> {}
           case "check_support" -> context.checkSupport(desc);
           case "get_memory_requirements" -> context.memoryRequirements(desc);
           case "run_self_test" -> context.runSelfTest(number("num_problems", 1), number("seed", 1));
-          case "forward" -> context.forward(desc, forwardArgs(desc));
-          case "forward_after_abort" -> {
-            context.abort();
-            context.forward(desc, forwardArgs(desc));
-          }
-          case "backward" -> context.backward(desc, backwardArgs(desc));
+          case "forward", "forward_after_abort" -> context.forward(desc, forwardArgs(problem));
+          case "backward" -> context.backward(desc, backwardArgs(problem));
+          case "all_reduce_after_abort" -> context.allReduce(Array.floats(4).tensor());
+          case "get_mha_requirements" -> context.mhaRequirements(desc, problem.mha);
+          case "mha_forward", "mha_backward" -> layer(call, context, problem);
           default -> throw new AssertionError("no call " + call);
         }
       }
     }
 
-    Tensor of(AttentionDesc desc, String name) {
-      Problem problem = new Problem(desc);
+    void layer(String call, Context context, Problem problem) {
+      boolean isRight = true;
+      try {
+        context.mhaRequirements(problem.desc, problem.mha);
+      } catch (RingAttentionException e) {
+        isRight = false; // no shapes follow from it
+      }
+      Map<String, Tensor> tensors = new LinkedHashMap<>();
+      for (String name : List.of("x", "dout", "out", "dx")) {
+        long elements = isRight ? problem.whole(name).count() : 1;
+        tensors.put(name, tensor(name, problem.type(name), elements));
+      }
+      for (String name : WEIGHTS) {
+        long elements = isRight ? problem.count(name) : 1;
+        tensors.put(name, tensor(name, problem.desc.dtype(), elements));
+        tensors.put("d" + name, tensor("d" + name, DType.FLOAT32, elements));
+      }
+      MhaForwardArgs forward = mhaForward(tensors::get);
+      if (isRight && number("activations", 1) != 0) {
+        forward.activations(new Activations(context, problem.desc, problem.mha));
+      }
+      if (call.equals("mha_forward")) {
+        context.mhaForward(problem.desc, problem.mha, forward);
+      } else {
+        context.mhaBackward(problem.desc, problem.mha, mhaBackward(forward, tensors::get));
+      }
+    }
+
+    Tensor of(Problem problem, String name) {
       long elements = 1;
       try {
         elements = problem.shard(name, 1, 0).count();
@@ -479,26 +673,26 @@ class ConformanceTest {
       return tensor(name, problem.type(name), elements);
     }
 
-    ForwardArgs forwardArgs(AttentionDesc desc) {
+    ForwardArgs forwardArgs(Problem problem) {
       return new ForwardArgs()
-          .q(of(desc, "q"))
-          .k(of(desc, "k"))
-          .v(of(desc, "v"))
-          .out(of(desc, "out"))
-          .lse(of(desc, "lse"));
+          .q(of(problem, "q"))
+          .k(of(problem, "k"))
+          .v(of(problem, "v"))
+          .out(of(problem, "out"))
+          .lse(of(problem, "lse"));
     }
 
-    BackwardArgs backwardArgs(AttentionDesc desc) {
+    BackwardArgs backwardArgs(Problem problem) {
       return new BackwardArgs()
-          .dout(of(desc, "dout"))
-          .q(of(desc, "q"))
-          .k(of(desc, "k"))
-          .v(of(desc, "v"))
-          .out(of(desc, "out"))
-          .lse(of(desc, "lse"))
-          .dq(of(desc, "dq"))
-          .dk(of(desc, "dk"))
-          .dv(of(desc, "dv"))
+          .dout(of(problem, "dout"))
+          .q(of(problem, "q"))
+          .k(of(problem, "k"))
+          .v(of(problem, "v"))
+          .out(of(problem, "out"))
+          .lse(of(problem, "lse"))
+          .dq(of(problem, "dq"))
+          .dk(of(problem, "dk"))
+          .dv(of(problem, "dv"))
           .accumulate(number("accumulate", 0) != 0);
     }
   }
