@@ -50,10 +50,11 @@ void print_transport(const char* name, int transport) {
   print(name, error.message);
 }
 
-// Layers of multi-head attention, on CPUs.
-void print_layers() {
+// Layers of multi-head attention.
+void print_layers(const char* what, const ra_context_config& config) {
   ra_error error;
-  const Context context = make_context(make_config(), error);
+  const Context context = make_context(config, error);
+  if (context == nullptr) return print(what, error.message);
   ra_attention_desc desc;
   ra_init_attention_desc(&desc, sizeof desc);
   desc.seqlen_q = 1;
@@ -64,7 +65,7 @@ void print_layers() {
   ra_mha_requirements requirements;
   ra_init_mha_requirements(&requirements, sizeof requirements);
   ra_get_mha_requirements(context.get(), &desc, &mha, &requirements, &error);
-  print("layers", error.message);
+  print(what, error.message);
 }
 
 int describe() {
@@ -83,9 +84,10 @@ int describe() {
 
   ra_context_config config = make_config();
   print("backend cpu", make_context(config, error) == nullptr ? error.message : "");
+  print_layers("layers cpu", config);
   config.backend = RA_BACKEND_CUDA;
   print("backend cuda", make_context(config, error) == nullptr ? error.message : "");
-  print_layers();
+  if (capabilities.has_cuda != 0) print_layers("layers cuda", config);
   print_transport("transport local", RA_TRANSPORT_LOCAL);
   print_transport("transport zeromq", RA_TRANSPORT_ZEROMQ);
   print_transport("transport nccl", RA_TRANSPORT_NCCL);

@@ -10,10 +10,10 @@ import "context"
 //
 // Collective: every rank calls it with an equal desc and mha, and the same weights. The keys are the tokens of x: SeqlenKV is SeqlenQ,
 // and key_bias and sinks are not part of a layer. What lies between (q, k, v and their attention) is stored in desc.DType; products are
-// summed in fp32. Results are bitwise equal from run to run and for any number of threads. CPU backend; products are oneDNN's, which is
-// loaded when a layer is first asked for.
+// summed in fp32. Results are bitwise equal from run to run and for any number of threads. Products are oneDNN's, or on CUDA cuBLAS's,
+// which is loaded when a layer is first asked for.
 //
-// Blocking, cancellation, overlap and errors as Forward; [ErrNotSupported] also where oneDNN is not found.
+// Blocking, cancellation, overlap and errors as Forward; [ErrNotSupported] also where that is not found.
 func (c *Context) MHAForward(ctx context.Context, desc AttentionDesc, mha MHADesc, args MHAForwardArgs) error {
 	return c.collective(ctx, func(h *handle) error {
 		return desc.run(func(f *frame) {

@@ -1040,11 +1040,12 @@ type MHARequirements struct {
 	// kept from Context.MHAForward to Context.MHABackward, beside x; 0 with CheckpointInput
 	Activations uint64
 	// q, k and v, the output of attention and its lse, unless they are kept; room for each thread's blocks of
-	// products; and MemoryRequirements.ForwardWorkspace of attention
+	// products, on CUDA about 80 MiB for those and for cuBLAS; and MemoryRequirements.ForwardWorkspace of
+	// attention
 	ForwardWorkspace uint64
 	// gradients of q, k, v and the output of attention; what is computed again; a part of the largest
-	// gradient of a weight, where gradients are summed over ranks; room for each thread's blocks of products;
-	// and the larger of the workspaces of attention that are needed
+	// gradient of a weight, where gradients are summed over ranks; the same room for products; and the larger
+	// of the workspaces of attention that are needed
 	BackwardWorkspace uint64
 	// of products of matrices and of attention, of this rank
 	ForwardFlops float64

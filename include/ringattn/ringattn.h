@@ -899,11 +899,13 @@ RA_API void ra_init_mha_forward_args(ra_mha_forward_args *args, size_t struct_si
  *
  * Collective: every rank calls it with an equal `desc` and `mha`, and the same weights. K and V are projected first, and travel
  * while Q is. The keys are the tokens of x: seqlen_kv is seqlen_q, and key_bias and sinks are not part of a layer. What lies between
- * (q, k, v and their attention) is stored in desc.dtype; products are summed in fp32, those of RA_DTYPE_FLOAT16 and, where the processor
- * has no instructions for it, of RA_DTYPE_BFLOAT16 of inputs that are widened to fp32. Results are bitwise equal from run to run and for
- * any number of threads. CPU backend; products are oneDNN's, which is loaded when a layer is first asked for.
+ * (q, k, v and their attention) is stored in desc.dtype; products are summed in fp32. On CPUs they are oneDNN's, those of
+ * RA_DTYPE_FLOAT16 and, where the processor has no instructions for it, of RA_DTYPE_BFLOAT16 of inputs that are widened to fp32, and
+ * results are bitwise equal from run to run and for any number of threads. On CUDA they are cuBLAS's, and results are bitwise equal from
+ * run to run for the same GPU, num_sms, version of cuBLAS and alignment of the caller's memory. Either is loaded when a layer is first
+ * asked for.
  *
- * Overlap, blocking, timing and errors as ra_forward; NOT_SUPPORTED also where oneDNN is not found.
+ * Overlap, blocking, timing, captures and errors as ra_forward; NOT_SUPPORTED also where oneDNN or cuBLAS is not found.
  */
 RA_API ra_status ra_mha_forward(ra_context *context, const ra_attention_desc *desc, const ra_mha_desc *mha,
                                 const ra_mha_forward_args *args, ra_error *error);
@@ -963,10 +965,11 @@ typedef struct ra_mha_requirements {
   size_t struct_size;
   size_t activations;        /**< kept from ra_mha_forward to ra_mha_backward, beside x; 0 with RA_CHECKPOINT_INPUT */
   size_t forward_workspace;  /**< q, k and v, the output of attention and its lse, unless they are kept; room for each thread's
-                                  blocks of products; and ra_memory_requirements::forward_workspace of attention */
+                                  blocks of products, on CUDA about 80 MiB for those and for cuBLAS; and
+                                  ra_memory_requirements::forward_workspace of attention */
   size_t backward_workspace; /**< gradients of q, k, v and the output of attention; what is computed again; a part of the largest
-                                  gradient of a weight, where gradients are summed over ranks; room for each thread's blocks of
-                                  products; and the larger of the workspaces of attention that are needed */
+                                  gradient of a weight, where gradients are summed over ranks; the same room for products; and the
+                                  larger of the workspaces of attention that are needed */
   double forward_flops;      /**< of products of matrices and of attention, of this rank */
   double backward_flops;     /**< the same for ra_mha_backward, what is computed again included */
 } ra_mha_requirements;
@@ -998,7 +1001,7 @@ RA_API void ra_init_reduce_args(ra_reduce_args *args, size_t struct_size);
  * ranks like those of a layer. Each rank sends and receives 2 (world_size - 1) / world_size times the bytes of `data`. Deterministic,
  * and the same bits on every rank: number i is summed along the ring, from rank floor(i / ceil(count / world_size)) on.
  *
- * Collective, blocking and errors as ra_forward; on errors `data` holds what has been summed so far. CPU backend.
+ * Collective, blocking, captures and errors as ra_forward; on errors `data` holds what has been summed so far.
  */
 RA_API ra_status ra_all_reduce(ra_context *context, const ra_reduce_args *args, ra_error *error);
 

@@ -78,7 +78,7 @@ void attend(ra_context &c, const ra_attention_desc *desc, const ra_forward_args 
   c.backend->check(ranges, a.stream);
   if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::forward, a.stream);
   planning.end();
-  c.together(Pass::forward, p, a.stream, whole_call, [&] { return c.forward(p, call); });
+  c.together(Operation::forward, p, {}, a.stream, whole_call, [&] { return c.forward(p, call); });
 }
 
 void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backward_args *args) {
@@ -118,7 +118,7 @@ void differentiate(ra_context &c, const ra_attention_desc *desc, const ra_backwa
   c.backend->check(ranges, a.stream);
   if (call.workspace == nullptr) call.workspace = c.workspace(p, Pass::backward, a.stream);
   planning.end();
-  c.together(Pass::backward, p, a.stream, whole_call, [&] { return c.backward(p, call); });
+  c.together(Operation::backward, p, {}, a.stream, whole_call, [&] { return c.backward(p, call); });
 }
 
 }  // namespace

@@ -73,12 +73,26 @@ std::unique_ptr<PassPlan> make_plan(const Problem &problem, const Rank &rank, Pa
 
 }  // namespace
 
-ra_context::KeptPlan &ra_context::kept_plan(const Problem &problem, Pass pass) {
-  KeptPlan &kept = pass == Pass::forward ? forward_plan : backward_plan;
-  if (kept.plan != nullptr && kept.plan->problem().dropout != problem.dropout)
-    kept.plan->set_dropout(problem.dropout);  // a plan is the same whichever weights are dropped
-  if (kept.plan == nullptr || kept.plan->problem() != problem) kept = {make_plan(problem, rank, pass), false};
-  return kept;
+const PassPlan &ra_context::plan(const Problem &problem, Pass pass) {
+  std::unique_ptr<PassPlan> &kept = pass == Pass::forward ? forward_plan : backward_plan;
+  if (kept != nullptr && kept->problem().dropout != problem.dropout)
+    kept->set_dropout(problem.dropout);  // a plan is the same whichever weights are dropped
+  if (kept == nullptr || kept->problem() != problem) kept = make_plan(problem, rank, pass);
+  return *kept;
+}
+
+bool ra_context::has_agreed(Operation operation, const Problem &problem,
+                            std::span<const std::int64_t> arguments) const {
+  const auto last = agreed.find(operation);
+  if (last == agreed.end() || !std::ranges::equal(last->second.arguments, arguments)) return false;
+  if (last->second.problem == problem) return true;
+  Problem alike = problem;
+  alike.dropout = last->second.problem.dropout;
+  return last->second.problem == alike;
+}
+
+void ra_context::keep_agreed(Operation operation, const Problem &problem, std::span<const std::int64_t> arguments) {
+  agreed[operation] = {problem, {arguments.begin(), arguments.end()}};
 }
 
 void ra_context::break_group() noexcept {

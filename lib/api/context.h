@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <span>
+#include <vector>
 
 #include "api/backend.h"
 #include "core/trace.h"
@@ -43,13 +45,7 @@ struct ra_context {
   bool is_of_this_process() const noexcept { return getpid() == process; }
 
   // The plan of the last call of this kind serves again as long as the problem stays the same.
-  struct KeptPlan {
-    std::unique_ptr<ringattn::PassPlan> plan;
-    bool is_agreed = false;  // all ranks have made this call
-  };
-  const ringattn::PassPlan &plan(const ringattn::Problem &problem, ringattn::Pass pass) {
-    return *kept_plan(problem, pass).plan;
-  }
+  const ringattn::PassPlan &plan(const ringattn::Problem &problem, ringattn::Pass pass);
 
   // Runs what the ranks do together: refuses a broken context, then f(); if f throws, the whole group breaks.
   template <class F>
@@ -120,35 +116,29 @@ struct ra_context {
     f();
   }
 
-  // The collective part of a call that began with `whole_call`: all ranks agree on it, then each runs run(). Where ranks cannot ask
-  // each other in a capture, they rely on having agreed before.
+  // The collective part of a call that began with `whole_call`: all ranks agree on the operation, the problem and its arguments, then each
+  // runs run(). Where ranks cannot ask each other in a capture, they rely on having agreed before.
   template <class F>
-  void together(ringattn::Pass pass, const ringattn::Problem &problem, ra_stream stream,
-                const ringattn::Phase &whole_call, F &&run) {
+  void together(ringattn::Operation operation, const ringattn::Problem &problem,
+                std::span<const std::int64_t> arguments, ra_stream stream, const ringattn::Phase &whole_call, F &&run) {
     const bool asks = transport->gathers_in_captures() || rank.world_size == 1 || !backend->is_captured(stream);
-    if (!asks && !kept_plan(problem, pass).is_agreed)
+    const bool again = has_agreed(operation, problem, arguments);
+    if (!asks && !again)
       ringattn::fail(RA_STATUS_INVALID_STATE,
                      "stream is being captured, and the ranks have not agreed on this call yet; make it once before");
     collective([&] {
       ringattn::Phase agreement(trace.get(), "agree");
       if (asks) {
-        KeptPlan &kept = kept_plan(problem, pass);
-        const auto operation =
-            pass == ringattn::Pass::forward ? ringattn::Operation::forward : ringattn::Operation::backward;
-        agree(operation, problem, {}, !kept.is_agreed);  // again: there is no hurry
-        kept.is_agreed = true;
+        agree(operation, problem, arguments, !again);  // again: there is no hurry
+        if (!again) keep_agreed(operation, problem, arguments);
       }
-      count(agreement, whole_call, stream, run);
-    });
-  }
-  // The same for what is not captured: all ranks agree on the operation, the problem and its arguments.
-  template <class F>
-  void together(ringattn::Operation operation, const ringattn::Problem &problem,
-                std::span<const std::int64_t> arguments, const ringattn::Phase &whole_call, F &&run) {
-    collective([&] {
-      ringattn::Phase agreement(trace.get(), "agree");
-      agree(operation, problem, arguments);
-      count(agreement, whole_call, nullptr, run);
+      const double waited = agreement.end();
+      ringattn::api::CallStatistics s;
+      on(stream, [&] { s = {run(), 0}; });
+      s.wait_seconds += waited;
+      s.total_seconds = whole_call.seconds();
+      const std::lock_guard lock(statistics_mutex);
+      statistics = s;
     });
   }
 
@@ -158,7 +148,7 @@ struct ra_context {
   std::unique_ptr<ringattn::api::Backend> backend;
   ringattn::Engine &engine;                      // the backend's
   const std::unique_ptr<ringattn::Trace> trace;  // may be null; outlives the transport
-  KeptPlan forward_plan, backward_plan;
+  std::unique_ptr<ringattn::PassPlan> forward_plan, backward_plan;
   std::int64_t calls = 0;  // collective calls completed: equal on all ranks
   std::atomic<bool> busy{false};
   mutable std::mutex statistics_mutex;
@@ -166,19 +156,17 @@ struct ra_context {
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
-  // Runs run(), whose statistics become those of the call, after an agreement.
-  template <class F>
-  void count(ringattn::Phase &agreement, const ringattn::Phase &whole_call, ra_stream stream, F &&run) {
-    const double waited = agreement.end();
-    ringattn::api::CallStatistics s;
-    on(stream, [&] { s = {run(), 0}; });
-    s.wait_seconds += waited;
-    s.total_seconds = whole_call.seconds();
-    const std::lock_guard lock(statistics_mutex);
-    statistics = s;
-  }
+  // The last call of an operation that all ranks have made, whichever weights it dropped.
+  struct Agreed {
+    ringattn::Problem problem;
+    std::vector<std::int64_t> arguments;
+  };
+  bool has_agreed(ringattn::Operation operation, const ringattn::Problem &problem,
+                  std::span<const std::int64_t> arguments) const;
+  void keep_agreed(ringattn::Operation operation, const ringattn::Problem &problem,
+                   std::span<const std::int64_t> arguments);
+  std::map<ringattn::Operation, Agreed> agreed;
 
-  KeptPlan &kept_plan(const ringattn::Problem &problem, ringattn::Pass pass);
   void break_group() noexcept;  // in a catch block
 };
 

@@ -203,7 +203,7 @@ void forward(ra_context &c, const ra_attention_desc *desc, const ra_mha_desc *mh
   call.activations = a.activations;
   call.workspace = a.workspace != nullptr ? a.workspace : c.backend->workspace(bytes.forward_workspace, a.stream);
   planning.end();
-  c.together(Operation::mha_forward, layer.attention, arguments_of(layer, 0, 0, 0), whole_call,
+  c.together(Operation::mha_forward, layer.attention, arguments_of(layer, 0, 0, 0), a.stream, whole_call,
              [&] { return run_mha_forward(layer, on, call); });
 }
 
@@ -239,7 +239,7 @@ void backward(ra_context &c, const ra_attention_desc *desc, const ra_mha_desc *m
   }
   planning.end();
   c.together(Operation::mha_backward, layer.attention, arguments_of(layer, call.accumulate, call.reduce, reduced),
-             whole_call, [&] { return run_mha_backward(layer, on, call); });
+             a.stream, whole_call, [&] { return run_mha_backward(layer, on, call); });
 }
 
 void all_reduce(ra_context &c, const ra_reduce_args *args) {
@@ -258,13 +258,10 @@ void all_reduce(ra_context &c, const ra_reduce_args *args) {
     ranges.output("workspace", a.workspace, {}, room, static_cast<std::int64_t>(memory_alignment), false);
   }
   ranges.require_disjoint();
-  if (c.rank.backend != RA_BACKEND_CPU)
-    fail(RA_STATUS_NOT_SUPPORTED, "the context's backend is ", c.rank.backend,
-         "; ra_all_reduce has RA_BACKEND_CPU = ", +RA_BACKEND_CPU);
   c.backend->check(ranges, a.stream);
   void *const workspace =
       a.workspace != nullptr ? a.workspace : c.backend->workspace(static_cast<std::size_t>(room), a.stream);
-  c.together(Operation::all_reduce, Problem{}, std::array{a.count}, whole_call, [&] {
+  c.together(Operation::all_reduce, Problem{}, std::array{a.count}, a.stream, whole_call, [&] {
     Statistics statistics;
     ringattn::all_reduce({c.engine, *c.transport, c.trace.get()}, c.rank.rank, c.rank.world_size, a.data, a.count,
                          static_cast<float *>(workspace), 0, statistics);

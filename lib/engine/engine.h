@@ -11,9 +11,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 
+#include "engine/projector.h"
 #include "plan/interval.h"
 #include "plan/plan.h"
 #include "plan/problem.h"
@@ -119,8 +121,6 @@ struct RunningRows {
   Tensor out, max, sum;
 };
 
-class Projector;
-
 class Engine {
  public:
   virtual ~Engine() = default;
@@ -172,8 +172,15 @@ class Engine {
   // to += from, `count` fp32 values.
   virtual void add(const float* from, float* to, std::int64_t count) = 0;
 
-  // What a layer of multi-head attention needs beside this. Throws NOT_SUPPORTED with what is missing.
-  virtual Projector& projector();
+  // What a layer of multi-head attention needs beside this, made when it is first asked for; from any threads. Throws NOT_SUPPORTED with
+  // what is missing.
+  Projector& projector();
+
+ private:
+  virtual std::unique_ptr<Projector> make_projector();
+
+  std::mutex projector_mutex_;
+  std::unique_ptr<Projector> projector_;
 };
 
 // Attention over some keys: an output and its log-sum-exp, [batch, heads, rows].

@@ -2,11 +2,12 @@
 // a projection and attention.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
-#include "plan/problem.h"
+#include "plan/shard.h"
 
 namespace ringattn {
 
@@ -44,7 +45,11 @@ struct Product {
 struct Rotation {
   std::int64_t elements = 0;    // of each head, from the first on; even; 0: none
   bool is_interleaved = false;  // a pair is (2 i, 2 i + 1), else (i, i + elements / 2)
-  double base = 1;              // pair i turns by position * base^(-2 i / elements)
+  double base = 1;              // pair i turns by position * rate(i)
+
+  double rate(std::int64_t pair) const {
+    return std::pow(base, -2.0 * static_cast<double>(pair) / static_cast<double>(elements));
+  }
 };
 
 // What becomes of each head of q or k, [rows, heads * dim], once it is projected: normalised, if `norm` has data, and turned.
@@ -53,11 +58,12 @@ struct HeadStyle {
   Matrix norm = {};  // [dim]
   double epsilon = 0;
   Rotation rotation;
-  std::span<const std::int64_t> positions;  // of row i: positions[i % size]
+  std::span<const std::int64_t> positions;  // of row i: positions[i % size]; memory like that of matrices
 
   bool changes() const { return norm.data != nullptr || rotation.elements > 0; }
 };
 
+// Matrices, and whatever else it is given to compute with, are memory that its engine computes in.
 class Projector {
  public:
   virtual ~Projector() = default;
@@ -69,6 +75,8 @@ class Projector {
   // to = sum of rows of `from`, [columns]; or to += that.
   virtual void sum_rows(const Matrix& from, std::int64_t rows, std::int64_t columns, float* to, bool accumulate,
                         void* scratch) = 0;
+  // positions[piece.row + i] = piece.position(i), for the pieces of a shard.
+  virtual void store_positions(std::span<const Piece> pieces, std::int64_t* positions) = 0;
   // `to` may be `from`.
   virtual void style_heads(const HeadStyle& style, const Matrix& from, const Matrix& to, std::int64_t rows) = 0;
   // gradient, of what style_heads made of `from`, becomes that of `from`; `from` is read where there is a norm. Unless dnorm is null,

@@ -96,10 +96,9 @@ class MhaPass {
   std::size_t workspace_bytes_needed() const { return workspace_bytes_; }
 
   void find_positions() {
-    for (const Piece& piece : shard_pieces(p_, Side::query, on_.world_size, on_.rank))
-      for (std::int64_t i = 0; i < piece.length; ++i)
-        positions_[static_cast<std::size_t>(piece.row + i)] =
-            p_.documents[static_cast<std::size_t>(piece.unit)].q_begin + piece.position(i);
+    std::vector<Piece> pieces = shard_pieces(p_, Side::query, on_.world_size, on_.rank);
+    for (Piece& piece : pieces) piece.run.start += p_.documents[static_cast<std::size_t>(piece.unit)].q_begin;
+    on_.projector.store_positions(pieces, positions_.data());
   }
 
   // Projects and attends: where chunks of K and V travel one after the other, each is made when its tour begins.

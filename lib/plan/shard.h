@@ -23,6 +23,7 @@
 #include <span>
 #include <vector>
 
+#include "core/host_device.h"
 #include "plan/problem.h"
 
 namespace ringattn {
@@ -35,7 +36,9 @@ struct Run {
   std::int64_t stride = 1;  // >= block
   std::int64_t length = 0;
 
-  std::int64_t position(std::int64_t n) const { return n < block ? start + n : start + n / block * stride + n % block; }
+  RA_HOST_DEVICE std::int64_t position(std::int64_t n) const {
+    return n < block ? start + n : start + n / block * stride + n % block;
+  }
 
   // How many members stand before `position`.
   std::int64_t count_below(std::int64_t position) const {
@@ -55,7 +58,7 @@ struct Piece {
   std::int64_t length = 0;
   std::int64_t row = 0;
 
-  std::int64_t position(std::int64_t i) const { return run.position(first + i); }
+  RA_HOST_DEVICE std::int64_t position(std::int64_t i) const { return run.position(first + i); }
 
   // How many of this piece's members stand before `position`.
   std::int64_t count_below(std::int64_t position) const {

@@ -69,19 +69,25 @@ TEST(Elementwise, AccessesAreDeclared) {
   EXPECT_EQ(clear(2, to.tensor, shape.extent, nullptr), 7);
   EXPECT_EQ(copy(0, from.tensor, to.tensor, shape.extent, nullptr), 0);
   emulation::set_launcher({});
+  // Of entries first .. last, with all rows and heads.
+  const auto expect_access = [&](const Access& access, const Tensor& tensor, std::int64_t first, std::int64_t last,
+                                 bool writes) {
+    EXPECT_EQ(access.data, tensor.bytes_at(first, 0, 0));
+    EXPECT_EQ(static_cast<const std::byte*>(access.data) + access.bytes, tensor.bytes_at(last, 2, 3) + 24 * 4);
+    EXPECT_EQ(access.writes, writes);
+  };
   const auto expect = [&](const emulation::Launch& launch, std::initializer_list<std::pair<const Tensor*, bool>> all) {
-    ASSERT_EQ(launch.accesses.size(), all.size()) << launch.name;
+    SCOPED_TRACE(launch.name);
+    ASSERT_EQ(launch.accesses.size(), all.size());
     std::size_t n = 0;
-    for (const auto& [tensor, writes] : all) {
-      const Access& access = launch.accesses[n++];
-      EXPECT_EQ(access.data, tensor->data) << launch.name;
-      EXPECT_EQ(static_cast<const std::byte*>(access.data) + access.bytes, tensor->bytes_at(1, 2, 3) + 24 * 4)
-          << launch.name;
-      EXPECT_EQ(access.writes, writes) << launch.name;
-    }
+    for (const auto& [tensor, writes] : all) expect_access(launch.accesses[n++], *tensor, 0, 1, writes);
   };
   ASSERT_EQ(taken.size(), 4U);
-  expect(taken[0], {{&from.tensor, false}, {&to.tensor, true}});
+  const std::vector<Access>& of_copy = taken[0].accesses;  // which reads each entry by itself
+  ASSERT_EQ(of_copy.size(), 3U);
+  expect_access(of_copy[0], from.tensor, 0, 0, false);
+  expect_access(of_copy[1], from.tensor, 1, 1, false);
+  expect_access(of_copy[2], to.tensor, 0, 1, true);
   expect(taken[1], {{&from.tensor, false}, {&to.tensor, true}, {&to.tensor, false}});
   expect(taken[2], {{&from.tensor, false}, {&to.tensor, true}});
   expect(taken[3], {{&to.tensor, true}});

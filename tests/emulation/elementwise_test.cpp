@@ -50,6 +50,32 @@ TEST(Elementwise, RoundIsOnceAndToNearest) {
   });
 }
 
+// Terms of any dtypes, and some that are one row again and again.
+TEST(Elementwise, SumIsRoundedOnce) {
+  for_random_shapes([](Random& random, const Shape& shape, const test::device::Launches& launches) {
+    std::vector<Strided> terms;
+    std::vector<Tensor> tensors;
+    terms.reserve(2);
+    for (std::int64_t count = draw(random, 0, 2); count > 0; --count) {
+      terms.emplace_back(random, shape, draw_dtype(random));
+      if (draw(random, 0, 2) == 0) terms.back().tensor.seq_stride = 0;
+      tensors.push_back(terms.back().tensor);
+    }
+    Strided to(random, shape, draw_dtype(random));
+    SCOPED_TRACE(describe(shape, to.tensor));
+    const bool accumulate = draw(random, 0, 1) == 1;
+    Strided expected = to;
+    for_each_element(shape, [&](std::int64_t b, std::int64_t row, std::int64_t head, std::int64_t d) {
+      float sum = accumulate ? static_cast<float>(to.get(b, row, head, d)) : 0;
+      for (const Strided& term : terms) sum += static_cast<float>(term.get(b, row, head, d));
+      expected.set(b, row, head, d, static_cast<double>(sum));
+    });
+    ASSERT_EQ(sum(shape.batch, tensors, to.tensor, shape.extent, accumulate, nullptr, launches.num_sms()), 0);
+    test::device::finish();
+    expect_same(to, expected);
+  });
+}
+
 TEST(Elementwise, ClearTouchesNothingElse) {
   for_random_shapes([](Random& random, const Shape& shape, const test::device::Launches& launches) {
     Strided to(random, shape, draw_dtype(random));

@@ -4,7 +4,7 @@ Every stage is a process of its own, which ends when its time is over. What it f
 stage that cannot run, makes the whole fail. OUTPUT/gpu_check.json, and the list that is printed last, also keep what earlier calls have
 found in other stages, as long as GPU and commit are the same; OUTPUT/STAGE.log has what a stage's programs have printed.
 
-Needs Python 3.11 and its standard library; `speed` needs PyTorch, whose wheels may bring NCCL and cuDNN for the library too. The
+Needs Python 3.11 and its standard library; `speed` needs PyTorch, whose wheels may bring NCCL, cuDNN and cuBLAS for the library too. The
 programs and the library are in one folder, made by ./dev gpu-check --pack, where there need be no GPU.
 """
 
@@ -560,6 +560,98 @@ def memory(stage):
         stage.report.add_bar(f"memory of {world_size} ranks over the formula", measured / formula, "<=", 1.05)
 
 
+# ---------------------------------------------------------------- layers
+
+class Layer:
+    """One rank's tensors of a layer of multi-head attention, bfloat16, with its arguments for both passes."""
+
+    def __init__(self, machine, context, desc, mha, stream):
+        api, self.place = machine.api, machine.place
+        tokens, d_model = desc.batch * desc.seqlen_q, mha.d_model
+        q, k = desc.num_heads_q * desc.head_dim, desc.num_heads_kv * desc.head_dim
+        needs = api.make("ra_mha_requirements")
+        api.call("ra_get_mha_requirements", context, desc, mha, needs)
+        self.flops = {"forward": needs.forward_flops, "backward": needs.backward_flops}
+        counts = {"x": tokens * d_model, "w_q": d_model * q, "w_k": d_model * k, "w_v": d_model * k, "w_o": q * d_model}
+        self.sizes = {name: 2 * count for name, count in counts.items()}
+        self.sizes |= {name: self.sizes["x"] for name in ("out", "dout", "dx")}
+        self.sizes |= {f"d{name}": 4 * counts[name] for name in ("w_q", "w_k", "w_v", "w_o")}
+        self.sizes["activations"] = needs.activations
+        self.data = {name: self.place.allocate(size) for name, size in self.sizes.items()}
+        draw = random.Random(1)
+        for name in (*counts, "dout"):
+            of = d_model ** -0.5 if name.startswith("w") else 1
+            pattern = b"".join(struct.pack("<f", draw.gauss(0, of))[2:] for _ in range(4999))
+            self.place.write(self.data[name], (pattern * (self.sizes[name] // len(pattern) + 1))[:self.sizes[name]])
+
+        def arguments(kind, *names):
+            tensors = {name: api.ra_tensor(self.data[name], 0, 0, 0) for name in (*counts, *names)}
+            return api.make(kind, stream=stream, activations=self.data["activations"], activations_size=needs.activations, **tensors)
+
+        self.arguments = {"forward": arguments("ra_mha_forward_args", "out"),
+                          "backward": arguments("ra_mha_backward_args", "dout", "dx", "dw_q", "dw_k", "dw_v", "dw_o")}
+
+    def results(self):
+        return [self.place.read(self.data[name], self.sizes[name]) for name in ("out", "dx", "dw_q", "dw_k", "dw_v", "dw_o")]
+
+    def free(self):
+        for data in self.data.values():
+            self.place.free(data)
+
+
+def layers(stage):
+    """layers of multi-head attention: the same bits again, and how long they take beside their attention"""
+    machine, api = stage.machine, stage.machine.api
+    stage.report.begin_table("layers: causal, bfloat16, rotary, one rank", [
+        Column("shape", "d_model, heads, tokens", width=26),
+        Column("direction", "pass", width=8),
+        Column("layer_seconds", "layer", "ms", "{:.3f}", 1e-3, 9),
+        Column("attention_seconds", "attention", "ms", "{:.3f}", 1e-3, 9),
+        Column("flops", "layer", "TFLOP/s", "{:.1f}", 1e12),
+    ])
+    different = 0
+    for d_model, heads, heads_kv, dim, tokens in ((128, 4, 2, 32, 256),) if stage.options.quick else (
+            (2048, 16, 16, 128, 16384), (4096, 32, 8, 128, 16384), (4096, 32, 8, 128, 65536)):
+        desc = describe(machine, tokens, heads, heads_kv, dim)
+        mha = api.make("ra_mha_desc", d_model=d_model, rotary=api.RA_ROTARY_HALVES)
+
+        def body(rank, context):
+            def seconds_of(calls):
+                samples = []
+                for sample in range(4):  # the first is not counted
+                    machine.place.wait(stream)
+                    begin = time.perf_counter()
+                    for name, *arguments in calls:
+                        api.call(name, context, desc, *arguments)
+                    machine.place.wait(stream)
+                    samples += [time.perf_counter() - begin] * (sample > 0)
+                return statistics.median(samples)
+
+            with machine.place.stream() as stream:
+                layer, shard = Layer(machine, context, desc, mha, stream), Shard(machine, desc, 1, rank, stream)
+                seconds = {"forward": (seconds_of([("ra_mha_forward", mha, layer.arguments["forward"])]),
+                                       seconds_of([("ra_forward", shard.forward)])),
+                           "backward": (seconds_of([("ra_mha_backward", mha, layer.arguments["backward"])]),
+                                        seconds_of([("ra_backward", shard.backward)]))}
+                found = []
+                for _ in range(2):
+                    api.call("ra_mha_forward", context, desc, mha, layer.arguments["forward"])
+                    api.call("ra_mha_backward", context, desc, mha, layer.arguments["backward"])
+                    machine.place.wait(stream)
+                    found.append(layer.results())
+                flops = layer.flops
+                layer.free()
+                shard.free()
+                return seconds, flops, sum(map(operator.ne, *found))
+
+        with Ranks(machine, 1) as ranks:
+            (seconds, flops, unlike), = ranks.run(body)
+        different += unlike
+        for direction, (whole, attention) in seconds.items():
+            stage.report.add_row(f"{d_model}, {heads}:{heads_kv} of {dim}, {tokens}", direction, whole, attention, flops[direction] / whole)
+    stage.report.add_bar("layers: results that differ in repetition", different, "<=", 0)
+
+
 # ---------------------------------------------------------------- the whole
 
 # By name: the stage, and the seconds that it may take.
@@ -573,6 +665,7 @@ STAGES = {
     "speed": (speed, 400),
     "ring": (ring, 120),
     "memory": (memory, 120),
+    "layers": (layers, 180),
 }
 OF_PROGRAMS = ("instructions", "kernels", "backend", "sanitizer")
 
@@ -634,7 +727,8 @@ def run_child(name, options):
 def use_wheels():
     """Libraries that PyTorch has brought along, where the environment names none."""
     for variable, file in (("RINGATTN_NCCL_LIBRARY", "nvidia/nccl/lib/libnccl.so.2"),
-                           ("RINGATTN_CUDNN_LIBRARY", "nvidia/cudnn/lib/libcudnn.so.9")):
+                           ("RINGATTN_CUDNN_LIBRARY", "nvidia/cudnn/lib/libcudnn.so.9"),
+                           ("RINGATTN_CUBLAS_LIBRARY", "nvidia/cu13/lib/libcublas.so.13")):
         path = next((path for entry in sys.path if entry and (path := pathlib.Path(entry) / file).exists()), None)
         if path is not None:
             os.environ.setdefault(variable, str(path))

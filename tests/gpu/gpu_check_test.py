@@ -43,6 +43,10 @@ def main():
         status, text, file = run(output, "processes", *on_cpu)
         assert status == 0 and [bar["holds"] for bar in bars(file, "processes").values()] == [True, True], text
 
+        status, text, file = run(output, "layers", *on_cpu)
+        assert status == 0 and all(bar["holds"] for bar in bars(file, "layers").values()), text
+        assert [row["direction"] for row in file["rows"] if row["stage"] == "layers"] == ["forward", "backward"]
+
         output = pathlib.Path(folder) / "gpu"
         status, text, file = run(output, "transports", "ring", "memory", *on_gpu)
         assert status == 0 and file["gpu"] == "emulated GPU" and file["driver"] and "memory of 3 ranks" in text

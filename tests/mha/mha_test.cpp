@@ -21,6 +21,7 @@
 #include "engine/engine.h"
 #include "engine/projector.h"
 #include "engine/reference/oracle.h"
+#include "support/mha_reference.h"
 #include "support/oracle_run.h"
 #include "support/plain_layer.h"
 #include "support/random.h"
@@ -32,30 +33,6 @@ using reference::draw;
 using reference::Random;
 
 enum Weight : std::size_t { w_q, w_k, w_v, w_o, b_q, b_k, b_v, b_o, norm_q, norm_k };
-
-std::int32_t coin(Random& random) { return static_cast<std::int32_t>(draw(random, 0, 1)); }
-
-// Any problem that a layer can have.
-Problem draw_attention(Random& random) {
-  Problem p;
-  do {
-    p = reference::draw_problem(random, {.seqlen = 70, .modifiers = true, .layers = true});
-  } while (p.num_sinks > 0 || p.has_key_bias || p.seqlen_kv != p.seqlen_q ||
-           std::ranges::any_of(p.documents,
-                               [](const Document& d) { return d.q_begin != d.kv_begin || d.q_length != d.kv_length; }));
-  return p;
-}
-ra_mha_desc draw_mha(Random& random, const Problem& p) {
-  ra_mha_desc mha = make_mha(draw(random, 1, 40));
-  if (p.head_dim >= 2) mha.rotary = static_cast<std::int32_t>(draw(random, 0, 2));
-  mha.rotary_base = 300;
-  if (p.head_dim >= 4 && coin(random) == 1) mha.rotary_fraction = 0.7F;
-  mha.has_qkv_bias = coin(random);
-  mha.has_out_bias = coin(random);
-  mha.normalize_heads = coin(random);
-  mha.checkpoint = static_cast<std::int32_t>(draw(random, 0, 2));
-  return mha;
-}
 
 Matrix matrix_of(const Tensor& t) { return {t.bytes.get(), static_cast<DType>(t.dtype), t.seq_stride}; }
 
@@ -191,7 +168,7 @@ TEST(Mha, IsWhatItIsMadeOf) {
   for (int n = 0; n < cases; ++n) {
     if (!chosen(n)) continue;
     Random random(seed * 1'000'003 + static_cast<std::uint64_t>(n));
-    const Problem p = draw_attention(random);
+    const Problem p = draw_attention(random, {.seqlen = 70, .modifiers = true, .layers = true});
     const ra_mha_desc mha = draw_mha(random, p);
     const auto world_size = static_cast<std::int32_t>(draw(random, 1, 4));
     std::unique_ptr<Ranks>& ranks = all_ranks[world_size];
@@ -231,7 +208,7 @@ TEST(Mha, IsThePlainLayer) {
   for (int n = 0; n < cases; ++n) {
     if (!chosen(n)) continue;
     Random random(seed * 1'000'003 + static_cast<std::uint64_t>(n));
-    Problem p = draw_attention(random);
+    Problem p = draw_attention(random, {.seqlen = 70, .modifiers = true, .layers = true});
     p.dtype = p.out_dtype = p.grad_dtype = DType::float32;
     ra_mha_desc mha = draw_mha(random, p);
     mha.norm_epsilon = 0.1F;

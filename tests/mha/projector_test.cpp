@@ -7,14 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <iostream>
-#include <memory>
 #include <optional>
 #include <vector>
 
-#include "core/memory.h"
-#include "engine/engine.h"
 #include "engine/reference/oracle.h"
 #include "support/engine.h"
+#include "support/projector_machine.h"
 #include "support/random.h"
 
 namespace ringattn {
@@ -42,7 +40,14 @@ struct Stored {
     const std::int64_t index = is_transposed ? column * stride + row : row * stride + column;
     return decode(bytes.data() + index * size_of(dtype), dtype);
   }
-  Matrix matrix() { return {bytes.data(), dtype, stride, is_transposed}; }
+  // Row by row.
+  std::vector<double> numbers() const {
+    std::vector<double> all;
+    const std::int64_t rows = is_transposed ? size : lines, columns = is_transposed ? lines : size;
+    for (std::int64_t i = 0; i < rows; ++i)
+      for (std::int64_t j = 0; j < columns; ++j) all.push_back(at(i, j));
+    return all;
+  }
   // Whether what is between the lines is as it was.
   bool has_gaps_of(const Stored& other) const {
     for (std::int64_t line = 0; line < lines; ++line) {
@@ -64,34 +69,45 @@ double roundoff(DType dtype) { return dtype == DType::float32 ? 0x1p-24 : dtype 
 
 DType draw_dtype(Random& random) { return static_cast<DType>(draw(random, 1, 3)); }
 
+Matrix given(test::ProjectorMachine& machine, Stored& m) {
+  return {machine.give(m.bytes), m.dtype, m.stride, m.is_transposed};
+}
+
 class ProjectorTest : public testing::Test {
  protected:
   void SetUp() override {
-    engine_ = make_cpu_engine(test::engine(), 2);
-    if (engine_ == nullptr) GTEST_SKIP() << "this processor has no engine " << test::engine();
+    if (machine_.projector() == nullptr) GTEST_SKIP() << "this processor has no engine " << test::engine();
   }
-  Projector& projector() { return engine_->projector(); }
-  void* scratch(std::int64_t rows) { return block_.reserve(projector().scratch_bytes(rows)); }
+  Projector& projector() { return *machine_.projector(); }
+  void* scratch(std::int64_t rows) { return machine_.scratch(rows); }
+  template <class T>
+  T* give(std::vector<T>& elements) {
+    return machine_.give(elements);
+  }
+  Matrix give(Stored& m) { return given(machine_, m); }
+  void take_back() { machine_.take_back(); }
 
-  std::unique_ptr<Engine> engine_;
-  Block block_;
+ private:
+  test::ProjectorMachine machine_;
 };
 
 TEST_F(ProjectorTest, ProductsAreNearFp64) {
   const std::uint64_t seed = test::number_of("RINGATTN_TEST_SEED", 1);
   std::cout << "seed " << seed << '\n';
   Random random(seed);
-  const int cases = test::full() ? 2000 : 200 / test::slowness + 20;
+  const bool is_slow = test::ProjectorMachine::is_slow();
+  const int cases = (test::full() ? 2000 : 200 / test::slowness + 20) / (is_slow ? 3 : 1);
   for (int n = 0; n < cases; ++n) {
-    const bool is_large = n % 20 == 0;
-    const std::int64_t most = is_large ? 700 : 70;
-    const std::int64_t rows = draw(random, 1, most), columns = draw(random, 1, most);
+    const bool is_large = n % 20 == 0 && !is_slow, is_long = n % 20 == 10;  // in all directions; in one
+    const std::int64_t most = is_large ? 700 : is_long ? 9 : 70, along = is_long ? draw(random, 0, 2) : 3;
+    const std::int64_t rows = draw(random, 1, along == 0 ? 4500 : most),
+                       columns = draw(random, 1, along == 1 ? 4500 : most);
     const bool accumulate = draw(random, 0, 1) == 1, has_bias = draw(random, 0, 1) == 1;
     std::vector<Stored> operands;
     std::vector<std::int64_t> depths;
     const std::int64_t count = draw(random, 0, 3);
     for (std::int64_t t = 0; t < count; ++t) {
-      depths.push_back(draw(random, t == 0 ? 1 : 0, is_large ? 2100 : 90));
+      depths.push_back(draw(random, t == 0 ? 1 : 0, along == 2 ? 4500 : is_large ? 2100 : is_long ? 9 : 90));
       const DType left = draw_dtype(random), right = draw(random, 0, 3) == 0 ? draw_dtype(random) : left;
       operands.emplace_back(random, rows, depths.back(), left, draw(random, 0, 1) == 1, draw(random, 0, 2));
       operands.emplace_back(random, depths.back(), columns, right, draw(random, 0, 1) == 1, draw(random, 0, 2));
@@ -101,44 +117,53 @@ TEST_F(ProjectorTest, ProductsAreNearFp64) {
     const Stored before = to;
     std::vector<Term> terms;
     for (std::size_t t = 0; t < depths.size(); ++t)
-      terms.push_back({operands[2 * t].matrix(), operands[2 * t + 1].matrix(), depths[t]});
-    projector().multiply({terms, to.matrix(), rows, columns, has_bias ? bias.matrix() : Matrix{}, accumulate},
-                         scratch(rows));
+      terms.push_back({give(operands[2 * t]), give(operands[2 * t + 1]), depths[t]});
+    projector().multiply({terms, give(to), rows, columns, has_bias ? give(bias) : Matrix{}, accumulate}, scratch(rows));
+    take_back();
 
     SCOPED_TRACE(testing::Message() << "case " << n << " of seed " << seed << ": " << rows << " x " << columns << ", "
                                     << terms.size() << " terms");
     ASSERT_TRUE(to.has_gaps_of(before));
+    std::vector<std::vector<double>> numbers;
+    for (const Stored& operand : operands) numbers.push_back(operand.numbers());
     for (std::int64_t i = 0; i < rows; ++i)
       for (std::int64_t j = 0; j < columns; ++j) {
         double sum = (accumulate ? before.at(i, j) : 0) + (has_bias ? bias.at(0, j) : 0), size = std::abs(sum),
                length = 2;
-        for (std::size_t t = 0; t < depths.size(); ++t)
+        for (std::size_t t = 0; t < depths.size(); ++t) {
+          const double *const left = numbers[2 * t].data() + i * depths[t], *const right =
+                                                                                numbers[2 * t + 1].data() + j;
           for (std::int64_t k = 0; k < depths[t]; ++k) {
-            const double term = operands[2 * t].at(i, k) * operands[2 * t + 1].at(k, j);
+            const double term = left[k] * right[k * columns];
             sum += term;
             size += std::abs(term);
-            length += 1;
           }
+          length += static_cast<double>(depths[t]);
+        }
         const double tolerance = 0x1p-24 * size * std::sqrt(length) + 1.01 * roundoff(to.dtype) * std::abs(sum) + 1e-7;
         ASSERT_NEAR(to.at(i, j), sum, tolerance) << "row " << i << ", column " << j;
       }
   }
 }
 
-TEST_F(ProjectorTest, ProductsDoNotDependOnThreads) {
-  Random random(7);
-  const std::int64_t rows = 515, columns = 300, depth = 1200;
-  Stored left(random, rows, depth, DType::bfloat16, false, 0), right(random, depth, columns, DType::bfloat16, true, 0);
-  const std::vector<Term> terms{{left.matrix(), right.matrix(), depth}};
-  std::optional<std::vector<std::byte>> first;
-  for (const int threads : {1, 2, 3, 7}) {
-    const auto engine = make_cpu_engine(test::engine(), threads);
-    Block block;
-    Stored to(random, rows, columns, DType::float32, false, 0);
-    engine->projector().multiply({terms, to.matrix(), rows, columns},
-                                 block.reserve(engine->projector().scratch_bytes(rows)));
-    if (!first) first = to.bytes;
-    EXPECT_EQ(to.bytes, *first) << threads << " threads";
+// On any number of threads, and again.
+TEST(Projector, ProductsAreTheSameAgain) {
+  if (test::ProjectorMachine().projector() == nullptr)
+    GTEST_SKIP() << "this processor has no engine " << test::engine();
+  const std::int64_t rows = test::ProjectorMachine::is_slow() ? 115 : 515, columns = 300, depth = rows + 700;
+  for (const DType of_right : {DType::bfloat16, DType::float16}) {
+    Random random(7);
+    Stored left(random, rows, depth, DType::bfloat16, false, 0), right(random, depth, columns, of_right, true, 0);
+    std::optional<std::vector<std::byte>> first;
+    for (const int threads : {1, 2, 3, 7, 2}) {
+      test::ProjectorMachine machine(threads);
+      Stored to(random, rows, columns, DType::float32, false, 0);
+      const std::vector<Term> terms{{given(machine, left), given(machine, right), depth}};
+      machine.projector()->multiply({terms, given(machine, to), rows, columns}, machine.scratch(rows));
+      machine.take_back();
+      if (!first) first = to.bytes;
+      EXPECT_EQ(to.bytes, *first) << threads << " threads";
+    }
   }
 }
 
@@ -149,7 +174,8 @@ TEST_F(ProjectorTest, SumsOfRowsAreNearFp64) {
       const std::int64_t columns = 131;
       Stored from(random, rows, columns, DType::float16, false, 3);
       std::vector<float> to(columns, 0.5F);
-      projector().sum_rows(from.matrix(), rows, columns, to.data(), accumulate, scratch(rows));
+      projector().sum_rows(give(from), rows, columns, give(to), accumulate, scratch(rows));
+      take_back();
       for (std::int64_t j = 0; j < columns; ++j) {
         double sum = accumulate ? 0.5 : 0;
         for (std::int64_t i = 0; i < rows; ++i) sum += from.at(i, j);
@@ -197,7 +223,27 @@ std::vector<Heads> kinds_of_heads() {
           {4, 64, {32, true, 10000}, true},
           {2, 5, {}, true}};
 }
-const std::vector<std::int64_t> positions{0, 1, 63, 64, 65, 4095, 1'000'000, 1'000'001, std::int64_t{1} << 40};
+std::vector<std::int64_t> positions{0, 1, 63, 64, 65, 4095, 1'000'000, 1'000'001, std::int64_t{1} << 40};
+
+TEST_F(ProjectorTest, PositionsAreThoseOfPieces) {
+  Random random(5);
+  for (int n = 0; n < 20; ++n) {
+    std::vector<Piece> pieces;
+    std::int64_t rows = 0;
+    for (std::int64_t count = draw(random, 0, n == 0 ? 300 : 5); count > 0; --count) {
+      const std::int64_t block = draw(random, 1, 9), first = draw(random, 0, 30), length = draw(random, 1, 40);
+      pieces.push_back(
+          {0, {draw(random, 0, 1'000'000), block, block + draw(random, 0, 20), first + length}, first, length, rows});
+      rows += length;
+    }
+    std::vector<std::int64_t> stored(static_cast<std::size_t>(rows));
+    projector().store_positions(pieces, give(stored));
+    take_back();
+    for (const Piece& piece : pieces)
+      for (std::int64_t i = 0; i < piece.length; ++i)
+        ASSERT_EQ(stored[static_cast<std::size_t>(piece.row + i)], piece.position(i)) << "piece at row " << piece.row;
+  }
+}
 
 TEST_F(ProjectorTest, HeadsAreStyledAsTheDefinitionSays) {
   Random random(11);
@@ -205,11 +251,13 @@ TEST_F(ProjectorTest, HeadsAreStyledAsTheDefinitionSays) {
     for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
       const auto rows = static_cast<std::int64_t>(2 * positions.size()), columns = h.heads * h.dim;
       Stored from(random, rows, columns, dtype, false, 1), to = from, norm(random, 1, h.dim, dtype, false, 0);
-      const HeadStyle style{h.heads, h.dim, h.has_norm ? norm.matrix() : Matrix{}, epsilon, h.rotation, positions};
-      projector().style_heads(style, from.matrix(), to.matrix(), rows);
-      EXPECT_TRUE(to.has_gaps_of(from));
+      const HeadStyle style{h.heads, h.dim,      h.has_norm ? give(norm) : Matrix{},
+                            epsilon, h.rotation, {give(positions), positions.size()}};
+      projector().style_heads(style, give(from), give(to), rows);
       Stored in_place = from;
-      projector().style_heads(style, in_place.matrix(), in_place.matrix(), rows);
+      projector().style_heads(style, give(in_place), give(in_place), rows);
+      take_back();
+      EXPECT_TRUE(to.has_gaps_of(from));
       EXPECT_EQ(in_place.bytes, to.bytes);
       std::vector<long double> weights;
       for (std::int64_t d = 0; d < h.dim; ++d) weights.push_back(static_cast<long double>(norm.at(0, d)));
@@ -241,8 +289,10 @@ TEST_F(ProjectorTest, GradientsOfHeadsAreThoseOfFiniteDifferences) {
         gradient(random, rows, columns, DType::float32, false, 2), norm(random, 1, h.dim, DType::float32, false, 0);
     const Stored weights = gradient;
     std::vector<float> dnorm(static_cast<std::size_t>(h.dim), 0.25F);
-    const HeadStyle style{h.heads, h.dim, h.has_norm ? norm.matrix() : Matrix{}, epsilon, h.rotation, positions};
-    projector().differentiate_heads(style, from.matrix(), gradient.matrix(), rows, dnorm.data(), true, scratch(rows));
+    const HeadStyle style{h.heads, h.dim,      h.has_norm ? give(norm) : Matrix{},
+                          epsilon, h.rotation, {give(positions), positions.size()}};
+    projector().differentiate_heads(style, give(from), give(gradient), rows, give(dnorm), true, scratch(rows));
+    take_back();
     EXPECT_TRUE(gradient.has_gaps_of(weights));
 
     std::vector<long double> norms;

@@ -56,8 +56,9 @@ class MhaShard {
                                                                       {mha.normalize_heads, d.head_dim}}};
     for (std::size_t i = 0; i < num_weights; ++i) {
       const auto [rows, columns] = sizes[i];
-      weights[i] = Tensor(d.dtype, 1, rows, 1, columns, layout);
-      gradients[i] = Tensor(RA_DTYPE_FLOAT32, 1, rows, 1, columns, layout);
+      const Layout laid_out = rows > 0 ? layout : Layout::packed;
+      weights[i] = Tensor(d.dtype, 1, rows, 1, columns, laid_out);
+      gradients[i] = Tensor(RA_DTYPE_FLOAT32, 1, rows, 1, columns, laid_out);
       const double scale = 1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(rows, 1)));
       weights[i].for_each_element([&](auto b, auto row, auto h, auto column) {
         weights[i].set(b, row, h, column, static_cast<float>(scale * hashed_uniform(seed, 'w', i, row, column)));
@@ -71,8 +72,12 @@ class MhaShard {
     ra_init_mha_requirements(&needed, sizeof needed);
     const ra_status status = ra_get_mha_requirements(context, &desc, &mha, &needed, &error);
     EXPECT_EQ(status, RA_STATUS_SUCCESS) << error;
-    activations = Tensor(RA_DTYPE_FLOAT32, 1, 1, 1, static_cast<std::int64_t>((needed.activations + 3) / 4));
+    make_room(needed);
     return status == RA_STATUS_SUCCESS;
+  }
+  void make_room(const ra_mha_requirements& requirements) {
+    needed = requirements;
+    activations = Tensor(RA_DTYPE_FLOAT32, 1, 1, 1, static_cast<std::int64_t>((needed.activations + 3) / 4));
   }
 
   ra_mha_forward_args forward_args() const {

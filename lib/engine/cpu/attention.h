@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "core/threads.h"
-#include "engine/cpu/projector.h"
 #include "engine/cpu/tiles.h"
 #include "engine/engine.h"
 
@@ -49,12 +48,12 @@ class CpuEngine final : public Engine {
   void finish_rows(const Problem& problem, const RunningRows& rows, Extent extent, const Tensor& out,
                    float* lse) override;
   void add(const float* from, float* to, std::int64_t count) override;
-  Projector& projector() override;
 
  private:
+  std::unique_ptr<Projector> make_projector() override;
+
   const EngineTiles tiles_;
   Threads threads_;
-  std::unique_ptr<CpuProjector> projector_;  // once it was asked for
 };
 
 // Engines that this machine can run, in the order of preference.

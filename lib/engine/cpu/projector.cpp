@@ -67,13 +67,10 @@ class Turns {
 
   explicit Turns(const Rotation& rotation) : rotation_(rotation), pairs_(rotation.elements / 2) {
     for (std::int64_t n = 0; n < span; ++n)
-      for (std::int64_t i = 0; i < pairs_; ++i) rests_.push_back(Turn::by(static_cast<double>(n) * rate(i)));
+      for (std::int64_t i = 0; i < pairs_; ++i) rests_.push_back(Turn::by(static_cast<double>(n) * rotation.rate(i)));
   }
 
   std::int64_t pairs() const { return pairs_; }
-  double rate(std::int64_t pair) const {
-    return std::pow(rotation_.base, -2.0 * static_cast<double>(pair) / static_cast<double>(rotation_.elements));
-  }
   const Turn* rest(std::int64_t position) const { return rests_.data() + position % span * pairs_; }
   const Rotation& rotation() const { return rotation_; }
 
@@ -87,7 +84,7 @@ class Turns {
 class Turner {
  public:
   explicit Turner(const Turns& turns) : turns_(turns) {
-    for (std::int64_t i = 0; i < turns.pairs(); ++i) rates_[at(i)] = turns.rate(i);
+    for (std::int64_t i = 0; i < turns.pairs(); ++i) rates_[at(i)] = turns.rotation().rate(i);
   }
 
   void go_to(std::int64_t position) {
@@ -143,9 +140,8 @@ void for_each_stretch(Threads& threads, std::int64_t rows, std::int64_t size, F&
 
 }  // namespace
 
-Projector& CpuEngine::projector() {
-  if (projector_ == nullptr) projector_ = std::make_unique<CpuProjector>(onednn_library(), *tiles_.any, threads_);
-  return *projector_;
+std::unique_ptr<Projector> CpuEngine::make_projector() {
+  return std::make_unique<CpuProjector>(onednn_library(), *tiles_.any, threads_);
 }
 
 std::size_t CpuProjector::scratch_bytes(std::int64_t rows) const {
@@ -213,6 +209,11 @@ void CpuProjector::sum_rows(const Matrix& from, std::int64_t rows, std::int64_t 
       sum = static_cast<float>(sums[static_cast<std::size_t>(j)] + (accumulate ? static_cast<double>(sum) : 0));
     }
   });
+}
+
+void CpuProjector::store_positions(std::span<const Piece> pieces, std::int64_t* positions) {
+  for (const Piece& piece : pieces)
+    for (std::int64_t i = 0; i < piece.length; ++i) positions[piece.row + i] = piece.position(i);
 }
 
 void CpuProjector::style_heads(const HeadStyle& style, const Matrix& from, const Matrix& to, std::int64_t rows) {

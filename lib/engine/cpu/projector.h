@@ -18,6 +18,7 @@ class CpuProjector final : public Projector {
   void multiply(const Product& product, void* scratch) override;
   void sum_rows(const Matrix& from, std::int64_t rows, std::int64_t columns, float* to, bool accumulate,
                 void* scratch) override;
+  void store_positions(std::span<const Piece> pieces, std::int64_t* positions) override;
   void style_heads(const HeadStyle& style, const Matrix& from, const Matrix& to, std::int64_t rows) override;
   void differentiate_heads(const HeadStyle& style, const Matrix& from, const Matrix& gradient, std::int64_t rows,
                            float* dnorm, bool accumulate, void* scratch) override;

@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 #include "engine/cuda/device/convert.h"
 #include "engine/cuda/device/copy.h"
@@ -103,7 +104,7 @@ __device__ __forceinline__ void store(std::byte* to, const V& value) {
     *reinterpret_cast<V*>(to) = value;
 }
 
-// `count` numbers of a line: one, or as many as are 16 bytes in T, of which a float has two times 16 where T has 16 bits.
+// `count` numbers of a line: one, or a multiple of what 16 bytes have room for.
 template <class T, int count>
 struct Numbers {
   static constexpr int size = static_cast<int>(sizeof(T));
@@ -128,23 +129,22 @@ struct Numbers {
     return n;
   }
   __device__ __forceinline__ void to(std::byte* p) const {
-    Words<4> words;
-    if constexpr (size == 4) {
-      if constexpr (count == 1) {
+    if constexpr (count == 1) {
+      if constexpr (size == 4)
         *reinterpret_cast<float*>(p) = x[0];
-        return;
-      } else {
-        for (int i = 0; i < 4; ++i) words[i] = bits_of(x[i]);
-      }
-    } else {
-      if constexpr (count == 1) {
+      else
         reinterpret_cast<T*>(p)->bits = static_cast<std::uint16_t>(pack<T>(x[0], 0.0F) & 0xffffU);
-        return;
-      } else {
-        for (int i = 0; i < 4; ++i) words[i] = pack<T>(x[2 * i], x[2 * i + 1]);
+    } else {
+      for (int first = 0; first < count; first += 16 / size) {
+        Words<4> words;
+        for (int i = 0; i < 4; ++i)
+          if constexpr (size == 4)
+            words[i] = bits_of(x[first + i]);
+          else
+            words[i] = pack<T>(x[first + 2 * i], x[first + 2 * i + 1]);
+        store_global16(p + first * size, words);
       }
     }
-    store_global16(p, words);
   }
 };
 
@@ -185,6 +185,43 @@ __global__ void __launch_bounds__(threads) round_kernel(const __grid_constant__ 
     Numbers<T, count> sum{};
     if (p.accumulate) sum = Numbers<T, count>::from(to);
     for (int i = 0; i < count; ++i) sum.x[i] = p.accumulate ? sum.x[i] + from.x[i] : from.x[i];
+    sum.to(to);
+  });
+}
+
+struct Sum {
+  static constexpr int most_terms = 2;
+  Lines lines;
+  Operand term[most_terms];
+  DType dtype[most_terms];  // of the terms
+  std::int32_t num_terms;
+  Operand to;
+  bool accumulate;
+};
+template <class T, int count>
+__device__ __forceinline__ void add_numbers(float (&sum)[count], const std::byte* line, int vector) {
+  const auto term = Numbers<T, count>::from(line + vector * count * static_cast<int>(sizeof(T)));
+  for (int i = 0; i < count; ++i) sum[i] += term.x[i];
+}
+template <class T, int count>
+__global__ void __launch_bounds__(threads) sum_kernel(const __grid_constant__ Sum p) {
+  for_each_vector(p.lines, [&](const Digits& line, int vector) {
+    std::byte* const to = p.to.at(line) + vector * count * static_cast<int>(sizeof(T));
+    Numbers<T, count> sum{};
+    if (p.accumulate) sum = Numbers<T, count>::from(to);
+    for (int n = 0; n < p.num_terms; ++n) {
+      const std::byte* const term = p.term[n].at(line);
+      switch (p.dtype[n]) {
+        case DType::bfloat16:
+          add_numbers<BFloat16>(sum.x, term, vector);
+          break;
+        case DType::float16:
+          add_numbers<Float16>(sum.x, term, vector);
+          break;
+        default:
+          add_numbers<float>(sum.x, term, vector);
+      }
+    }
     sum.to(to);
   });
 }
@@ -253,6 +290,15 @@ int unit_bytes(std::int64_t line_bytes, std::initializer_list<Tensor> tensors) {
   return 2;
 }
 
+// Of each entry by itself, if they are few: what lies between the rows that are taken of them need not be there yet.
+std::vector<Access> accesses_of(const Tensor& t, std::int64_t batch, Extent extent, bool writes) {
+  constexpr std::int64_t few = 64;
+  std::vector<Access> accesses;
+  if (batch > few) return {access_of(t, batch, extent, writes)};
+  for (std::int64_t b = 0; b < batch; ++b) accesses.push_back(access_of(t.from(b, 0, 0), 1, extent, writes));
+  return accesses;
+}
+
 template <class F>
 int with_unit(int bytes, F&& f) {
   switch (bytes) {
@@ -280,7 +326,8 @@ int with_dtype(DType dtype, F&& f) {
 
 int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, CUstream_st* stream, int num_sms) {
   if (empty(batch, extent)) return 0;
-  const Access accesses[] = {access_of(from, batch, extent, false), access_of(to, batch, extent, true)};
+  std::vector<Access> accesses = accesses_of(from, batch, extent, false);
+  accesses.push_back(access_of(to, batch, extent, true));
   const std::int64_t line_bytes = extent.dim * size_of(to.dtype);
   return with_unit(unit_bytes(line_bytes, {from, to}), [&]<int bytes>() {
     const Grid grid = divide(batch, extent, line_bytes / bytes, copy_kernel<bytes>, num_sms);
@@ -303,6 +350,30 @@ int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent exten
     constexpr int at_once = 16 / static_cast<int>(sizeof(T));
     return extent.dim % at_once == 0 && aligned(from, 16) && aligned(to, 16) ? run.template operator()<at_once>()
                                                                              : run.template operator()<1>();
+  });
+}
+
+int sum(std::int64_t batch, std::span<const Tensor> terms, const Tensor& to, Extent extent, bool accumulate,
+        CUstream_st* stream, int num_sms) {
+  if (empty(batch, extent)) return 0;
+  constexpr int at_once = 8;  // 16 bytes of the smaller types, and two times 16 of fp32
+  std::vector<Access> accesses{access_of(to, batch, extent, true)};
+  if (accumulate) accesses.push_back(access_of(to, batch, extent, false));
+  Sum p{{}, {}, {}, static_cast<std::int32_t>(terms.size()), operand(to), accumulate};
+  bool is_aligned = extent.dim % at_once == 0 && aligned(to, 16);
+  for (std::size_t n = 0; n < terms.size(); ++n) {
+    accesses.push_back(access_of(terms[n], batch, extent, false));
+    p.term[n] = operand(terms[n]);
+    p.dtype[n] = terms[n].dtype;
+    is_aligned = is_aligned && aligned(terms[n], 16);
+  }
+  return with_dtype(to.dtype, [&]<class T>() {
+    const auto run = [&]<int numbers>() {
+      const Grid grid = divide(batch, extent, extent.dim / numbers, sum_kernel<T, numbers>, num_sms);
+      p.lines = grid.lines;
+      return launch(config("sum", grid.blocks, stream), accesses, sum_kernel<T, numbers>, p);
+    };
+    return is_aligned ? run.template operator()<at_once>() : run.template operator()<1>();
   });
 }
 

@@ -1,4 +1,4 @@
-// What Engine (engine/engine.h) does to whole buffers, on a GPU: each function enqueues one kernel on the stream and returns a
+// What Engine and Projector (engine/engine.h) do to whole buffers, on a GPU: each function enqueues one kernel on the stream and returns a
 // cudaError_t. Nothing is refused; where there is nothing to do, nothing is enqueued.
 //
 // Tensors are device memory, aligned to their elements, with any strides. Rows of a head go 16 bytes at a time where all of them
@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "engine/engine.h"
 
@@ -18,6 +19,9 @@ int copy(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent
 // to = round(from), or to = round(to + from); `from` is fp32.
 int round(std::int64_t batch, const Tensor& from, const Tensor& to, Extent extent, bool accumulate, CUstream_st* stream,
           int num_sms = 0);
+// to = round(sum of at most two terms), or to = round(to + that), of any dtypes. A term whose stride is 0 is the same again and again.
+int sum(std::int64_t batch, std::span<const Tensor> terms, const Tensor& to, Extent extent, bool accumulate,
+        CUstream_st* stream, int num_sms = 0);
 // to = 0 in all of the extent.
 int clear(std::int64_t batch, const Tensor& to, Extent extent, CUstream_st* stream, int num_sms = 0);
 // to += from, `count` fp32 values.

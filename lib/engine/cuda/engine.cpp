@@ -9,6 +9,7 @@
 #include "engine/cuda/elementwise.h"
 #include "engine/cuda/modifiers.h"
 #include "engine/cuda/portable.h"
+#include "engine/cuda/projector.h"
 #include "engine/cuda/rows.h"
 
 namespace ringattn::cuda {
@@ -71,6 +72,7 @@ class PortableEngine : public CudaEngine {
   }
 
  private:
+  std::unique_ptr<Projector> make_projector() override { return std::make_unique<CudaProjector>(*queue_); }
   cudaStream_t stream() const { return queue_->stream(); }
   int num_sms() const { return queue_->num_sms(); }
   static void enqueue(int error, const char* kernel) { check(static_cast<cudaError_t>(error), kernel); }

@@ -2005,11 +2005,13 @@ extern "C" {
 
  Collective: every rank calls it with an equal `desc` and `mha`, and the same weights. K and V are projected first, and travel
  while Q is. The keys are the tokens of x: seqlen_kv is seqlen_q, and key_bias and sinks are not part of a layer. What lies between
- (q, k, v and their attention) is stored in desc.dtype; products are summed in fp32, those of RA_DTYPE_FLOAT16 and, where the processor
- has no instructions for it, of RA_DTYPE_BFLOAT16 of inputs that are widened to fp32. Results are bitwise equal from run to run and for
- any number of threads. CPU backend; products are oneDNN's, which is loaded when a layer is first asked for.
+ (q, k, v and their attention) is stored in desc.dtype; products are summed in fp32. On CPUs they are oneDNN's, those of
+ RA_DTYPE_FLOAT16 and, where the processor has no instructions for it, of RA_DTYPE_BFLOAT16 of inputs that are widened to fp32, and
+ results are bitwise equal from run to run and for any number of threads. On CUDA they are cuBLAS's, and results are bitwise equal from
+ run to run for the same GPU, num_sms, version of cuBLAS and alignment of the caller's memory. Either is loaded when a layer is first
+ asked for.
 
- Overlap, blocking, timing and errors as ra_forward; NOT_SUPPORTED also where oneDNN is not found.*/
+ Overlap, blocking, timing, captures and errors as ra_forward; NOT_SUPPORTED also where oneDNN or cuBLAS is not found.*/
     pub fn ra_mha_forward(
         context: *mut ra_context,
         desc: *const ra_attention_desc,
@@ -2226,11 +2228,12 @@ pub struct ra_mha_requirements {
     ///kept from ra_mha_forward to ra_mha_backward, beside x; 0 with RA_CHECKPOINT_INPUT
     pub activations: usize,
     /**q, k and v, the output of attention and its lse, unless they are kept; room for each thread's
-blocks of products; and ra_memory_requirements::forward_workspace of attention*/
+blocks of products, on CUDA about 80 MiB for those and for cuBLAS; and
+ra_memory_requirements::forward_workspace of attention*/
     pub forward_workspace: usize,
     /**gradients of q, k, v and the output of attention; what is computed again; a part of the largest
-gradient of a weight, where gradients are summed over ranks; room for each thread's blocks of
-products; and the larger of the workspaces of attention that are needed*/
+gradient of a weight, where gradients are summed over ranks; the same room for products; and the
+larger of the workspaces of attention that are needed*/
     pub backward_workspace: usize,
     ///of products of matrices and of attention, of this rank
     pub forward_flops: f64,
@@ -2344,7 +2347,7 @@ extern "C" {
  ranks like those of a layer. Each rank sends and receives 2 (world_size - 1) / world_size times the bytes of `data`. Deterministic,
  and the same bits on every rank: number i is summed along the ring, from rank floor(i / ceil(count / world_size)) on.
 
- Collective, blocking and errors as ra_forward; on errors `data` holds what has been summed so far. CPU backend.*/
+ Collective, blocking, captures and errors as ra_forward; on errors `data` holds what has been summed so far.*/
     pub fn ra_all_reduce(
         context: *mut ra_context,
         args: *const ra_reduce_args,

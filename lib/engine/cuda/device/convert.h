@@ -92,6 +92,16 @@ __device__ __forceinline__ float larger(float a, float b) { return ::fmaxf(a, b)
 // To within two units of the last place, by the CUDA math library on a GPU.
 __device__ __forceinline__ float hyperbolic_tangent(float x) { return ::tanhf(x); }
 __device__ __forceinline__ float natural_logarithm(float x) { return ::logf(x); }
+// The same in fp64.
+__device__ __forceinline__ void sine_and_cosine(double x, double* sine, double* cosine) {
+#ifdef __CUDACC__
+  ::sincos(x, sine, cosine);
+#else
+  *sine = std::sin(x);
+  *cosine = std::cos(x);
+#endif
+}
+__device__ __forceinline__ double square_root(double x) { return ::sqrt(x); }
 
 // A number of any type as fp32, which has them all.
 __device__ __forceinline__ float number_of(float x) { return x; }

@@ -19,8 +19,8 @@ receives 2 (`world_size` - 1) / `world_size` times the bytes of data. Determinis
 same bits on every rank: number i is summed along the ring, from rank floor(i / ceil(count /
 `world_size`)) on.
 
-Collective, blocking and errors as [`Context::forward`](crate::Context::forward); on errors
-data holds what has been summed so far. CPU backend."#
+Collective, blocking, captures and errors as [`Context::forward`](crate::Context::forward);
+on errors data holds what has been summed so far."#
     };
     (ra_backward) => {
         r#"Gradients of [`Context::forward`](crate::Context::forward) with respect to this rank's q, k
@@ -242,14 +242,18 @@ projects what comes out.
 Collective: every rank calls it with an equal desc and mha, and the same weights. K and V
 are projected first, and travel while Q is. The keys are the tokens of x: `seqlen_kv` is
 `seqlen_q`, and `key_bias` and sinks are not part of a layer. What lies between (q, k, v and
-their attention) is stored in desc.dtype; products are summed in fp32, those of
-[`DType::Float16`](crate::DType::Float16) and, where the processor has no instructions for
-it, of [`DType::Bfloat16`](crate::DType::Bfloat16) of inputs that are widened to fp32.
-Results are bitwise equal from run to run and for any number of threads. CPU backend;
-products are oneDNN's, which is loaded when a layer is first asked for.
+their attention) is stored in desc.dtype; products are summed in fp32. On CPUs they are
+oneDNN's, those of [`DType::Float16`](crate::DType::Float16) and, where the processor has no
+instructions for it, of [`DType::Bfloat16`](crate::DType::Bfloat16) of inputs that are
+widened to fp32, and results are bitwise equal from run to run and for any number of
+threads. On CUDA they are cuBLAS's, and results are bitwise equal from run to run for the
+same GPU, `num_sms`, version of cuBLAS and alignment of the caller's memory. Either is
+loaded when a layer is first asked for.
 
-Overlap, blocking, timing and errors as [`Context::forward`](crate::Context::forward);
-[`Status::NotSupported`](crate::Status::NotSupported) also where oneDNN is not found."#
+Overlap, blocking, timing, captures and errors as
+[`Context::forward`](crate::Context::forward);
+[`Status::NotSupported`](crate::Status::NotSupported) also where oneDNN or cuBLAS is not
+found."#
     };
     (ra_mha_forward_args::b_k) => {
         r#"\[`num_heads_kv` \* `head_dim`\], desc.dtype, where there is `b_q`"#

@@ -1197,11 +1197,12 @@ pub struct MhaRequirements {
     /// [`Checkpoint::Input`].
     pub activations: usize,
     /// Q, k and v, the output of attention and its lse, unless they are kept; room for each
-    /// thread's blocks of products; and [`MemoryRequirements::forward_workspace`] of attention.
+    /// thread's blocks of products, on CUDA about 80 MiB for those and for cuBLAS; and
+    /// [`MemoryRequirements::forward_workspace`] of attention.
     pub forward_workspace: usize,
     /// Gradients of q, k, v and the output of attention; what is computed again; a part of the
-    /// largest gradient of a weight, where gradients are summed over ranks; room for each thread's
-    /// blocks of products; and the larger of the workspaces of attention that are needed.
+    /// largest gradient of a weight, where gradients are summed over ranks; the same room for
+    /// products; and the larger of the workspaces of attention that are needed.
     pub backward_workspace: usize,
     /// Of products of matrices and of attention, of this rank.
     pub forward_flops: f64,

@@ -11,12 +11,11 @@ import dev.ringattn.internal.RingAttnConstants;
  * @param activations kept from Context.mhaForward to Context.mhaBackward, beside x; 0 with
  *     Checkpoint.INPUT
  * @param forwardWorkspace q, k and v, the output of attention and its lse, unless they are kept;
- *     room for each thread's blocks of products; and MemoryRequirements.forwardWorkspace of
- *     attention
+ *     room for each thread's blocks of products, on CUDA about 80 MiB for those and for cuBLAS; and
+ *     MemoryRequirements.forwardWorkspace of attention
  * @param backwardWorkspace gradients of q, k, v and the output of attention; what is computed
- *     again; a part of the largest gradient of a weight, where gradients are summed over ranks;
- *     room for each thread's blocks of products; and the larger of the workspaces of attention that
- *     are needed
+ *     again; a part of the largest gradient of a weight, where gradients are summed over ranks; the
+ *     same room for products; and the larger of the workspaces of attention that are needed
  * @param forwardFlops of products of matrices and of attention, of this rank
  * @param backwardFlops the same for Context.mhaBackward, what is computed again included
  */

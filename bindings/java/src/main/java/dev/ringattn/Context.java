@@ -95,10 +95,10 @@ public final class Context implements AutoCloseable {
    *
    * <p>The keys are the tokens of x: seqlenKv is seqlenQ, and keyBias and sinks are not part of a
    * layer. What lies between is stored in desc.dtype; products are summed in fp32. Results are
-   * bitwise equal from run to run and for any number of threads. CPU backend; products are
-   * oneDNN's, which is loaded when a layer is first asked for.
+   * bitwise equal from run to run and for any number of threads. Products are oneDNN's, or on CUDA
+   * cuBLAS's, which is loaded when a layer is first asked for.
    *
-   * <p>Blocking and errors as forward; NOT_SUPPORTED also where oneDNN is not found.
+   * <p>Blocking and errors as forward; NOT_SUPPORTED also where that is not found.
    */
   public void mhaForward(AttentionDesc desc, MhaDesc mha, MhaForwardArgs args) {
     args.requireTypes(desc);
