@@ -23,6 +23,10 @@ struct Destroy {
   void operator()(ra_context *context) const { ra_destroy_context(context); }
 };
 using Context = std::unique_ptr<ra_context, Destroy>;
+struct DestroyCache {
+  void operator()(ra_kv_cache *cache) const { ra_destroy_kv_cache(cache); }
+};
+using Cache = std::unique_ptr<ra_kv_cache, DestroyCache>;
 
 // A call that should not have failed did.
 void require(ra_status status, const ra_error &error) {
@@ -425,6 +429,197 @@ Json run_layer(const Json &c) {
   return compared(c, whole);
 }
 
+// ---------------------------------------------------------------- refusals
+
+// Calls f, which must fail with the status and the words that `c` says.
+void expect_refusal(const Json &c, const std::function<void()> &f) {
+  std::string failure;
+  try {
+    f();
+  } catch (const std::logic_error &) {
+    throw;
+  } catch (const std::runtime_error &e) {
+    failure = e.what();
+  }
+  if (failure.empty()) throw std::runtime_error("it succeeded");
+  const auto expect = [&](const std::string &word) {
+    if (failure.find(word) == std::string::npos) throw std::runtime_error("no '" + word + "' in: " + failure);
+  };
+  expect(c.at("status").get<std::string>() + ": ");
+  for (const Json &word : c.at("words")) expect(word.get<std::string>());
+}
+
+// ---------------------------------------------------------------- caches
+
+using Numbers = std::vector<std::int64_t>;
+
+// What a rank has between two calls of a case.
+struct CacheUser {
+  const Json &c;
+  ra_kv_cache_desc shape;
+  std::int32_t rank;
+  Context context;
+  Cache cache = {};
+  Arrays results = {};  // out_<n> and lse_<n> of call n
+};
+
+Numbers numbers(const Json &call, const char *name) { return call.value(name, Numbers()); }
+
+// A tensor as the call needs it, unless the call says how long it is.
+Array of_call(const Json &call, const char *name, Array whole) {
+  const Json elements = call.value("elements", Json::object());
+  return elements.contains(name) ? Array(1, 1, 1, elements.at(name).get<std::int64_t>(), whole.dtype) : whole;
+}
+
+void append(CacheUser &user, const Json &call, std::uint64_t seed) {
+  const ra_kv_cache_desc &shape = user.shape;
+  const Numbers sequences = numbers(call, "sequences"), lengths = numbers(call, "lengths"),
+                positions = numbers(call, "positions");
+  auto args = made(ra_init_append_args);
+  args.num_sequences = std::ssize(sequences);
+  args.sequences = sequences.data();
+  args.num_tokens = call.at("num_tokens").get<std::int64_t>();
+  if (!lengths.empty()) args.lengths = lengths.data();
+  if (!positions.empty()) args.positions = positions.data();
+  const auto tokens = [&](const char *name, std::int64_t dim) {
+    return of_call(call, name, {args.num_sequences, args.num_tokens, shape.num_heads_kv, dim, shape.dtype});
+  };
+  Array all_k = tokens("k", shape.head_dim),
+        all_v = tokens("v", shape.head_dim_v == 0 ? shape.head_dim : shape.head_dim_v);
+  all_k.fill(seed, k);
+  all_v.fill(seed, v);
+  args.k = all_k.tensor();
+  args.v = all_v.tensor();
+  ra_error error;
+  require(ra_append(user.context.get(), user.cache.get(), &args, &error), error);
+}
+
+void decode_tokens(CacheUser &user, const Json &call, std::uint64_t seed, const std::string &number) {
+  Kept kept;
+  Json desc = user.c.at("desc");
+  desc.update(call.value("desc", Json::object()));
+  const Problem p({{"desc", desc}}, kept);
+  const Numbers sequences = numbers(call, "sequences");
+  const auto tensor = [&](const char *name) { return of_call(call, name, p.whole(name)); };
+  Array all_q = tensor("q"), all_sinks = of_call(call, "sinks", p.of_sinks());
+  Array &out = user.results["out_" + number] = tensor("out"), &lse = user.results["lse_" + number] = tensor("lse");
+  all_q.fill(seed, q);
+  all_sinks.fill(seed, sinks);
+  auto args = made(ra_init_decode_args);
+  args.num_sequences = std::ssize(sequences);
+  args.sequences = sequences.data();
+  args.q = all_q.tensor();
+  args.out = out.tensor();
+  args.lse = lse.floats();
+  args.lse_size = lse.bytes.size();
+  args.sinks = all_sinks.bytes.empty() ? nullptr : all_sinks.floats();
+  args.sinks_size = all_sinks.bytes.size();
+  ra_error error;
+  require(ra_decode(user.context.get(), user.cache.get(), &p.desc, &args, &error), error);
+  auto statistics = made(ra_init_call_statistics);
+  require(ra_get_call_statistics(user.context.get(), &statistics, &error), error);
+  if (statistics.schedule != constant(schedule_constants, call.at("schedule")))
+    throw std::logic_error("schedule is " + std::to_string(statistics.schedule));
+}
+
+// The numbers that a call gives, in the order of the README.
+Numbers run_cache_call(CacheUser &user, const Json &call, std::uint64_t seed, const std::string &number) {
+  const auto name = call.at("call").get<std::string>();
+  const auto argument = [&](const char *of) { return call.at(of).get<std::int64_t>(); };
+  ra_kv_cache *const cache = user.cache.get();
+  ra_error error;
+  const auto done = [&](ra_status status) {
+    require(status, error);
+    return Numbers();
+  };
+  const auto given = [&](std::int64_t n) {
+    if (n < 0) require(static_cast<ra_status>(error.status), error);
+    return Numbers{n};
+  };
+  if (name == "create_sequence") return given(ra_create_sequence(cache, &error));
+  if (name == "fork_sequence") return given(ra_fork_sequence(cache, argument("sequence"), &error));
+  if (name == "get_sequence_length") return given(ra_get_sequence_length(cache, argument("sequence"), &error));
+  if (name == "get_lost_tokens")
+    return given(ra_get_lost_tokens(cache, argument("sequence"), argument("from"), &error));
+  if (name == "truncate_sequence")
+    return done(ra_truncate_sequence(cache, argument("sequence"), argument("length"), &error));
+  if (name == "free_sequence") return done(ra_free_sequence(cache, argument("sequence"), &error));
+  if (name == "append") return append(user, call, seed), Numbers();
+  if (name == "decode") return decode_tokens(user, call, seed, number), Numbers();
+  if (name == "move_kv_cache")
+    return done(ra_move_kv_cache(cache, user.context.get(),
+                                 call.at("former_ranks").get<std::vector<std::int32_t>>().data(), &error));
+  if (name != "get_kv_cache_statistics") throw std::logic_error("no call " + name);
+  auto s = made(ra_init_kv_cache_statistics);
+  require(ra_get_kv_cache_statistics(cache, &s, &error), error);
+  return {s.num_sequences,
+          s.num_tokens,
+          s.used_pages,
+          s.free_pages,
+          s.least_free_pages,
+          s.lost_pages,
+          static_cast<std::int64_t>(s.memory)};
+}
+
+// All calls of a case on a rank. `ids`: of the first group of ranks, and of those after each move.
+Arrays run_cache_of_rank(const Json &c, const std::vector<ra_unique_id> &ids, std::int32_t rank) {
+  Kept kept;
+  ra_error error;
+  auto shape = made(ra_init_kv_cache_desc);
+  set_all(shape, c, "cache", kept);
+  auto group = ids.begin();
+  CacheUser user{c, shape, rank, join(c, group->text, c.at("world_size").get<std::int32_t>(), rank)};
+  user.cache.reset(ra_create_kv_cache(user.context.get(), &shape, &error));
+  if (!user.cache) require(static_cast<ra_status>(error.status), error);
+  auto seed = c.at("seed").get<std::uint64_t>();
+  for (std::size_t n = 0; n < c.at("calls").size(); ++n, ++seed) {
+    const Json &call = c.at("calls")[n];
+    try {
+      if (call.contains("former_ranks")) {
+        const auto former = call.at("former_ranks").get<std::vector<std::int32_t>>();
+        const auto now = std::find(former.begin(), former.end(), user.rank);
+        if (now == former.end()) return user.results;  // of those that are gone
+        user.rank = static_cast<std::int32_t>(now - former.begin());
+        user.context.reset();
+        user.context = join(c, (++group)->text, static_cast<std::int32_t>(former.size()), user.rank);
+      }
+      const auto run = [&] { return run_cache_call(user, call, seed, std::to_string(n)); };
+      if (call.contains("status")) {
+        expect_refusal(call, run);
+        continue;
+      }
+      const Numbers given = run();
+      const Json gives = call.value("gives", Json::array());
+      for (std::size_t i = 0; i < gives.size(); ++i) {
+        const auto rank_now = static_cast<std::size_t>(user.rank);
+        if (given.at(i) != (gives[i].is_array() ? gives[i].at(rank_now) : gives[i]).get<std::int64_t>())
+          throw std::runtime_error("number " + std::to_string(i) + " is " + std::to_string(given[i]));
+      }
+    } catch (const std::exception &e) {
+      throw std::runtime_error("call " + std::to_string(n) + ", rank " + std::to_string(user.rank) + ": " + e.what());
+    }
+  }
+  return user.results;
+}
+
+Json run_cache(const Json &c) {
+  const auto world_size = c.at("world_size").get<std::int32_t>();
+  std::vector<ra_unique_id> ids(1);
+  for (const Json &call : c.at("calls"))
+    if (call.contains("former_ranks")) ids.emplace_back();
+  ra_error error;
+  for (ra_unique_id &id : ids) require(ra_create_unique_id(&id, RA_TRANSPORT_LOCAL, nullptr, &error), error);
+  std::vector<Arrays> of_ranks(static_cast<std::size_t>(world_size));
+  for_each_rank(world_size,
+                [&](std::int32_t rank) { of_ranks[static_cast<std::size_t>(rank)] = run_cache_of_rank(c, ids, rank); });
+  Arrays results;
+  for (const Arrays &own : of_ranks)
+    for (const auto &[name, array] : own)
+      if (results.emplace(name, array).first->second.bytes != array.bytes)
+        throw std::runtime_error(name + " is not the same on every rank");
+  return compared(c, results);
+}
+
 // ---------------------------------------------------------------- errors
 
 // Tensors of a call that is to fail: as long as they must be, but for what the case says.
@@ -561,6 +756,12 @@ void run_call(const Json &c) {
   if (call == "create_context") return;
   if (call.ends_with("_after_abort")) check(ra_abort_context(context.get(), &error));
   if (p.is_layer) return run_layer_call(call, arguments, p, context, zeros);
+  if (call == "create_kv_cache") {
+    auto shape = made(ra_init_kv_cache_desc);
+    set_all(shape, c, "cache", kept);
+    const Cache cache(ra_create_kv_cache(context.get(), &shape, &error));
+    return check(cache ? RA_STATUS_SUCCESS : static_cast<ra_status>(error.status));
+  }
   if (call == "all_reduce_after_abort") {
     auto args = made(ra_init_reduce_args);
     std::array<float, 4> data{};
@@ -606,23 +807,6 @@ void run_call(const Json &c) {
   check(ra_backward(context.get(), &p.desc, &backward, &error));
 }
 
-void run_error(const Json &c) {
-  std::string failure;
-  try {
-    run_call(c);
-  } catch (const std::logic_error &) {
-    throw;
-  } catch (const std::runtime_error &e) {
-    failure = e.what();
-  }
-  if (failure.empty()) throw std::runtime_error("it succeeded");
-  const auto expect = [&](const std::string &word) {
-    if (failure.find(word) == std::string::npos) throw std::runtime_error("no '" + word + "' in: " + failure);
-  };
-  expect(c.at("status").get<std::string>() + ": ");
-  for (const Json &word : c.at("words")) expect(word.get<std::string>());
-}
-
 int run(const char *cases_path, const char *results_path) {
   const Json cases = read_json(cases_path);
   Json results = Json::object();
@@ -640,10 +824,11 @@ int run(const char *cases_path, const char *results_path) {
   };
   each(cases.at("results"), [&](const std::string &name, const Json &c) { results[name] = run_result(c); });
   each(cases.at("layers"), [&](const std::string &name, const Json &c) { results[name] = run_layer(c); });
-  each(cases.at("errors"), [](const std::string &, const Json &c) { run_error(c); });
+  each(cases.at("caches"), [&](const std::string &name, const Json &c) { results[name] = run_cache(c); });
+  each(cases.at("errors"), [](const std::string &, const Json &c) { expect_refusal(c, [&] { run_call(c); }); });
   std::ofstream(results_path) << results.dump(1) << '\n';
-  std::printf("%zu results, %zu layers and %zu errors, %d failed\n", cases.at("results").size(),
-              cases.at("layers").size(), cases.at("errors").size(), failed);
+  std::printf("%zu results, %zu layers, %zu caches and %zu errors, %d failed\n", cases.at("results").size(),
+              cases.at("layers").size(), cases.at("caches").size(), cases.at("errors").size(), failed);
   return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 #include <sstream>
 
@@ -140,7 +141,102 @@ void fill_layer(Json &c) {
   c["expected"] = e;
 }
 
-// One case a line and expected tensor: short enough to read, long enough to search.
+std::vector<std::int64_t> numbers(const Json &call, const char *name) {
+  return call.value(name, std::vector<std::int64_t>());
+}
+
+// What the sequences of a cache hold: k and v of each, one token after the other.
+class Sequences {
+ public:
+  explicit Sequences(const ra_kv_cache_desc &d)
+      : row_k_(d.num_heads_kv * d.head_dim), row_v_(d.head_dim_v == 0 ? row_k_ : d.num_heads_kv * d.head_dim_v) {}
+
+  struct Tokens {
+    std::vector<double> k, v;
+  };
+  const Tokens &at(std::int64_t id) const { return all_.at(id); }
+  std::int64_t length(std::int64_t id) const { return std::ssize(at(id).v) / row_v_; }
+
+  // What a call does to them that is not refused.
+  void change(const Json &call, std::uint64_t seed) {
+    const auto name = call.at("call").get<std::string>();
+    const auto id = call.value("sequence", std::int64_t{-1});
+    if (name == "create_sequence") all_[next_++];
+    if (name == "fork_sequence") all_[next_++] = all_.at(id);
+    if (name == "free_sequence") all_.erase(id);
+    if (name == "truncate_sequence") {
+      const auto length = call.at("length").get<std::int64_t>();
+      all_.at(id).k.resize(static_cast<std::size_t>(length * row_k_));
+      all_.at(id).v.resize(static_cast<std::size_t>(length * row_v_));
+    }
+    if (name == "append") append(call, seed);
+  }
+
+ private:
+  void append(const Json &call, std::uint64_t seed) {
+    const auto num_tokens = call.at("num_tokens").get<std::int64_t>();
+    const std::vector<std::int64_t> ids = numbers(call, "sequences"), lengths = numbers(call, "lengths"),
+                                    positions = numbers(call, "positions");
+    for (std::size_t n = 0; n < ids.size(); ++n) {
+      const std::int64_t count = lengths.empty() ? num_tokens : lengths[n],
+                         position = positions.empty() ? length(ids[n]) : positions[n];
+      const auto put = [&](std::vector<double> &to, Tensor t, std::int64_t row) {
+        const std::vector<double> from = inputs(seed, t, std::ssize(ids) * num_tokens * row);
+        to.resize(std::max(to.size(), static_cast<std::size_t>((position + count) * row)));
+        std::copy_n(from.begin() + static_cast<std::int64_t>(n) * num_tokens * row, count * row,
+                    to.begin() + position * row);
+      };
+      put(all_.at(ids[n]).k, k, row_k_);
+      put(all_.at(ids[n]).v, v, row_v_);
+    }
+  }
+
+  std::int64_t row_k_, row_v_;
+  std::map<std::int64_t, Tokens> all_;
+  std::int64_t next_ = 0;
+};
+
+void fill_cache(Json &c) {
+  Kept kept;
+  ra_kv_cache_desc shape;
+  ra_init_kv_cache_desc(&shape, sizeof shape);
+  set_all(shape, c, "cache", kept);
+  Sequences sequences(shape);
+  auto seed = c.at("seed").get<std::uint64_t>();
+  std::mt19937_64 random(seed);
+  Json e;
+  for (std::size_t n = 0; n < c.at("calls").size(); ++n, ++seed) {
+    const Json &call = c.at("calls")[n];
+    if (call.contains("status")) continue;
+    sequences.change(call, seed);
+    if (call.at("call") != "decode") continue;
+    ra_attention_desc desc;
+    ra_init_attention_desc(&desc, sizeof desc);
+    set_all(desc, c, "desc", kept);
+    set_all(desc, call, "desc", kept);
+    const std::int64_t row = desc.seqlen_q * desc.num_heads_q * desc.head_dim;
+    const std::vector<double> all_q = inputs(seed, q, desc.batch * row);
+    reference::Modifiers<double> modifiers;
+    modifiers.sinks = inputs(seed, sinks, desc.num_heads_q * desc.num_sinks);
+    desc.batch = 1;
+    Result<double> all;
+    auto from = all_q.begin();
+    for (const std::int64_t id : numbers(call, "sequences")) {
+      desc.seqlen_kv = sequences.length(id);
+      const Result<double> own = reference::forward(api::to_problem(desc), {from, from + row}, sequences.at(id).k,
+                                                    sequences.at(id).v, modifiers);
+      all.out.insert(all.out.end(), own.out.begin(), own.out.end());
+      all.lse.insert(all.lse.end(), own.lse.begin(), own.lse.end());
+      from += row;
+    }
+    const std::string number = std::to_string(n);
+    e["out_" + number] = expected(all.out, api::to_problem(desc).out_dtype, random);
+    e["lse_" + number] = expected(all.lse, DType::float32, random);
+  }
+  c["expected"] = e;
+}
+
+// One case a line, call of a cache, and expected tensor: short enough to read, long enough to search.
 std::string written(const Json &cases) {
   std::ostringstream text;
   const auto lines = [&](const Json &list) {
@@ -157,6 +253,14 @@ std::string written(const Json &cases) {
             inner = ",";
           }
           text << "}";
+        } else if (key == "calls") {
+          text << ",\n   \"calls\": [";
+          const char *inner = "";
+          for (const Json &call : value) {
+            text << inner << "\n    " << call.dump();
+            inner = ",";
+          }
+          text << "]";
         } else {
           text << between << '"' << key << "\": " << value.dump();
         }
@@ -170,6 +274,8 @@ std::string written(const Json &cases) {
   lines(cases.at("results"));
   text << "\n ],\n \"layers\": [";
   lines(cases.at("layers"));
+  text << "\n ],\n \"caches\": [";
+  lines(cases.at("caches"));
   text << "\n ],\n \"errors\": [";
   lines(cases.at("errors"));
   text << "\n ]\n}\n";
@@ -180,6 +286,7 @@ int run(const std::string &path, bool check) {
   Json cases = read_json(path);
   for (Json &c : cases.at("results")) fill(c);
   for (Json &c : cases.at("layers")) fill_layer(c);
+  for (Json &c : cases.at("caches")) fill_cache(c);
   const std::string text = written(cases);
   std::ostringstream old;
   old << std::ifstream(path).rdbuf();

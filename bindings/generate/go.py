@@ -43,11 +43,15 @@ LISTS = {"const int64_t *": "[]int64", "const float *": "[]float32"}
 FUNCTIONS = {
     "ra_abort_context": "Context.Abort",
     "ra_create_context": "NewContext",
+    "ra_create_kv_cache": "Context.NewKVCache",
     "ra_create_unique_id": "NewUniqueID",
     "ra_destroy_context": "Context.Close",
+    "ra_destroy_kv_cache": "KVCache.Close",
     "ra_get_call_statistics": "Context.Statistics",
     "ra_get_capabilities": "GetCapabilities",
     "ra_get_context_info": "Context.Info",
+    "ra_get_kv_cache_statistics": "KVCache.Statistics",
+    "ra_move_kv_cache": "KVCache.Move",
     "ra_set_log_callback": "SetLog",
 }
 UNTYPED = {"ra_stride": "int64"}  # their constants are numbers like any other
@@ -80,9 +84,9 @@ def function_name(function: c.Function) -> str:
         return name or pascal(function.name.removeprefix("ra_get_"))
     if function.name.startswith("ra_init_"):
         return "New" + pascal(function.name.removeprefix("ra_init_"))
-    receiver = {"ra_context *": "Context.", "const ra_context *": "Context.", "const ra_attention_desc *": "AttentionDesc."}
+    receiver = {"ra_context *": "Context.", "ra_kv_cache *": "KVCache.", "ra_attention_desc *": "AttentionDesc."}
     verb = pascal(function.name.removeprefix("ra_").removeprefix("get_"))
-    return receiver.get(function.parameters[0].type, "") + verb
+    return receiver.get(function.parameters[0].type.removeprefix("const "), "") + verb
 
 
 def aligned(entries: list[tuple[str, str, str]]) -> str:
@@ -129,8 +133,7 @@ class Writer:
         return re.sub(rf"^{re.escape(kind)}(; |$)", "", text) if kind else text
 
     def field_doc(self, f: c.Field, go_type: str) -> str:
-        text = f.doc.replace(f"{f.count} entries", f.count.in_words()) if f.count and f.count.is_derived else f.doc
-        return self.doc(text, "\t", kind=go_type)
+        return self.doc(f.doc_in_words, "\t", kind=go_type)
 
     def doc(self, text: str, indent: str = "", title: str = "", kind: str = "") -> str:
         """A Go comment, "" without text; preformatted text is indented as gofmt wants it, its columns are kept."""
@@ -200,7 +203,8 @@ class Writer:
         return s.name.endswith("_args")
 
     def has_defaults(self, s: c.Struct) -> bool:
-        return any(f.name == s.init and "with defaults" in f.doc for f in self.header.functions)
+        is_filled = any(f.name == s.init and "with defaults" in f.doc for f in self.header.functions)
+        return is_filled and bool(self.filled(s))
 
     def fields(self, s: c.Struct) -> list[c.Field]:
         """What a user sees: of a pointer and its size, one field."""
@@ -231,7 +235,7 @@ class Writer:
             return "DTypeFloat32"
         if not owner:
             return name
-        return "desc.DType" if name == "dtype" else f"desc.{field_name(name)}.or(desc.DType)"
+        return f"{owner}.DType" if name == "dtype" else f"desc.{field_name(name)}.or(desc.DType)"
 
     def struct(self, s: c.Struct) -> str:
         name = type_name(s.name)
@@ -268,9 +272,9 @@ class Writer:
             )
         return "".join(out)
 
-    def from_c(self, s: c.Struct) -> str:
-        name = type_name(s.name)
-        out = [f"func (x *{name}) fromC(raw *C.{s.name}) {{\n"]
+    def filled(self, s: c.Struct) -> list[str]:
+        """Assignments to the fields that do not begin as nothing."""
+        out = []
         for f in self.fields(s):
             go_type, value = self.go_type(s, f), f"raw.{c_field(f.name)}"
             if f.type.startswith("char["):
@@ -282,11 +286,14 @@ class Writer:
             elif go_type == "time.Duration":
                 value = f"time.Duration({value}) * time.Millisecond"
             elif f.count or go_type in ("Tensor", "Buffer", "uintptr"):
-                continue  # begins as nothing
+                continue
             else:
                 value = f"{go_type}({value})"
             out.append(f"\tx.{field_name(f.name)} = {value}\n")
-        return "".join(out) + "}\n\n"
+        return out
+
+    def from_c(self, s: c.Struct) -> str:
+        return f"func (x *{type_name(s.name)}) fromC(raw *C.{s.name}) {{\n" + "".join(self.filled(s)) + "}\n\n"
 
     def to_c(self, s: c.Struct) -> str:
         name, desc = type_name(s.name), ""
@@ -297,6 +304,8 @@ class Writer:
         own_dtype = next((f for f in s.fields if f.name == "dtype"), None)
         if self.is_arguments(s) and takes_desc:
             desc = ", desc *AttentionDesc"
+        if any(f.dtype == "cache.dtype" for f in s.fields):
+            desc += ", cache *KVCacheDesc"
         if self.is_arguments(s) and own_dtype:
             out.append(f"\tdtype := x.DType{'.or(desc.DType)' if takes_desc else ''}\n")
         out.append(f"\traw.struct_size = C.sizeof_{s.name}\n")

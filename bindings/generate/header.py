@@ -9,11 +9,12 @@
                     /**< ra_dtype of q, k, v ...     an int32_t whose comment begins with an enum's name holds one of its constants
                     /**< 1 if ..., /**< 0: ...; 1:   an int32_t that is 0 or 1: `is_bool`
                     /**< host, <count> entries ...   a list, const int64_t * or const float *, of that many numbers; <count> is a field,
-                                                     a field + 1, or n * a field. If by its comment that field has the `default 0`, it
-                                                     follows from the list and is no field of a language
+                                                     a field + 1, or n * a field. In arguments, and where by its comment that field has
+                                                     the `default 0`, it follows from the list and is no field of a language
                     /**< ... desc.dtype ...          a ra_tensor of that dtype of ra_attention_desc, in arguments without a dtype of their
                                                      own; one of `fp32` is FLOAT32, and one that says neither has that of its name
                                                      in the arguments before
+                    /**< ... the cache's dtype ...   a ra_tensor of the dtype of the ra_kv_cache that the call is given
                     /**< ... data is NULL ...        a ra_tensor that may be left out, `is_optional`; or it is so in the call that it is
                                                      as given to, or there `where there is` another one
                     /**< as given to ra_forward      arguments of the name, and with the value, that they have in those of that call: it
@@ -112,9 +113,19 @@ class Field:
     is_bool: bool = False
     is_reserved: bool = False
     count: Count | None = None  # of a list
-    dtype: str | None = None  # of a tensor of arguments: "desc.out_dtype", or "dtype", their own, or FLOAT32
+    dtype: str | None = None  # of a tensor of arguments: "desc.out_dtype", "cache.dtype", or "dtype", their own, or FLOAT32
     is_optional: bool = False  # of a tensor of arguments
     same_in: str | None = None  # "ra_forward_args"
+
+    @property
+    def doc_in_words(self) -> str:
+        """Its comment, without the name of a count that is no field of a language."""
+        if not self.count or not self.count.is_derived:
+            return self.doc
+        if str(self.count) == f"num_{self.name}":  # what is counted
+            return re.sub(f"^host, {self.count} entries[,:] ", "", self.doc)
+        words = self.count.in_words()
+        return self.doc.replace(f"{self.count} entries of", f"{words},").replace(f"{self.count} entries", words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +261,7 @@ def dtype_of(struct: str, field: Field, own: dict[str, str], given: dict[str, st
     """Which dtype a tensor has, FLOAT32 where it is fp32; `own` are the fields of its struct, `given` the dtypes of those before it."""
     if field.type != "ra_tensor":
         return None
-    said = re.search(r"\bdesc\.\w*dtype\b", field.doc)
+    said = re.search(r"\b(desc|cache)\.\w*dtype\b", field.doc.replace("the cache's dtype", "cache.dtype"))
     fp32 = FLOAT32 if re.search(r"\bfp32\b", field.doc) else None
     dtype = "dtype" if "dtype" in own else said[0] if said else fp32 or given.get(field.name)
     if dtype is None:
@@ -313,7 +324,7 @@ def read(header: pathlib.Path = HEADER) -> Header:
                 continue
             if field.count.field not in docs:
                 raise HeaderError(f"{name}::{field.name} has '{field.count}' entries, which is no field")
-            is_derived = bool(re.search(r"\bdefault 0\b", docs[field.count.field]))
+            is_derived = name.endswith("_args") or bool(re.search(r"\bdefault 0\b", docs[field.count.field]))
             replaced = dataclasses.replace(field, count=dataclasses.replace(field.count, is_derived=is_derived))
             fields = (*fields[:n], replaced, *fields[n + 1 :])
         if name.endswith("_args"):

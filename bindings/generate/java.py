@@ -32,13 +32,21 @@ JAVA = "bindings/java/src/generated/java/dev/ringattn"
 VERSIONED = ("bindings/java/pom.xml", "bindings/java/README.md")
 WIDTH = 100
 
-# The functions' places in Java: of a context where they take one, else of RingAttention; but
+# The functions' places in Java: of a cache or a context where they take one, else of RingAttention; but
 PLACES = {
     "ra_create_context": "new Context",
     "ra_destroy_context": "Context.close",
     "ra_abort_context": "Context.abort",
     "ra_get_context_info": "Context.info",
     "ra_get_call_statistics": "Context.statistics",
+    "ra_create_kv_cache": "new KvCache",
+    "ra_destroy_kv_cache": "KvCache.close",
+    "ra_fork_sequence": "KvCache.fork",
+    "ra_truncate_sequence": "KvCache.truncate",
+    "ra_free_sequence": "KvCache.free",
+    "ra_get_sequence_length": "KvCache.length",
+    "ra_get_kv_cache_statistics": "KvCache.statistics",
+    "ra_move_kv_cache": "KvCache.moveTo",
     "ra_create_unique_id": "UniqueId.create",
     "ra_get_status_name": "Status.name",
 }
@@ -47,14 +55,18 @@ PLACES = {
 # Blocks of memory with a type of their own.
 OWNED = {"activations": "Activations"}
 
+# Whose dtypes tensors have: what a Field's dtype begins with, and its class.
+DESCRIPTIONS = {"desc": "AttentionDesc", "cache": "KvCacheDesc"}
+
 
 def place(function: c.Function) -> str:
     if function.name in PLACES:
         return PLACES[function.name]
     if function.name.startswith("ra_init_"):
         return "new " + c.type_name("ra_" + function.name.removeprefix("ra_init_"))
-    of_context = any("ra_context *" in p.type for p in function.parameters)
-    return ("Context." if of_context else "RingAttention.") + c.camel(re.sub("^ra_(get_)?", "", function.name))
+    owners = {"ra_kv_cache *": "KvCache", "ra_context *": "Context"}
+    owner = next((o for type_, o in owners.items() if any(type_ in p.type for p in function.parameters)), "RingAttention")
+    return f"{owner}." + c.camel(re.sub("^ra_(get_)?", "", function.name))
 
 
 def type_name(name: str) -> str:
@@ -245,7 +257,7 @@ class Writer:
             writes.append(f"    c.set{c.pascal(name_of_count)}({cast}Struct.count({count.factor}, {count.more}, {given}));")
         for f in fields.values():
             field, access = c.camel(f.name), c.pascal(f.name)
-            doc, value, setter = sentence(self.names(in_words(f), "" if sized(f) else f.type)), field, None
+            doc, value, setter = sentence(self.names(f.doc_in_words, "" if sized(f) else f.type)), field, None
             if f.type == "size_t" and (sized_by := f.name.removesuffix("_size")) != f.name:
                 of = [c.camel(p.name) for p in pointers if p.name.startswith(sized_by)]
                 if of:
@@ -314,15 +326,17 @@ class Writer:
                 f"    return {got};",
                 "  }",
             ]
-        # The dtypes that the tensors of a call must have, where its description says them.
-        typed = [f for f in fields.values() if f.dtype and f.dtype.startswith("desc.")]
+        # The dtypes that the tensors of a call must have, where its description or the cache's says them.
         checks: list[str] = []
-        if typed:
-            checks += ["", "  /** Refuses tensors of other types than `desc` has. */", "  void requireTypes(AttentionDesc desc) {"]
+        for given, description in DESCRIPTIONS.items():
+            typed = [f for f in fields.values() if f.dtype and f.dtype.startswith(given + ".")]
+            if not typed:
+                continue
+            checks += ["", f"  /** Refuses tensors of other types than `{given}` has. */", f"  void requireTypes({description} {given}) {{"]
             for f in typed:
-                of = f.dtype.removeprefix("desc.")
-                own = "desc.dtype()" if of == "dtype" else f"Tensor.orSame(desc.{c.camel(of)}(), desc.dtype())"
-                checks += fit(f'    Tensor.requireType("{f.name}", {c.camel(f.name)}, {own}, "{of}");')
+                of = f.dtype.removeprefix(given + ".")
+                own = f"{given}.dtype()" if of == "dtype" else f"Tensor.orSame({given}.{c.camel(of)}(), {given}.dtype())"
+                checks += fit(f'    Tensor.requireType("{f.name}", {c.camel(f.name)}, {own}, "{f.dtype}");')
             checks.append("  }")
         copies = [line.split()[-1].removesuffix(";") for line in declared]
         others: list[str] = []
@@ -384,11 +398,6 @@ LISTS = {"const int64_t *": "long[]", "const float *": "float[]"}
 
 def size_of(struct: c.Struct) -> str:
     return struct.name.removeprefix("ra_").upper() + "_SIZE"
-
-
-def in_words(f: c.Field) -> str:
-    """The comment. A count that follows from lists is no field in Java, so it goes without its name."""
-    return f.doc.replace(f"{f.count} entries", f.count.in_words()) if f.count and f.count.is_derived else f.doc
 
 
 # ---------------------------------------------------------------- SWIG

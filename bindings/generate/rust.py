@@ -50,6 +50,18 @@ PLACES = {
     "ra_get_mha_requirements": "Context::mha_requirements",
     "ra_all_reduce": "Context::all_reduce",
     "ra_merge_attention": "merge_attention",
+    "ra_create_kv_cache": "KvCache::new",
+    "ra_destroy_kv_cache": "drop",
+    "ra_create_sequence": "KvCache::create_sequence",
+    "ra_fork_sequence": "KvCache::fork_sequence",
+    "ra_truncate_sequence": "KvCache::truncate_sequence",
+    "ra_free_sequence": "KvCache::free_sequence",
+    "ra_get_sequence_length": "KvCache::sequence_length",
+    "ra_get_lost_tokens": "KvCache::lost_tokens",
+    "ra_get_kv_cache_statistics": "KvCache::statistics",
+    "ra_move_kv_cache": "KvCache::move_to",
+    "ra_append": "Context::append",
+    "ra_decode": "Context::decode",
     "ra_run_self_test": "Context::run_self_test",
     "ra_set_log_callback": "set_log",
     "ra_error": "Error",
@@ -62,7 +74,10 @@ PLACES = {
     "ra_mha_backward_args": "MhaBackwardArgs",
     "ra_reduce_args": "Context::all_reduce",
     "ra_merge_args": "MergeArgs",
+    "ra_append_args": "AppendArgs",
+    "ra_decode_args": "DecodeArgs",
     "ra_context": "Context",
+    "ra_kv_cache": "KvCache",
     "ra_log_callback": "LogCallback",
 }
 
@@ -74,6 +89,9 @@ PHRASES = {
     "ra_get_version()": "that of the library, in a number: major * 10000 + minor * 100 + patch",
     "A tensor without elements may have NULL data": "The slice of a tensor without elements is empty",
     "with rank -1 where": "without a rank where",
+    "or -1 with error filled": "or an error",
+    "Returns -1 with error filled on": "Errors:",
+    "context: the cache's own": "The context is the cache's own",
 }
 
 LISTS = {"const int64_t *": "Vec<i64>", "const float *": "Vec<f32>"}
@@ -187,7 +205,7 @@ def field_doc(docs: Docs, field: c.Field) -> list[str]:
     doc = field.doc or alike[0]
     for record in docs.header.records:
         if field in record.fields and field.count and field.count.is_derived:
-            doc = doc.replace(f"{field.count} entries", field.count.in_words())
+            doc = field.doc_in_words
             if field is record.derived[field.count.field][0]:  # it says the count, too
                 count = next(f for f in record.fields if f.name == field.count.field)
                 doc = f"{doc}. {count.name}, which follows from it: {count.doc}"
@@ -198,7 +216,7 @@ def c_docs(header: c.Header, docs: Docs) -> str:
     lines = opening(header) + ["/// What the header says of a function, struct or field.", "macro_rules! c_doc {"]
     texts = {function.name: function.doc for function in header.functions}
     texts |= {struct.name: struct.doc for struct in header.structs}
-    texts |= {f"{struct.name}::{field.name}": field.doc for struct in header.structs for field in struct.fields}
+    texts |= {f"{struct.name}::{field.name}": field.doc_in_words for struct in header.structs for field in struct.fields}
     sources = (c.ROOT / RUST / "ringattn/src").glob("*.rs")
     for name in sorted({name for path in sources for name in re.findall(r"c_doc!\((\w+(?:::\w+)?)\)", path.read_text())}):
         lines += [f"    ({name}) => {{", '        r#"' + "\n".join(docs.markdown(texts[name], qualified=True)) + '"#', "    };"]
@@ -325,13 +343,22 @@ def checked(function: str, arguments: list[str]) -> list[str]:
     return [f"        {function}(", *(f"            {a}," for a in arguments), "        )?;"]
 
 
+DTYPE_OWNERS = {"desc": "AttentionDesc", "cache": "KvCacheDesc"}  # whose dtype a tensor may have
+
+
+def dtype_owner(field: c.Field) -> str:
+    owner, dot, _ = (field.dtype or "").partition(".")
+    return owner if dot else ""
+
+
 def check_dtypes(struct: c.Struct) -> list[str]:
-    """The dtypes that the tensors of a call must have, where its description says them."""
-    lines = ["", f"impl {PLACES[struct.name]}<'_> {{", "    /// Refuses tensors of other dtypes than `desc` has."]
-    lines += ["    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {"]
+    """The dtypes that the tensors of a call must have, where its description, or that of the cache, says them."""
+    owner = next(o for f in struct.fields if (o := dtype_owner(f)))
+    lines = ["", f"impl {PLACES[struct.name]}<'_> {{", f"    /// Refuses tensors of other dtypes than `{owner}` has."]
+    lines += [f"    pub(crate) fn check_dtypes(&self, {owner}: &{DTYPE_OWNERS[owner]}) -> Result<()> {{"]
     for field in (f for f in struct.fields if f.dtype):
         of = field.dtype.removeprefix("desc.")
-        own = "desc.dtype" if of == "dtype" else f"desc.{of}.or(desc.dtype)"
+        own = field.dtype if of in ("dtype", "cache.dtype") else f"desc.{of}.or(desc.dtype)"
         place = ".".join(["self", *(part for part, names in PARTS.items() if field.name.startswith(names)), field.name])
         tensor = field.name if field.is_optional else place
         if field.dtype == c.FLOAT32:
@@ -410,7 +437,7 @@ def records(header: c.Header, docs: Docs) -> str:
     for record in header.records:
         lines += ["", *(input_record if record.is_input else output_record)(record, docs)]
     for struct in header.structs:
-        if any((f.dtype or "").startswith("desc.") for f in struct.fields):
+        if any(map(dtype_owner, struct.fields)):
             lines += check_dtypes(struct)
     return "\n".join([*lines, ""])
 

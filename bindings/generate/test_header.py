@@ -58,7 +58,7 @@ class Model(unittest.TestCase):
         records = {s.name: s.is_input for s in self.header.records}
         self.assertEqual(
             {name for name, is_input in records.items() if is_input},
-            {"ra_context_config", "ra_attention_desc", "ra_machine_rates", "ra_mha_desc"},
+            {"ra_context_config", "ra_attention_desc", "ra_machine_rates", "ra_mha_desc", "ra_kv_cache_desc"},
         )
         desc = self.header.struct("ra_attention_desc")
         self.assertEqual(
@@ -83,6 +83,9 @@ class Model(unittest.TestCase):
             },
         )
         self.assertFalse(derived.keys() & {f.name for f in desc.values})
+        append = self.header.struct("ra_append_args")
+        self.assertEqual(append.derived, {"num_sequences": tuple(f for f in append.fields if f.count)})
+        self.assertEqual([f.name for f in append.values], ["num_tokens", "sequences", "lengths", "positions", "k", "v", "stream"])
 
     def test_tensors_and_their_dtypes(self):
         backward = {f.name: f.dtype for f in self.header.struct("ra_backward_args").fields if f.dtype}
@@ -93,6 +96,7 @@ class Model(unittest.TestCase):
             | {name: "desc.grad_dtype" for name in ("dq", "dk", "dv")},
         )
         self.assertEqual({f.dtype for f in self.header.struct("ra_merge_args").fields if f.type == "ra_tensor"}, {"dtype"})
+        self.assertEqual({f.name: f.dtype for f in self.header.struct("ra_append_args").fields if f.dtype}, dict.fromkeys("kv", "cache.dtype"))
         weights = {"w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v", "b_o", "norm_q", "norm_k"}
         backward = {f.name: f.dtype for f in self.header.struct("ra_mha_backward_args").fields if f.dtype}
         self.assertEqual(

@@ -29,6 +29,8 @@ type resultCase struct {
 	Config     fields
 	Desc       fields
 	MHA        fields
+	Cache      fields
+	Calls      []cacheCall
 	Expected   map[string]struct {
 		Tolerance float64
 		At        []int64
@@ -42,6 +44,7 @@ type errorCase struct {
 	Config    fields
 	Desc      fields
 	MHA       fields
+	Cache     fields
 	Rates     fields
 	Arguments fields
 	Tensors   map[string]struct {
@@ -50,8 +53,26 @@ type errorCase struct {
 		SeqStride   int64 `json:"seq_stride"`
 		HeadStride  int64 `json:"head_stride"`
 	}
+	refusal
+}
+
+// refusal is what a call that fails must say.
+type refusal struct {
 	Status ringattn.Status
 	Words  []string
+}
+
+func (r refusal) check(err error) error {
+	var failure *ringattn.Error
+	if !errors.As(err, &failure) || failure.Status != r.Status {
+		return fmt.Errorf("error is %v; must be %v", err, r.Status)
+	}
+	for _, word := range r.Words {
+		if !strings.Contains(failure.Message, word) {
+			return fmt.Errorf("no %q in: %s", word, failure.Message)
+		}
+	}
+	return nil
 }
 
 // readJSON reads what an environment variable names. A user who runs the tests alone has none; CTest says that there must be one.
@@ -110,19 +131,23 @@ func TestConformance(t *testing.T) {
 	var cases struct {
 		Results []resultCase
 		Layers  []resultCase
+		Caches  []resultCase
 		Errors  []errorCase
 	}
 	readJSON(t, "RINGATTN_CONFORMANCE", &cases)
 	var hashes map[string]map[string]string
 	t.Run("of_c", func(t *testing.T) { readJSON(t, "RINGATTN_CONFORMANCE_RESULTS", &hashes) })
-	if len(cases.Results) < 60 || len(cases.Layers) < 8 || len(cases.Errors) < 25 {
-		t.Fatalf("%d results, %d layers and %d errors; must be 60, 8 and 25 at least", len(cases.Results), len(cases.Layers), len(cases.Errors))
+	if len(cases.Results) < 60 || len(cases.Layers) < 8 || len(cases.Caches) < 8 || len(cases.Errors) < 25 {
+		t.Fatalf("%d results, %d layers, %d caches and %d errors; must be 60, 8, 8 and 25 at least",
+			len(cases.Results), len(cases.Layers), len(cases.Caches), len(cases.Errors))
 	}
-	for _, c := range append(cases.Results, cases.Layers...) {
+	for _, c := range slices.Concat(cases.Results, cases.Layers, cases.Caches) {
 		t.Run(c.Name, func(t *testing.T) {
 			run := c.run
 			if c.MHA != nil {
 				run = c.runLayer
+			} else if c.Cache != nil {
+				run = c.runCache
 			}
 			whole, err := run()
 			if err != nil {
@@ -141,18 +166,8 @@ func TestConformance(t *testing.T) {
 	}
 	for _, c := range cases.Errors {
 		t.Run(c.Name, func(t *testing.T) {
-			err := c.run()
-			var failure *ringattn.Error
-			if !errors.As(err, &failure) {
-				t.Fatalf("error is %v; must be %v", err, c.Status)
-			}
-			if failure.Status != c.Status {
-				t.Errorf("%v; must be %v", err, c.Status)
-			}
-			for _, word := range c.Words {
-				if !strings.Contains(failure.Message, word) {
-					t.Errorf("no %q in: %s", word, failure.Message)
-				}
+			if err := c.check(c.run()); err != nil {
+				t.Error(err)
 			}
 		})
 	}
@@ -230,18 +245,18 @@ func dropoutMask(desc ringattn.AttentionDesc) (*array, error) {
 	return all, err
 }
 
-func (c *resultCase) join(id string, rank int32) (*ringattn.Context, error) {
+func (c *resultCase) join(id string, worldSize, rank int32) (*ringattn.Context, error) {
 	config := ringattn.NewContextConfig()
 	if err := c.Config.set(&config); err != nil {
 		return nil, err
 	}
-	config.Rank, config.WorldSize, config.UniqueID = rank, c.WorldSize, id
+	config.Rank, config.WorldSize, config.UniqueID = rank, worldSize, id
 	return ringattn.NewContext(config)
 }
 
 // runRank writes this rank's dsinks.
 func (c *resultCase) runRank(desc ringattn.AttentionDesc, id string, rank int32, whole map[string]*array, sinks, dsinks *array) error {
-	ranks, err := c.join(id, rank)
+	ranks, err := c.join(id, c.WorldSize, rank)
 	if err != nil {
 		return err
 	}
@@ -362,7 +377,7 @@ func (c *resultCase) runLayer() (map[string]*array, error) {
 func (c *resultCase) runLayerOfRank(desc ringattn.AttentionDesc, mha ringattn.MHADesc, id string, rank int32,
 	whole map[string]*array, weights [10]*array) ([10]*array, error) {
 	l := &layer{desc: desc, mha: mha, weights: weights, gradients: newWeights(desc, mha, ringattn.DTypeFloat32)}
-	ranks, err := c.join(id, rank)
+	ranks, err := c.join(id, c.WorldSize, rank)
 	if err != nil {
 		return l.gradients, err
 	}
@@ -400,6 +415,200 @@ func (c *resultCase) runLayerOfRank(desc ringattn.AttentionDesc, mha ringattn.MH
 		}
 	}
 	return l.gradients, err
+}
+
+// ---------------------------------------------------------------- caches
+
+// cacheCall is a call of a case that has a cache.
+type cacheCall struct {
+	Call         string
+	Sequence     int64
+	Length, From int64
+	Sequences    []int64
+	NumTokens    int64 `json:"num_tokens"`
+	Lengths      []int64
+	Positions    []int64
+	FormerRanks  []int32 `json:"former_ranks"`
+	Desc         fields
+	Schedule     ringattn.Schedule
+	Elements     map[string]int64
+	Gives        []json.RawMessage
+	refusal
+}
+
+// cacheUser is a rank, between two calls of a case.
+type cacheUser struct {
+	*resultCase
+	rank    int32
+	ranks   *ringattn.Context
+	cache   *ringattn.KVCache
+	results map[string]*array
+}
+
+func newCache(ranks *ringattn.Context, shape fields) (*ringattn.KVCache, error) {
+	desc := ringattn.NewKVCacheDesc()
+	if err := shape.set(&desc); err != nil {
+		return nil, err
+	}
+	return ranks.NewKVCache(desc)
+}
+
+// runCache gives the results of all ranks, which are the same.
+func (c *resultCase) runCache() (map[string]*array, error) {
+	groups := slices.DeleteFunc(slices.Clone(c.Calls), func(call cacheCall) bool { return call.FormerRanks == nil })
+	ids := make([]string, 1+len(groups)) // of the first group of ranks, and of those after each move
+	for i := range ids {
+		var err error
+		if ids[i], err = ringattn.NewUniqueID(ringattn.TransportLocal, ""); err != nil {
+			return nil, err
+		}
+	}
+	users := make([]cacheUser, c.WorldSize)
+	err := onEveryRank(c.WorldSize, func(rank int32) error {
+		users[rank] = cacheUser{resultCase: c, rank: rank, results: map[string]*array{}}
+		return users[rank].run(ids)
+	})
+	all := map[string]*array{}
+	for _, user := range users {
+		for name, own := range user.results {
+			if all[name] == nil {
+				all[name] = own
+			}
+			if own.hash() != all[name].hash() {
+				err = errors.Join(err, fmt.Errorf("%s is not the same on every rank", name))
+			}
+		}
+	}
+	return all, err
+}
+
+// run makes all calls.
+func (u *cacheUser) run(ids []string) (err error) {
+	if u.ranks, err = u.join(ids[0], u.WorldSize, u.rank); err != nil {
+		return err
+	}
+	defer func() { u.ranks.Close() }()
+	if u.cache, err = newCache(u.ranks, u.Cache); err != nil {
+		return err
+	}
+	defer u.cache.Close()
+	for n, call := range u.Calls {
+		if former := call.FormerRanks; former != nil {
+			now := slices.Index(former, u.rank)
+			if now < 0 {
+				return nil // gone
+			}
+			u.ranks.Close()
+			ids, u.rank = ids[1:], int32(now)
+			if u.ranks, err = u.join(ids[0], int32(len(former)), u.rank); err != nil {
+				return err
+			}
+		}
+		given, err := u.make(&call, n)
+		if call.Status != ringattn.StatusSuccess {
+			err = call.check(err)
+		} else if err == nil {
+			err = u.compareNumbers(given, call.Gives)
+		}
+		if err != nil {
+			return fmt.Errorf("call %d, rank %d: %w", n, u.rank, err)
+		}
+	}
+	return nil
+}
+
+// compareNumbers takes for each number what is expected on every rank, or a list of that on each.
+func (u *cacheUser) compareNumbers(given []int64, gives []json.RawMessage) error {
+	for i, text := range gives {
+		var expected int64
+		var ofRanks []int64
+		if json.Unmarshal(text, &ofRanks) == nil {
+			expected = ofRanks[u.rank]
+		} else if err := json.Unmarshal(text, &expected); err != nil {
+			return err
+		}
+		if given[i] != expected {
+			return fmt.Errorf("number %d is %d, not %d", i, given[i], expected)
+		}
+	}
+	return nil
+}
+
+// make makes a call and gives its numbers.
+func (u *cacheUser) make(call *cacheCall, n int) (given []int64, err error) {
+	one := func(number int64, err error) ([]int64, error) { return []int64{number}, err }
+	switch call.Call {
+	case "create_sequence":
+		return one(u.cache.CreateSequence())
+	case "fork_sequence":
+		return one(u.cache.ForkSequence(call.Sequence))
+	case "get_sequence_length":
+		return one(u.cache.SequenceLength(call.Sequence))
+	case "get_lost_tokens":
+		return one(u.cache.LostTokens(call.Sequence, call.From))
+	case "truncate_sequence":
+		return nil, u.cache.TruncateSequence(call.Sequence, call.Length)
+	case "free_sequence":
+		return nil, u.cache.FreeSequence(call.Sequence)
+	case "append":
+		return nil, u.append(call, u.Seed+uint64(n))
+	case "decode":
+		return nil, u.decode(call, u.Seed+uint64(n), n)
+	case "move_kv_cache":
+		return nil, u.cache.Move(u.ranks, call.FormerRanks)
+	case "get_kv_cache_statistics":
+		s, err := u.cache.Statistics()
+		return []int64{s.NumSequences, s.NumTokens, s.UsedPages, s.FreePages, s.LeastFreePages, s.LostPages, int64(s.Memory)}, err
+	}
+	return nil, fmt.Errorf("no call %s", call.Call)
+}
+
+// tensor has count elements, unless the call says how many.
+func (call *cacheCall) tensor(name string, dtype ringattn.DType, count int64) *array {
+	if elements, found := call.Elements[name]; found {
+		count = elements
+	}
+	return newArray(dtype, count)
+}
+
+func (u *cacheUser) append(call *cacheCall, seed uint64) error {
+	desc, shape := ringattn.NewAttentionDesc(), ringattn.NewKVCacheDesc()
+	if err := u.Cache.set(&shape); err != nil {
+		return err
+	}
+	desc.DType, desc.NumHeadsKV, desc.HeadDim, desc.HeadDimV = shape.DType, shape.NumHeadsKV, shape.HeadDim, shape.HeadDimV
+	tensor := func(name string, number uint64) ringattn.Tensor {
+		s := shapeOf(desc, name)
+		a := call.tensor(name, s.dtype, int64(len(call.Sequences))*call.NumTokens*s.heads*s.dim)
+		a.fill(seed, number)
+		return a.packed()
+	}
+	return u.ranks.Append(u.cache, ringattn.AppendArgs{NumTokens: call.NumTokens, Sequences: call.Sequences, Lengths: call.Lengths,
+		Positions: call.Positions, K: tensor("k", 1), V: tensor("v", 2)})
+}
+
+func (u *cacheUser) decode(call *cacheCall, seed uint64, n int) error {
+	desc := ringattn.NewAttentionDesc()
+	if err := errors.Join(u.Desc.set(&desc), call.Desc.set(&desc)); err != nil {
+		return err
+	}
+	tensor := func(name string) *array {
+		s := shapeOf(desc, name)
+		return call.tensor(name, s.dtype, desc.Batch*desc.SeqlenQ*s.heads*s.dim)
+	}
+	q, out, lse := tensor("q"), tensor("out"), tensor("lse")
+	q.fill(seed, 0)
+	sinks := call.tensor("sinks", ringattn.DTypeFloat32, desc.NumHeadsQ*desc.NumSinks)
+	sinks.fill(seed, 8)
+	args := ringattn.DecodeArgs{Sequences: call.Sequences, Q: q.packed(), Out: out.packed(), LSE: lse.packed(), Sinks: sinks.packed()}
+	if err := u.ranks.Decode(background, u.cache, desc, args); err != nil {
+		return err
+	}
+	if ran, err := u.ranks.Statistics(); err != nil || ran.Schedule != call.Schedule {
+		return fmt.Errorf("schedule is %v, not %v: %v", ran.Schedule, call.Schedule, err)
+	}
+	u.results[fmt.Sprint("out_", n)], u.results[fmt.Sprint("lse_", n)] = out, lse
+	return nil
 }
 
 // ---------------------------------------------------------------- errors
@@ -476,6 +685,10 @@ func (c *errorCase) run() error {
 	}
 	if c.MHA != nil {
 		return c.runLayer(ranks, desc)
+	}
+	if c.Cache != nil {
+		_, err := newCache(ranks, c.Cache)
+		return err
 	}
 	switch c.Call {
 	case "all_reduce_after_abort":

@@ -490,7 +490,8 @@ const (
 	ScheduleAllGather Schedule = C.RA_SCHEDULE_ALL_GATHER
 	ScheduleAllToAll  Schedule = C.RA_SCHEDULE_ALL_TO_ALL
 	ScheduleHybrid    Schedule = C.RA_SCHEDULE_HYBRID
-	SchedulePassQ     Schedule = C.RA_SCHEDULE_PASS_Q
+	// of Context.Decode alone: queries come to the keys, and what they see there is merged
+	SchedulePassQ Schedule = C.RA_SCHEDULE_PASS_Q
 )
 
 // String is the constant's name in C without its prefix.

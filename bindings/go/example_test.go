@@ -101,6 +101,43 @@ func ExampleContext_MHAForward() {
 	// 1 <nil>
 }
 
+// A prompt of three tokens, whose scores are all equal, and what the last one sees; and another that begins with two of them.
+func ExampleContext_Decode() {
+	ranks, err := ringattn.NewContext(ringattn.NewContextConfig())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ranks.Close()
+	cacheDesc := ringattn.NewKVCacheDesc()
+	cacheDesc.NumPages, cacheDesc.NumHeadsKV, cacheDesc.HeadDim = 8, 1, 1
+	cache, err := ranks.NewKVCache(cacheDesc)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer cache.Close()
+
+	prompt, _ := cache.CreateSequence()
+	err = ranks.Append(cache, ringattn.AppendArgs{
+		Sequences: []int64{prompt}, NumTokens: 3, K: ringattn.Packed([]float32{0, 0, 0}), V: ringattn.Packed([]float32{1, 2, 6}),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	other, _ := cache.ForkSequence(prompt) // shares the pages
+	fmt.Println(cache.TruncateSequence(other, 2))
+
+	desc := ringattn.NewAttentionDesc()
+	desc.Batch, desc.SeqlenQ, desc.HeadDim, desc.Mask = 2, 1, 1, ringattn.MaskCausal
+	out := make([]float32, 2)
+	err = ranks.Decode(context.Background(), cache, desc, ringattn.DecodeArgs{
+		Sequences: []int64{prompt, other}, Q: ringattn.Packed([]float32{0, 0}), Out: ringattn.Packed(out),
+	})
+	fmt.Println(out, err)
+	// Output:
+	// <nil>
+	// [3 1.5] <nil>
+}
+
 // Errors have a status and say which field was wrong, its value and the limit.
 func ExampleError() {
 	ranks, err := ringattn.NewContext(ringattn.NewContextConfig())

@@ -48,9 +48,9 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// All contexts that nobody closes are freed, once they have been collected.
+// All contexts and caches that nobody closes are freed, once they have been collected.
 func TestCleanupFreesAll(t *testing.T) {
-	var handles []*handle
+	var areFreed []func() bool
 	for range 500 {
 		config := NewContextConfig()
 		config.NumThreads = 1
@@ -58,22 +58,32 @@ func TestCleanupFreesAll(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		handles = append(handles, c.handle)
-	}
-	isFreed := func(h *handle) bool {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		return h.raw == nil
+		desc := NewKVCacheDesc()
+		desc.NumPages, desc.NumHeadsKV, desc.HeadDim = 1, 1, 1
+		x, err := c.NewKVCache(desc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, ofCache := c.handle, x.handle
+		areFreed = append(areFreed, func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return h.raw == nil
+		}, func() bool {
+			ofCache.mu.Lock()
+			defer ofCache.mu.Unlock()
+			return ofCache.raw == nil
+		})
 	}
 	freed := 0
-	for begin := time.Now(); freed < len(handles) && time.Since(begin) < time.Minute; time.Sleep(time.Millisecond) {
+	for begin := time.Now(); freed < len(areFreed) && time.Since(begin) < time.Minute; time.Sleep(time.Millisecond) {
 		runtime.GC()
-		for freed < len(handles) && isFreed(handles[freed]) {
+		for freed < len(areFreed) && areFreed[freed]() {
 			freed++
 		}
 	}
-	if freed < len(handles) {
-		t.Errorf("%d of %d contexts are freed", freed, len(handles))
+	if freed < len(areFreed) {
+		t.Errorf("%d of %d contexts and caches are freed", freed, len(areFreed))
 	}
 }
 

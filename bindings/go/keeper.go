@@ -12,6 +12,8 @@ struct ringattn_go_call {
   ra_mha_forward_args mha_forward;
   ra_mha_backward_args mha_backward;
   ra_reduce_args reduce;
+  ra_append_args append;
+  ra_decode_args decode;
   ra_error err;
 };
 */

@@ -61,10 +61,10 @@ type ContextConfig struct {
 	Encryption Encryption
 	// a file, for each rank another, that is made or emptied and then written with what this rank does and
 	// when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and inside them
-	// plan, agree, prepare, pack, post, compute, wait, kept rows (of layers), add gradients, round, end; and
-	// on CPUs each message, sent or received, from when it was posted to when it was over. On CUDA times are
-	// those of enqueuing. Times of ranks of one machine can be compared. About 150 bytes for each event,
-	// written when a call ends. "", the default: none
+	// plan, agree, prepare, pack, post, compute, wait, kept rows (of layers), add gradients, merge (of
+	// Context.Decode), round, end; and on CPUs each message, sent or received, from when it was posted to
+	// when it was over. On CUDA times are those of enqueuing. Times of ranks of one machine can be compared.
+	// About 150 bytes for each event, written when a call ends. "", the default: none
 	TracePath string
 }
 
@@ -544,7 +544,7 @@ func (x *TimeEstimate) fromC(raw *C.ra_time_estimate) {
 }
 
 // CallStatistics: What the last call of Context.Forward, Context.Backward, Context.MHAForward,
-// Context.MHABackward or Context.AllReduce on a context did; comparable field by field with
+// Context.MHABackward, Context.AllReduce or Context.Decode on a context did; comparable field by field with
 // MemoryRequirements. On CUDA times are those of enqueuing.
 type CallStatistics struct {
 	// block computations that were carried out
@@ -561,6 +561,8 @@ type CallStatistics struct {
 	WaitSeconds float64
 	// of it, in what a layer of multi-head attention does beside attention
 	ProjectionSeconds float64
+	// Schedule of Context.Decode: SchedulePassQ or ScheduleRing; ScheduleAuto after other calls
+	Schedule Schedule
 }
 
 func (x *CallStatistics) fromC(raw *C.ra_call_statistics) {
@@ -571,6 +573,7 @@ func (x *CallStatistics) fromC(raw *C.ra_call_statistics) {
 	x.ComputeSeconds = float64(raw.compute_seconds)
 	x.WaitSeconds = float64(raw.wait_seconds)
 	x.ProjectionSeconds = float64(raw.projection_seconds)
+	x.Schedule = Schedule(raw.schedule)
 }
 
 // SequenceArgs: Which tensor AttentionDesc.SplitSequence and AttentionDesc.JoinSequence copy.
@@ -1059,4 +1062,153 @@ func (x *MHARequirements) fromC(raw *C.ra_mha_requirements) {
 	x.BackwardWorkspace = uint64(raw.backward_workspace)
 	x.ForwardFlops = float64(raw.forward_flops)
 	x.BackwardFlops = float64(raw.backward_flops)
+}
+
+// KVCacheDesc: What a cache holds; the same on every rank.
+//
+// NewKVCacheDesc has the defaults; the zero value has not.
+type KVCacheDesc struct {
+	// tokens of a page, 16 .. 256; default 64
+	PageTokens int64
+	// pages of each rank, 1 .. 2^24; no default
+	NumPages int64
+	// of K and V, >= 1; no default
+	NumHeadsKV int64
+	// of K, 1 .. 256; no default
+	HeadDim int64
+	// of V, 1 .. 256; default 0: HeadDim
+	HeadDimV int64
+	// DType of K and V; default DTypeFloat32
+	DType DType
+}
+
+// NewKVCacheDesc has the library's defaults.
+func NewKVCacheDesc() KVCacheDesc {
+	var raw C.ra_kv_cache_desc
+	C.ra_init_kv_cache_desc(&raw, C.sizeof_ra_kv_cache_desc)
+	var x KVCacheDesc
+	x.fromC(&raw)
+	return x
+}
+
+func (x *KVCacheDesc) fromC(raw *C.ra_kv_cache_desc) {
+	x.PageTokens = int64(raw.page_tokens)
+	x.NumPages = int64(raw.num_pages)
+	x.NumHeadsKV = int64(raw.num_heads_kv)
+	x.HeadDim = int64(raw.head_dim)
+	x.HeadDimV = int64(raw.head_dim_v)
+	x.DType = DType(raw.dtype)
+}
+
+func (x *KVCacheDesc) toC(k *keeper, raw *C.ra_kv_cache_desc) {
+	raw.struct_size = C.sizeof_ra_kv_cache_desc
+	raw.page_tokens = C.int64_t(x.PageTokens)
+	raw.num_pages = C.int64_t(x.NumPages)
+	raw.num_heads_kv = C.int64_t(x.NumHeadsKV)
+	raw.head_dim = C.int64_t(x.HeadDim)
+	raw.head_dim_v = C.int64_t(x.HeadDimV)
+	raw.dtype = C.int32_t(x.DType)
+}
+
+// AppendArgs: New tokens of some sequences. Every rank is given all of them, and stores those of its pages.
+type AppendArgs struct {
+	// of k and v, for each sequence, >= 0; no default: -1, which is refused
+	NumTokens int64
+	// each another sequence
+	Sequences []int64
+	// an entry for each of the sequences, 0 .. NumTokens: tokens that are appended, the first ones; nil: all
+	Lengths []int64
+	// an entry for each of the sequences: in the place of which tokens they come, from there on. It is the
+	// sequence's length, behind the others, or where pages are lost: there its first lost token
+	// (KVCache.LostTokens), and as many as are lost there, or all of several pages. nil: behind the others,
+	// everywhere
+	Positions []int64
+	// [NumSequences, NumTokens, NumHeadsKV, HeadDim], the cache's dtype
+	K Tensor
+	// [NumSequences, NumTokens, NumHeadsKV, HeadDimV], the cache's dtype
+	V Tensor
+	// must be zero on the CPU
+	Stream uintptr
+}
+
+// NewAppendArgs has the library's defaults.
+func NewAppendArgs() AppendArgs {
+	var raw C.ra_append_args
+	C.ra_init_append_args(&raw, C.sizeof_ra_append_args)
+	var x AppendArgs
+	x.fromC(&raw)
+	return x
+}
+
+func (x *AppendArgs) fromC(raw *C.ra_append_args) {
+	x.NumTokens = int64(raw.num_tokens)
+}
+
+func (x *AppendArgs) toC(k *keeper, raw *C.ra_append_args, cache *KVCacheDesc) {
+	raw.struct_size = C.sizeof_ra_append_args
+	raw.num_sequences = C.int64_t(counted(1, 0, x.Sequences, x.Lengths, x.Positions))
+	raw.num_tokens = C.int64_t(x.NumTokens)
+	raw.sequences = (*C.int64_t)(list(k, "sequences", x.Sequences, "num_sequences", int64(raw.num_sequences)))
+	raw.lengths = (*C.int64_t)(list(k, "lengths", x.Lengths, "num_sequences", int64(raw.num_sequences)))
+	raw.positions = (*C.int64_t)(list(k, "positions", x.Positions, "num_sequences", int64(raw.num_sequences)))
+	k.tensor("k", &x.K, cache.DType, &raw.k)
+	k.tensor("v", &x.V, cache.DType, &raw.v)
+	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
+}
+
+// DecodeArgs: Tensors of Context.Decode, the same on every rank.
+type DecodeArgs struct {
+	// whose tokens the queries of each batch entry are; one may come twice
+	Sequences []int64
+	// [batch, SeqlenQ, NumHeadsQ, HeadDim], desc.DType
+	Q Tensor
+	// [batch, SeqlenQ, NumHeadsQ, HeadDimV], desc.OutDType; written
+	Out Tensor
+	// [batch, NumHeadsQ, SeqlenQ] packed; written; zero if not wanted
+	LSE Tensor
+	// [NumHeadsQ, NumSinks] packed; where desc.NumSinks > 0, else zero. As in ForwardArgs
+	Sinks Tensor
+	// must be zero on the CPU
+	Stream uintptr
+}
+
+func (x *DecodeArgs) toC(k *keeper, raw *C.ra_decode_args, desc *AttentionDesc) {
+	raw.struct_size = C.sizeof_ra_decode_args
+	raw.num_sequences = C.int64_t(counted(1, 0, x.Sequences))
+	raw.sequences = (*C.int64_t)(list(k, "sequences", x.Sequences, "num_sequences", int64(raw.num_sequences)))
+	k.tensor("q", &x.Q, desc.DType, &raw.q)
+	k.tensor("out", &x.Out, desc.OutDType.or(desc.DType), &raw.out)
+	k.floats("lse", &x.LSE, &raw.lse)
+	k.floats("sinks", &x.Sinks, &raw.sinks)
+	setAddress(x.Stream, unsafe.Pointer(&raw.stream))
+	raw.lse_size = C.size_t(x.LSE.memory.size)
+	raw.sinks_size = C.size_t(x.Sinks.memory.size)
+}
+
+// KVCacheStatistics: What a cache holds now.
+type KVCacheStatistics struct {
+	// that were made and not freed
+	NumSequences int64
+	// of all of them, shared ones counted for each, lost ones included
+	NumTokens int64
+	// of this rank's, shared ones counted once
+	UsedPages int64
+	// of this rank's
+	FreePages int64
+	// of the rank that has the fewest free ones
+	LeastFreePages int64
+	// of all sequences, that were on ranks which are gone, counted for each sequence
+	LostPages int64
+	// bytes of this rank's pages
+	Memory uint64
+}
+
+func (x *KVCacheStatistics) fromC(raw *C.ra_kv_cache_statistics) {
+	x.NumSequences = int64(raw.num_sequences)
+	x.NumTokens = int64(raw.num_tokens)
+	x.UsedPages = int64(raw.used_pages)
+	x.FreePages = int64(raw.free_pages)
+	x.LeastFreePages = int64(raw.least_free_pages)
+	x.LostPages = int64(raw.lost_pages)
+	x.Memory = uint64(raw.memory)
 }

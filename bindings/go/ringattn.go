@@ -9,6 +9,9 @@
 // A whole layer of multi-head attention, from tokens to tokens and with the gradients of its weights, is [Context.MHAForward] and
 // [Context.MHABackward], for a description and a [MHADesc]; [Context.AllReduce] sums what else a model has over all ranks.
 //
+// For decoding, a [KVCache] holds keys and values of sequences that grow, in pages over the ranks: [Context.NewKVCache],
+// [Context.Append], [Context.Decode].
+//
 // A collective call returns when all ranks have made it, so that ranks of one process each need a goroutine of their own. Tensors are
 // slices, [Packed] or [Strided], which belong to the call until it returns, or addresses of device memory, [Device].
 //

@@ -8,6 +8,7 @@
 //   char[]                   String
 //   int64_t *positions       long[] that the call fills
 //   uint8_t *mask            boolean[] that the call fills
+//   int32_t *former_ranks    int[] that the call reads
 //   size_t struct_size       no parameter
 //   size_t, int64_t          long
 //   (callback, user_data)    an object with a method void log(int level, byte[] message), or null
@@ -135,6 +136,7 @@ static void log_line(int32_t level, const char *message, void *sink) {
 %address(float *, const float *)
 %address(const int64_t *)
 %address(ra_context *, const ra_context *)
+%address(ra_kv_cache *, const ra_kv_cache *)
 %address(ra_stream)
 %address(const char *)
 #pragma SWIG nowarn=451
@@ -160,6 +162,17 @@ static void log_line(int32_t level, const char *message, void *sink) {
   if (!$1) return $null;
 %}
 %typemap(freearg) uint8_t *mask "(*jenv)->ReleaseBooleanArrayElements(jenv, $input, (jboolean *)$1, 0);"
+
+%typemap(jni) const int32_t *former_ranks "jintArray"
+%typemap(jtype) const int32_t *former_ranks "int[]"
+%typemap(jstype) const int32_t *former_ranks "int[]"
+%typemap(javain) const int32_t *former_ranks "$javainput"
+%typemap(check) const int32_t *former_ranks ""
+%typemap(in) const int32_t *former_ranks %{
+  $1 = (int32_t *)(*jenv)->GetIntArrayElements(jenv, $input, NULL);
+  if (!$1) return $null;
+%}
+%typemap(freearg) const int32_t *former_ranks "(*jenv)->ReleaseIntArrayElements(jenv, $input, (jint *)$1, JNI_ABORT);"
 
 // The address of a direct buffer's first byte, whatever its position.
 %typemap(jni) const void *buffer "jobject"

@@ -193,7 +193,7 @@ typedef enum ra_schedule {
                                    one after the other, so that memory stays within ra_attention_desc::gather_bytes */
   RA_SCHEDULE_ALL_TO_ALL = 3,
   RA_SCHEDULE_HYBRID = 4,
-  RA_SCHEDULE_PASS_Q = 5
+  RA_SCHEDULE_PASS_Q = 5      /**< of ra_decode alone: queries come to the keys, and what they see there is merged */
 } ra_schedule;
 
 /** Which of the two sequences of a cross-attention a function speaks of. */
@@ -255,7 +255,7 @@ typedef struct ra_context_config {
   const char *trace_path;   /**< a file, for each rank another, that is made or emptied and then written with what this rank does
                                  and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and
                                  inside them plan, agree, prepare, pack, post, compute, wait,
-                                 kept rows (of layers), add gradients, round, end; and on CPUs each message, sent or received,
+                                 kept rows (of layers), add gradients, merge (of ra_decode), round, end; and on CPUs each message, sent or received,
                                  from when it was posted to when it was over. On CUDA times are those of enqueuing. Times of
                                  ranks of one machine can be compared. About 150 bytes for each event, written when a call
                                  ends. NULL, the default: none */
@@ -606,7 +606,7 @@ RA_API ra_status ra_estimate_time(const ra_context_config *config, const ra_atte
                                   const ra_machine_rates *rates, ra_time_estimate *estimate, ra_error *error);
 
 /**
- * What the last call of ra_forward, ra_backward, ra_mha_forward, ra_mha_backward or ra_all_reduce on a context did; comparable field by field with ra_memory_requirements. On CUDA
+ * What the last call of ra_forward, ra_backward, ra_mha_forward, ra_mha_backward, ra_all_reduce or ra_decode on a context did; comparable field by field with ra_memory_requirements. On CUDA
  * times are those of enqueuing.
  */
 typedef struct ra_call_statistics {
@@ -619,6 +619,8 @@ typedef struct ra_call_statistics {
   double wait_seconds;    /**< of it, waiting for other ranks: until all make the call, and for communication that was not
                                hidden */
   double projection_seconds; /**< of it, in what a layer of multi-head attention does beside attention */
+  int32_t schedule;       /**< ra_schedule of ra_decode: RA_SCHEDULE_PASS_Q or RA_SCHEDULE_RING; RA_SCHEDULE_AUTO after other calls */
+  int32_t reserved;       /**< 0 */
 } ra_call_statistics;
 
 /** Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL. */
@@ -1004,6 +1006,177 @@ RA_API void ra_init_reduce_args(ra_reduce_args *args, size_t struct_size);
  * Collective, blocking, captures and errors as ra_forward; on errors `data` holds what has been summed so far.
  */
 RA_API ra_status ra_all_reduce(ra_context *context, const ra_reduce_args *args, ra_error *error);
+
+/* ---------------------------------------------------------------- KV cache */
+
+/**
+ * Keys and values of many sequences that grow token by token, in pages that are spread over the ranks of a context, for ra_decode.
+ * Opaque.
+ *
+ * Page i of a sequence has its tokens i * page_tokens and the page_tokens - 1 behind, and lies on rank (b + i) mod world_size, where b
+ * differs from sequence to sequence. Which page is where is known on every rank, without a word between them: all ranks make the same
+ * calls with a cache, in the same order. So they get the same sequences, and the same refusal, as where there is no page left on some
+ * rank, or a sequence is not known; what is refused has changed nothing. Ranks that have made other calls get MISMATCH from the next
+ * ra_decode. Only that function sends anything; the others are local and do not block.
+ *
+ * One thread at a time per cache. A cache outlives its context: ra_move_kv_cache takes what the remaining ranks have to another one.
+ */
+typedef struct ra_kv_cache ra_kv_cache;
+
+/** What a cache holds; the same on every rank. */
+typedef struct ra_kv_cache_desc {
+  size_t struct_size;
+  int64_t page_tokens;  /**< tokens of a page, 16 .. 256; default 64 */
+  int64_t num_pages;    /**< pages of each rank, 1 .. 2^24; no default */
+  int64_t num_heads_kv; /**< of K and V, >= 1; no default */
+  int64_t head_dim;     /**< of K, 1 .. 256; no default */
+  int64_t head_dim_v;   /**< of V, 1 .. 256; default 0: head_dim */
+  int32_t dtype;        /**< ra_dtype of K and V; default RA_DTYPE_FLOAT32 */
+  int32_t reserved;     /**< 0 */
+} ra_kv_cache_desc;
+
+/** Fills `desc` with defaults. `struct_size` is sizeof(ra_kv_cache_desc). Accepts NULL. */
+RA_API void ra_init_kv_cache_desc(ra_kv_cache_desc *desc, size_t struct_size);
+
+/**
+ * Makes an empty cache for the ranks of `context`, with memory for all pages of this rank: num_pages * page_tokens * num_heads_kv *
+ * (head_dim + head_dim_v) elements, and beside it some 4 bytes for each page of each rank.
+ *
+ * Returns the cache, which the caller releases with ra_destroy_kv_cache, or NULL with `error` filled: INVALID_ARGUMENT, NOT_SUPPORTED
+ * (the CPU backend has caches), OUT_OF_MEMORY.
+ */
+RA_API ra_kv_cache *ra_create_kv_cache(ra_context *context, const ra_kv_cache_desc *desc, ra_error *error);
+
+/** Frees the cache and its memory. Accepts NULL. No call may be in progress with it; its context may be gone. */
+RA_API void ra_destroy_kv_cache(ra_kv_cache *cache);
+
+/**
+ * A new sequence without tokens, which takes no page. Returns its number, >= 0 and never given again, the same on every rank; or -1 with
+ * `error` filled: INVALID_ARGUMENT, OUT_OF_MEMORY.
+ */
+RA_API int64_t ra_create_sequence(ra_kv_cache *cache, ra_error *error);
+
+/**
+ * A new sequence that begins with all tokens of `sequence`: both share the pages, which stay as long as anybody has them. Whichever first
+ * appends to a page that they share, and that is not full, gets one of its own for it, on the same rank.
+ *
+ * Returns the new sequence's number, or -1 with `error` filled: INVALID_ARGUMENT (`sequence` is not known, or was freed), OUT_OF_MEMORY.
+ */
+RA_API int64_t ra_fork_sequence(ra_kv_cache *cache, int64_t sequence, ra_error *error);
+
+/** Leaves the first `length` tokens, 0 <= length <= those it has, and gives back pages of the others. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_truncate_sequence(ra_kv_cache *cache, int64_t sequence, int64_t length, ra_error *error);
+
+/** Gives back the pages of a sequence, which is no more. Errors: INVALID_ARGUMENT (also if that was done before). */
+RA_API ra_status ra_free_sequence(ra_kv_cache *cache, int64_t sequence, ra_error *error);
+
+/** Tokens of a sequence, lost ones included. Returns -1 with `error` filled on INVALID_ARGUMENT. */
+RA_API int64_t ra_get_sequence_length(const ra_kv_cache *cache, int64_t sequence, ra_error *error);
+
+/** New tokens of some sequences. Every rank is given all of them, and stores those of its pages. */
+typedef struct ra_append_args {
+  size_t struct_size;
+  int64_t num_sequences;    /**< >= 1; default 1 */
+  int64_t num_tokens;       /**< of k and v, for each sequence, >= 0; no default: -1, which is refused */
+  const int64_t *sequences; /**< host, num_sequences entries, each another sequence */
+  const int64_t *lengths;   /**< host, num_sequences entries of 0 .. num_tokens: tokens that are appended, the first ones; NULL: all */
+  const int64_t *positions; /**< host, num_sequences entries: in the place of which tokens they come, from there on. It is the sequence's
+                                 length, behind the others, or where pages are lost: there its first lost token (ra_get_lost_tokens),
+                                 and as many as are lost there, or all of several pages. NULL: behind the others, everywhere */
+  ra_tensor k;              /**< [num_sequences, num_tokens, num_heads_kv, head_dim], the cache's dtype */
+  ra_tensor v;              /**< [num_sequences, num_tokens, num_heads_kv, head_dim_v], the cache's dtype */
+  ra_stream stream;         /**< must be NULL on the CPU */
+} ra_append_args;
+
+/** Fills `args` with defaults. `struct_size` is sizeof(ra_append_args). Accepts NULL. */
+RA_API void ra_init_append_args(ra_append_args *args, size_t struct_size);
+
+/**
+ * Appends tokens to sequences: one to each, as in decoding, or many, as of a prompt. A sequence takes a page for each page_tokens
+ * tokens begun. `context`: the cache's own, which may be broken: the tokens are there when the cache goes on in another. Local.
+ *
+ * Errors: INVALID_ARGUMENT; OUT_OF_MEMORY where a rank has not enough free pages for all of them: the message says which rank, how many
+ * it has and how many are needed, is the same on all ranks, and nothing was appended to any sequence; INVALID_STATE where the last page
+ * is lost, or the context is in use by another thread. The context stays usable after each.
+ */
+RA_API ra_status ra_append(ra_context *context, ra_kv_cache *cache, const ra_append_args *args, ra_error *error);
+
+/** Tensors of ra_decode, the same on every rank. */
+typedef struct ra_decode_args {
+  size_t struct_size;
+  int64_t num_sequences;    /**< desc.batch; default 1 */
+  const int64_t *sequences; /**< host, num_sequences entries: whose tokens the queries of each batch entry are; one may come twice */
+  ra_tensor q;              /**< [batch, seqlen_q, num_heads_q, head_dim], desc.dtype */
+  ra_tensor out;            /**< [batch, seqlen_q, num_heads_q, head_dim_v], desc.out_dtype; written */
+  float *lse;               /**< [batch, num_heads_q, seqlen_q] packed; written; NULL if not wanted */
+  size_t lse_size;          /**< bytes that may be written from lse on; fewer than it takes are refused. 0: not checked */
+  const float *sinks;       /**< [num_heads_q, num_sinks] packed; where desc.num_sinks > 0, else NULL. As in ra_forward_args */
+  size_t sinks_size;        /**< bytes that may be read from sinks on; fewer than it takes are refused. 0: not checked */
+  ra_stream stream;         /**< must be NULL on the CPU */
+} ra_decode_args;
+
+/** Fills `args` with defaults. `struct_size` is sizeof(ra_decode_args). Accepts NULL. */
+RA_API void ra_init_decode_args(ra_decode_args *args, size_t struct_size);
+
+/**
+ * Attends the last seqlen_q tokens of each of desc.batch sequences to all tokens of theirs: a new token or several, as where guesses are
+ * checked, or a chunk of a prompt. Their keys and values were appended before.
+ *
+ * Collective: every rank calls it with an equal `desc`, the same sequences and the same q, and gets the same out, to the last bit.
+ * Of `desc`, seqlen_kv is -1: keys are those of the cache. A query sees keys by mask, windows and their alignment, which is
+ * RA_MASK_ALIGNMENT_BOTTOM_RIGHT, as in ra_forward with the sequence's length for seqlen_kv; softmax_scale, softcap, alibi_slopes and
+ * sinks are as there. num_heads_kv, head_dim, head_dim_v and dtype are the cache's. Documents, kv_lengths, key_bias, dropout, mask slices,
+ * branches, num_chunks but with RA_SCHEDULE_RING, and shardings other than RA_SHARDING_CONTIGUOUS, the default, are not part of it.
+ *
+ * With RA_SCHEDULE_PASS_Q each rank attends all queries to the keys that it has, and keys never move: each of the batch * seqlen_q *
+ * num_heads_q rows of partial results, head_dim_v + 1 fp32 numbers, goes to one rank that merges those of all ranks, in the order of
+ * ranks, and comes back to all. With n such rows, of which a rank merges m, it sends (n - m) + (world_size - 1) m of them, whatever the
+ * cache holds: 2 (world_size - 1) / world_size times all of them, where they divide evenly. With RA_SCHEDULE_RING each rank attends a
+ * part of the queries to all keys, which go around, and then gives its part of the results to the others. RA_SCHEDULE_AUTO takes
+ * the first where queries are fewer bytes than keys: t / n < 2 num_heads_kv / num_heads_q with t queries and n keys, those of t included,
+ * over all sequences (Yang et al. 2024, "Context Parallelism for Scalable Million-Token Inference"); and where world_size is 1.
+ * ra_call_statistics::schedule says which it was.
+ *
+ * Blocking, timing and errors as ra_forward; INVALID_ARGUMENT also where a sequence has fewer than seqlen_q tokens, is not known, or the
+ * cache is another context's or of another dtype or shape; INVALID_STATE also where a sequence has lost tokens.
+ */
+RA_API ra_status ra_decode(ra_context *context, ra_kv_cache *cache, const ra_attention_desc *desc, const ra_decode_args *args,
+                           ra_error *error);
+
+/** What a cache holds now. */
+typedef struct ra_kv_cache_statistics {
+  size_t struct_size;
+  int64_t num_sequences;    /**< that were made and not freed */
+  int64_t num_tokens;       /**< of all of them, shared ones counted for each, lost ones included */
+  int64_t used_pages;       /**< of this rank's, shared ones counted once */
+  int64_t free_pages;       /**< of this rank's */
+  int64_t least_free_pages; /**< of the rank that has the fewest free ones */
+  int64_t lost_pages;       /**< of all sequences, that were on ranks which are gone, counted for each sequence */
+  size_t memory;            /**< bytes of this rank's pages */
+} ra_kv_cache_statistics;
+
+/** Clears `statistics`. `struct_size` is sizeof(ra_kv_cache_statistics). Accepts NULL. */
+RA_API void ra_init_kv_cache_statistics(ra_kv_cache_statistics *statistics, size_t struct_size);
+
+/** Fills `statistics`. Errors: INVALID_ARGUMENT. */
+RA_API ra_status ra_get_kv_cache_statistics(const ra_kv_cache *cache, ra_kv_cache_statistics *statistics, ra_error *error);
+
+/**
+ * Makes a cache that of another context, with the ranks that are left: rank r of `context` is the one that was rank former_ranks[r] of
+ * the context before, and brings its pages. Pages of ranks that are not among them are lost; the sequences keep their lengths, and
+ * once ra_append was given the lost tokens again (ra_get_lost_tokens), or they are cut off or freed, go on as before.
+ *
+ * `former_ranks` is a list of the host's with as many entries as `context` has ranks, each another one, the same on every rank. The former
+ * context may be broken, or gone; a rank that is a call behind the others, as where that broke the group, makes it before: see ra_append.
+ * Errors: INVALID_ARGUMENT, NOT_SUPPORTED (the CPU backend has caches), OUT_OF_MEMORY; the cache is then as it was.
+ */
+RA_API ra_status ra_move_kv_cache(ra_kv_cache *cache, ra_context *context, const int32_t *former_ranks, ra_error *error);
+
+/**
+ * The first token of `sequence` from position `from` on that is lost, 0 <= from <= its length; its length, if there is none. Tokens are lost
+ * up to the end of the page, or of the sequence, at least. Returns -1 with `error` filled on INVALID_ARGUMENT.
+ */
+RA_API int64_t ra_get_lost_tokens(const ra_kv_cache *cache, int64_t sequence, int64_t from, ra_error *error);
 
 /* ---------------------------------------------------------------- diagnosis */
 

@@ -161,6 +161,7 @@ ra_status ra_get_call_statistics(const ra_context *context, ra_call_statistics *
     s.compute_seconds = kept.compute_seconds;
     s.wait_seconds = kept.wait_seconds;
     s.projection_seconds = kept.projection_seconds;
+    s.schedule = static_cast<std::int32_t>(kept.schedule);
     write(statistics, "statistics", s);
   });
 }

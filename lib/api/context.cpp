@@ -81,20 +81,6 @@ const PassPlan &ra_context::plan(const Problem &problem, Pass pass) {
   return *kept;
 }
 
-bool ra_context::has_agreed(Operation operation, const Problem &problem,
-                            std::span<const std::int64_t> arguments) const {
-  const auto last = agreed.find(operation);
-  if (last == agreed.end() || !std::ranges::equal(last->second.arguments, arguments)) return false;
-  if (last->second.problem == problem) return true;
-  Problem alike = problem;
-  alike.dropout = last->second.problem.dropout;
-  return last->second.problem == alike;
-}
-
-void ra_context::keep_agreed(Operation operation, const Problem &problem, std::span<const std::int64_t> arguments) {
-  agreed[operation] = {problem, {arguments.begin(), arguments.end()}};
-}
-
 void ra_context::break_group() noexcept {
   ra_error why;
   clear(&why);

@@ -8,8 +8,8 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <span>
-#include <vector>
 
 #include "api/backend.h"
 #include "core/trace.h"
@@ -67,31 +67,26 @@ struct ra_context {
     transport->end_call();
   }
 
-  // Runs f(), the whole body of a collective function, for one thread at a time. Where something fails even before the call is
-  // agreed on, other than that the call is refused, the other ranks, who wait for this one, are told.
+  // Runs f() for one thread at a time.
   template <class F>
-  void exclusively(F &&f) {
+  void alone(F &&f) {
     if (busy.exchange(true)) ringattn::fail(RA_STATUS_INVALID_STATE, "the context is in use by another thread");
     const struct Release {
       std::atomic<bool> &flag;
       ~Release() { flag.store(false); }
     } release{busy};
-    try {
-      f();
-    } catch (const ringattn::Error &e) {
-      const bool is_refusal = e.status == RA_STATUS_INVALID_ARGUMENT || e.status == RA_STATUS_NOT_SUPPORTED ||
-                              e.status == RA_STATUS_INVALID_STATE;
-      if (!is_refusal) break_group();
-      throw;
-    } catch (const std::bad_alloc &) {
-      break_group();
-      throw;
-    }
+    f();
   }
 
-  void agree(ringattn::Operation operation, const ringattn::Problem &problem,
-             std::span<const std::int64_t> arguments = {}, bool now = true) {
-    if (rank.world_size > 1) ringattn::agree(*transport, {operation, calls, problem, arguments}, now);
+  // The same for the whole body of a collective function. Where something fails even before the call is agreed on, other than that the
+  // call is refused, the other ranks, who wait for this one, are told.
+  template <class F>
+  void exclusively(F &&f) {
+    alone([&] { tell_of_failures(f); });
+  }
+
+  void agree(ringattn::Operation operation, const ringattn::Problem &problem, std::span<const std::int64_t> arguments) {
+    if (rank.world_size > 1) ringattn::agree(*transport, {operation, calls, problem, arguments});
   }
 
   // The context's own workspace, large enough for this pass.
@@ -121,16 +116,18 @@ struct ra_context {
   template <class F>
   void together(ringattn::Operation operation, const ringattn::Problem &problem,
                 std::span<const std::int64_t> arguments, ra_stream stream, const ringattn::Phase &whole_call, F &&run) {
-    const bool asks = transport->gathers_in_captures() || rank.world_size == 1 || !backend->is_captured(stream);
-    const bool again = has_agreed(operation, problem, arguments);
-    if (!asks && !again)
+    std::optional<ringattn::Terms> terms;
+    if (rank.world_size > 1) terms.emplace(operation, calls, problem, arguments);
+    const bool asks = terms && (transport->gathers_in_captures() || !backend->is_captured(stream));
+    const bool again = terms && agreed[operation] == terms->digest();
+    if (terms && !asks && !again)
       ringattn::fail(RA_STATUS_INVALID_STATE,
                      "stream is being captured, and the ranks have not agreed on this call yet; make it once before");
     collective([&] {
       ringattn::Phase agreement(trace.get(), "agree");
       if (asks) {
-        agree(operation, problem, arguments, !again);  // again: there is no hurry
-        if (!again) keep_agreed(operation, problem, arguments);
+        ringattn::agree(*transport, *terms, !again);  // again: there is no hurry
+        agreed[operation] = terms->digest();
       }
       const double waited = agreement.end();
       ringattn::api::CallStatistics s;
@@ -143,6 +140,7 @@ struct ra_context {
   }
 
   const pid_t process = getpid();
+  const std::shared_ptr<const void> identity = std::make_shared<const char>();  // unlike that of any context before it
   ringattn::api::Rank rank;
   std::int64_t timeout_ms;
   std::unique_ptr<ringattn::api::Backend> backend;
@@ -156,16 +154,22 @@ struct ra_context {
   std::unique_ptr<ringattn::Transport> transport;  // last: leaves the group before anything else goes
 
  private:
-  // The last call of an operation that all ranks have made, whichever weights it dropped.
-  struct Agreed {
-    ringattn::Problem problem;
-    std::vector<std::int64_t> arguments;
-  };
-  bool has_agreed(ringattn::Operation operation, const ringattn::Problem &problem,
-                  std::span<const std::int64_t> arguments) const;
-  void keep_agreed(ringattn::Operation operation, const ringattn::Problem &problem,
-                   std::span<const std::int64_t> arguments);
-  std::map<ringattn::Operation, Agreed> agreed;
+  std::map<ringattn::Operation, std::optional<std::int64_t>> agreed;  // digests of the last terms
+
+  template <class F>
+  void tell_of_failures(F &&f) {
+    try {
+      f();
+    } catch (const ringattn::Error &e) {
+      const bool is_refusal = e.status == RA_STATUS_INVALID_ARGUMENT || e.status == RA_STATUS_NOT_SUPPORTED ||
+                              e.status == RA_STATUS_INVALID_STATE;
+      if (!is_refusal) break_group();
+      throw;
+    } catch (const std::bad_alloc &) {
+      break_group();
+      throw;
+    }
+  }
 
   void break_group() noexcept;  // in a catch block
 };

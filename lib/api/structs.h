@@ -155,6 +155,32 @@ struct StructTraits<ra_reduce_args> {
   static void fill(ra_reduce_args &a) { a.count = -1; }  // as seqlen_q
 };
 template <>
+struct StructTraits<ra_kv_cache_desc> {
+  static constexpr const char *name = "ra_kv_cache_desc";
+  static void fill(ra_kv_cache_desc &d) {
+    d.page_tokens = 64;
+    d.dtype = RA_DTYPE_FLOAT32;
+  }
+};
+template <>
+struct StructTraits<ra_append_args> {
+  static constexpr const char *name = "ra_append_args";
+  static void fill(ra_append_args &a) {
+    a.num_sequences = 1;
+    a.num_tokens = -1;  // as seqlen_q
+  }
+};
+template <>
+struct StructTraits<ra_decode_args> {
+  static constexpr const char *name = "ra_decode_args";
+  static void fill(ra_decode_args &a) { a.num_sequences = 1; }
+};
+template <>
+struct StructTraits<ra_kv_cache_statistics> {
+  static constexpr const char *name = "ra_kv_cache_statistics";
+  static void fill(ra_kv_cache_statistics &) {}
+};
+template <>
 struct StructTraits<ra_merge_args> {
   static constexpr const char *name = "ra_merge_args";
   static void fill(ra_merge_args &m) {

@@ -18,7 +18,8 @@ static_assert(static_cast<int>(Sharding::contiguous) == RA_SHARDING_CONTIGUOUS &
 static_assert(static_cast<int>(Side::query) == RA_SIDE_QUERY && static_cast<int>(Side::key_value) == RA_SIDE_KEY_VALUE);
 static_assert(static_cast<int>(Schedule::automatic) == RA_SCHEDULE_AUTO &&
               static_cast<int>(Schedule::ring) == RA_SCHEDULE_RING &&
-              static_cast<int>(Schedule::all_gather) == RA_SCHEDULE_ALL_GATHER);
+              static_cast<int>(Schedule::all_gather) == RA_SCHEDULE_ALL_GATHER &&
+              static_cast<int>(Schedule::pass_q) == RA_SCHEDULE_PASS_Q);
 static_assert(static_cast<int>(SliceKind::full) == RA_MASK_SLICE_KIND_FULL &&
               static_cast<int>(SliceKind::causal) == RA_MASK_SLICE_KIND_CAUSAL &&
               static_cast<int>(SliceKind::inverse_causal) == RA_MASK_SLICE_KIND_INVERSE_CAUSAL &&

@@ -64,6 +64,9 @@ class Work {
   void (*call_)(void* function, std::int64_t index, int slot);
 };
 
+// What becomes of work once it is called off: it ends early, left undone, or is done all the same.
+enum class OnCancel { stop, go_on };
+
 class Threads {
  public:
   explicit Threads(int count);
@@ -74,12 +77,11 @@ class Threads {
   int count() const;
 
   // Calls f(index, slot) for every index < count, on any thread; they begin in ascending order, so that f may wait for what a
-  // smaller index does. `slot` < count() is the thread's own while f runs: it names its scratch memory. Returns early, with
-  // work left undone, once cancelled.
+  // smaller index does. `slot` < count() is the thread's own while f runs: it names its scratch memory.
   template <class F>
-  void for_each(std::int64_t count, F&& f) {
+  void for_each(std::int64_t count, F&& f, OnCancel on_cancel = OnCancel::stop) {
     auto part = [&](std::int64_t index, int slot) {
-      if (cancelled()) return;
+      if (on_cancel == OnCancel::stop && cancelled()) return;
       if (between_ != nullptr) (*between_)(index, slot);
       come(place_of(slot));  // another thread may have had it before
       const Leaving at_return(place_of(slot));

@@ -141,7 +141,7 @@ class Engine {
 
   // Runs f(). Where the work that f gives this engine falls into parts, each is preceded by between(), on the thread that it runs on.
   virtual void interleave(const std::function<void()>& f, const std::function<void()>& between) = 0;
-  // From now on work ends early, left undone. From any thread.
+  // From now on work ends early, left undone, other than copy(). From any thread.
   virtual void cancel() = 0;
 
   virtual void forward(const Problem& problem, const ForwardStep& step) = 0;
@@ -155,7 +155,7 @@ class Engine {
   // dsinks[h, n] -= sum over b and i of exp(sinks[h, n] - lse[b, h, i]) delta[b, h, i].
   virtual void add_sink_gradients(const Problem& problem, const float* sinks, const float* lse, const float* delta,
                                   std::int64_t rows, float* dsinks) = 0;
-  // to = from, of equal dtype: packs a chunk for its journey, or rows for a layer, and puts them back.
+  // to = from, of equal dtype: packs a chunk for its journey, or rows for a layer, and puts them back; stores what a cache keeps.
   virtual void copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) = 0;
   // to = round(from), or to = round(to + from); `from` is fp32.
   virtual void round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) = 0;

@@ -15,8 +15,7 @@ namespace ringattn {
 enum class DType : std::int32_t { float32 = 1, bfloat16 = 2, float16 = 3 };
 enum class Sharding : std::int32_t { contiguous = 0, zigzag = 1, striped = 2 };
 enum class Side : std::int32_t { query = 0, key_value = 1 };
-enum class Schedule : std::int32_t { automatic = 0, ring = 1, all_gather = 2 };
-
+enum class Schedule : std::int32_t { automatic = 0, ring = 1, all_gather = 2, pass_q = 5 };
 enum class SliceKind : std::int32_t { full = 0, causal = 1, inverse_causal = 2, bidirectional_causal = 3 };
 enum class DilationPhase : std::int32_t { blocks_of_heads = 0, interleaved_heads = 1 };
 enum class DilationPadding : std::int32_t { masked = 0, zero_keys = 1 };

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <iterator>
 
+#include "core/digest.h"
+
 namespace ringattn {
 namespace {
 
@@ -17,25 +19,10 @@ struct Field {
   Kind kind = Kind::number;
 };
 
-// FNV-1a over whole numbers: tells different lists apart without sending them.
-class Digest {
- public:
-  void add(std::int64_t x) {
-    for (int byte = 0; byte < 8; ++byte)
-      state_ = (state_ ^ (static_cast<std::uint64_t>(x) >> (8 * byte) & 0xff)) * 0x100000001b3U;
-  }
-  std::int64_t value() const { return std::bit_cast<std::int64_t>(state_); }
-
- private:
-  std::uint64_t state_ = 0xcbf29ce484222325U;
-};
-
 struct Argument {
   const char* name;
   Kind kind = Kind::number;
 };
-
-constexpr std::size_t most_arguments = 14;
 
 std::span<const Argument> arguments_of(Operation operation) {
   static constexpr Argument self_test[] = {{"num_problems"}, {"seed"}}, all_reduce[] = {{"count"}};
@@ -53,7 +40,9 @@ std::span<const Argument> arguments_of(Operation operation) {
                                        {"accumulate"},
                                        {"reduce"},
                                        {"gradients of weights that are reduced (bits, from dw_q on)"}};
-  static_assert(std::size(layer) <= most_arguments);
+  static constexpr Argument decode[] = {{"what was done with the cache before", Kind::digest},
+                                        {"sequences", Kind::digest}};
+  static_assert(std::size(layer) <= Terms::most_arguments);
   switch (operation) {
     case Operation::self_test:
       return self_test;
@@ -62,12 +51,16 @@ std::span<const Argument> arguments_of(Operation operation) {
     case Operation::mha_forward:
     case Operation::mha_backward:
       return layer;
+    case Operation::decode:
+      return decode;
     default:
       return {};
   }
 }
 
-auto fields_of(const Problem& p) {
+// The last dropout_fields of them may be others in the next call, with the same plan.
+constexpr std::size_t dropout_fields = 3;
+std::array<Field, Terms::problem_fields> fields_of(const Problem& p) {
   Digest offsets_q, offsets_kv, kv_lengths;
   for (const Document& d : p.documents) {
     offsets_q.add(d.q_begin);
@@ -84,7 +77,7 @@ auto fields_of(const Problem& p) {
     segment_lengths.add(branch.segment_length);
     dilations.add(branch.dilation);
   }
-  return std::array{
+  return {
       Field{"batch", p.batch},
       Field{"seqlen_q", p.seqlen_q},
       Field{"seqlen_kv", p.seqlen_kv},
@@ -112,10 +105,7 @@ auto fields_of(const Problem& p) {
       Field{"gather_bytes", p.gather_bytes},
       Field{"alibi_slopes", slopes.value(), Kind::digest},
       Field{"num_sinks", p.num_sinks},
-      Field{"dropout_probability", real(p.dropout.probability), Kind::real},
       Field{"has_key_bias", p.has_key_bias},
-      Field{"dropout_seed", std::bit_cast<std::int64_t>(p.dropout.seed)},
-      Field{"dropout_offset", std::bit_cast<std::int64_t>(p.dropout.offset)},
       Field{"num_mask_slices", std::ssize(p.slices)},
       Field{"mask_slices", slices.value(), Kind::digest},
       Field{"num_branches", std::ssize(p.branches)},
@@ -124,6 +114,9 @@ auto fields_of(const Problem& p) {
       Field{"dilations", dilations.value(), Kind::digest},
       Field{"dilation_padding", static_cast<std::int64_t>(p.dilation_padding)},
       Field{"dilation_gradient", static_cast<std::int64_t>(p.dilation_gradient)},
+      Field{"dropout_probability", real(p.dropout.probability), Kind::real},
+      Field{"dropout_seed", std::bit_cast<std::int64_t>(p.dropout.seed)},
+      Field{"dropout_offset", std::bit_cast<std::int64_t>(p.dropout.offset)},
   };
 }
 
@@ -144,29 +137,27 @@ std::string show(Kind kind, std::int64_t value) {
   }
 }
 
-// What a rank sends: the operation, the number of calls before it, its arguments, and the problem's fields.
-constexpr std::size_t before_problem = 2 + most_arguments;
-using Record = std::array<std::int64_t, before_problem + std::tuple_size_v<decltype(fields_of({}))>>;
+// In a rank's terms.
+constexpr std::size_t call_number = 1, first_argument = 2, first_of_problem = first_argument + Terms::most_arguments;
 
-// Of one of its numbers.
 Argument name_of(std::size_t field, Operation operation) {
   if (field == 0)
-    return {"operation (1 forward, 2 backward, 3 self-test, 4 MHA forward, 5 MHA backward, 6 all-reduce)"};
-  if (field == 1) return {"number of calls so far"};
-  if (field < before_problem) return arguments_of(operation)[field - 2];
-  const Field described = fields_of({})[field - before_problem];
+    return {"operation (1 forward, 2 backward, 3 self-test, 4 MHA forward, 5 MHA backward, 6 all-reduce, 7 decode)"};
+  if (field == call_number) return {"number of calls so far"};
+  if (field < first_of_problem) return arguments_of(operation)[field - first_argument];
+  const Field described = fields_of({})[field - first_of_problem];
   return {described.name, described.kind};
 }
 
-// Throws if the ranks' records are not equal.
+// Throws if the ranks' terms are not equal.
 void compare(std::span<const std::byte> all) {
-  const std::size_t world_size = all.size() / sizeof(Record);
+  const std::size_t world_size = all.size() / sizeof(Terms);
   const auto value = [&](std::size_t rank, std::size_t field) {
     std::int64_t x;
-    std::memcpy(&x, all.data() + rank * sizeof(Record) + field * sizeof x, sizeof x);
+    std::memcpy(&x, all.data() + rank * sizeof(Terms) + field * sizeof x, sizeof x);
     return x;
   };
-  for (std::size_t field = 0; field < std::tuple_size_v<Record>; ++field) {
+  for (std::size_t field = 0; field < sizeof(Terms) / sizeof(std::int64_t); ++field) {
     const auto unlike = [&](std::size_t other) {  // ranks that contradict that one
       std::size_t count = 0;
       for (std::size_t rank = 0; rank < world_size; ++rank) count += value(rank, field) != value(other, field);
@@ -187,13 +178,21 @@ void compare(std::span<const std::byte> all) {
 
 }  // namespace
 
-void agree(Transport& transport, const CollectiveCall& call, bool now) {
-  Record mine{};
-  mine[0] = static_cast<std::int64_t>(call.operation);
-  mine[1] = call.number;
-  std::copy(call.arguments.begin(), call.arguments.end(), mine.begin() + 2);
-  std::ranges::transform(fields_of(call.problem), mine.begin() + before_problem, &Field::value);
-  transport.gather(std::as_bytes(std::span(mine)), compare, now);
+Terms::Terms(Operation operation, std::int64_t number, const Problem& problem,
+             std::span<const std::int64_t> arguments) {
+  numbers_[0] = static_cast<std::int64_t>(operation);
+  numbers_[call_number] = number;
+  std::ranges::copy(arguments, numbers_.begin() + first_argument);
+  std::ranges::transform(fields_of(problem), numbers_.begin() + first_of_problem, &Field::value);
 }
+
+std::int64_t Terms::digest() const {
+  Digest digest;
+  for (std::size_t field = 0; field < numbers_.size() - dropout_fields; ++field)
+    if (field != call_number) digest.add(numbers_[field]);
+  return digest.value();
+}
+
+void agree(Transport& transport, const Terms& terms, bool now) { transport.gather(terms.bytes(), compare, now); }
 
 }  // namespace ringattn

@@ -54,7 +54,8 @@ struct Statistics {
   Totals totals;
   double compute_seconds = 0;
   double wait_seconds = 0;
-  double projection_seconds = 0;  // of a layer of multi-head attention
+  double projection_seconds = 0;            // of a layer of multi-head attention
+  Schedule schedule = Schedule::automatic;  // of decoding
 
   void add(const Statistics& other) {
     totals.steps += other.totals.steps;

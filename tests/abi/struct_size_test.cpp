@@ -55,6 +55,23 @@ class World {
     ra_init_context_config(&config, sizeof config);
     config.num_threads = 1;
     context.reset(ra_create_context(&config, nullptr));
+    ra_kv_cache_desc shape;
+    ra_init_kv_cache_desc(&shape, sizeof shape);
+    shape.num_pages = 4096;
+    shape.num_heads_kv = 1;
+    shape.head_dim = dim;
+    cache.reset(ra_create_kv_cache(context.get(), &shape, nullptr));
+    sequence = ra_create_sequence(cache.get(), nullptr);
+    ra_append_args first;
+    ra_init_append_args(&first, sizeof first);
+    first.num_tokens = 2;
+    first.sequences = &sequence;
+    first.k.data = k.data();
+    first.v.data = v.data();
+    ra_append(context.get(), cache.get(), &first, nullptr);
+    ra_init_attention_desc(&decoding, sizeof decoding);
+    decoding.seqlen_q = 2;
+    decoding.head_dim = dim;
   }
 
   static constexpr std::int64_t dim = 4;
@@ -68,6 +85,12 @@ class World {
     void operator()(ra_context* c) const { ra_destroy_context(c); }
   };
   std::unique_ptr<ra_context, Destroy> context;
+  struct DestroyCache {
+    void operator()(ra_kv_cache* c) const { ra_destroy_kv_cache(c); }
+  };
+  std::unique_ptr<ra_kv_cache, DestroyCache> cache;
+  std::int64_t sequence = -1;
+  ra_attention_desc decoding{};
 };
 
 ra_tensor packed(World::Floats& data) { return {data.data(), 0, 0, 0, 0}; }
@@ -108,6 +131,9 @@ constexpr std::size_t oldest_sequence = sizeof(ra_sequence_args);
 constexpr std::size_t oldest_forward = offsetof(ra_forward_args, lse);
 constexpr std::size_t oldest_backward = offsetof(ra_backward_args, accumulate);
 constexpr std::size_t oldest_merge = sizeof(ra_merge_args);
+constexpr std::size_t oldest_cache = sizeof(ra_kv_cache_desc);
+constexpr std::size_t oldest_append = sizeof(ra_append_args);
+constexpr std::size_t oldest_decode = offsetof(ra_decode_args, lse);
 constexpr std::size_t oldest_filled = 2 * sizeof(std::size_t);
 
 const Row rows[] = {
@@ -190,6 +216,49 @@ const Row rows[] = {
      },
      [](World& world, void* target, ra_error* error) {
        return ra_backward(world.context.get(), &world.desc, static_cast<ra_backward_args*>(target), error);
+     }},
+    {"kv_cache_desc", sizeof(ra_kv_cache_desc), oldest_cache, false, init<ra_kv_cache_desc, ra_init_kv_cache_desc>,
+     [](World&, void* target) {
+       set_fields<ra_kv_cache_desc>(target, oldest_cache, [](ra_kv_cache_desc& desc) {
+         desc.num_pages = 2;
+         desc.num_heads_kv = 1;
+         desc.head_dim = World::dim;
+       });
+     },
+     [](World& world, void* target, ra_error* error) {
+       ra_error own;
+       ra_error* const where = error == nullptr ? &own : error;
+       ra_destroy_kv_cache(ra_create_kv_cache(world.context.get(), static_cast<ra_kv_cache_desc*>(target), where));
+       return static_cast<ra_status>(where->status);
+     }},
+    {"append_args", sizeof(ra_append_args), oldest_append, false, init<ra_append_args, ra_init_append_args>,
+     [](World& world, void* target) {
+       set_fields<ra_append_args>(target, oldest_append, [&](ra_append_args& args) {
+         args.num_tokens = 2;
+         args.sequences = &world.sequence;
+         args.k = packed(world.k);
+         args.v = packed(world.v);
+       });
+     },
+     [](World& world, void* target, ra_error* error) {
+       return ra_append(world.context.get(), world.cache.get(), static_cast<ra_append_args*>(target), error);
+     }},
+    {"decode_args", sizeof(ra_decode_args), oldest_decode, false, init<ra_decode_args, ra_init_decode_args>,
+     [](World& world, void* target) {
+       set_fields<ra_decode_args>(target, oldest_decode, [&](ra_decode_args& args) {
+         args.sequences = &world.sequence;
+         args.q = packed(world.q);
+         args.out = packed(world.out);
+       });
+     },
+     [](World& world, void* target, ra_error* error) {
+       return ra_decode(world.context.get(), world.cache.get(), &world.decoding, static_cast<ra_decode_args*>(target),
+                        error);
+     }},
+    {"kv_cache_statistics", sizeof(ra_kv_cache_statistics), oldest_filled, true,
+     init<ra_kv_cache_statistics, ra_init_kv_cache_statistics>, nothing,
+     [](World& world, void* target, ra_error* error) {
+       return ra_get_kv_cache_statistics(world.cache.get(), static_cast<ra_kv_cache_statistics*>(target), error);
      }},
     {"merge_args", sizeof(ra_merge_args), oldest_merge, false, init<ra_merge_args, ra_init_merge_args>,
      [](World& world, void* target) {

@@ -13,12 +13,11 @@
 #include <chrono>
 #include <cmath>
 #include <memory>
-#include <numeric>
 #include <sstream>
 #include <stdexcept>
-#include <thread>
 
 #include "benchmark/peaks.h"
+#include "benchmark/read_rate.h"
 #include "benchmark/report.h"
 #include "benchmark/tensors.h"
 
@@ -260,25 +259,6 @@ void measure_latency(Report& report, Progress& progress, const std::string& engi
 
 // ---------------------------------------------------------------- few queries
 
-// Bytes a second that some threads read at the same time, of each buffer a part each.
-double measure_read_rate(const std::vector<const Tensors::Bytes*>& buffers, int threads) {
-  double seconds = 0, bytes = 0;
-  for (const Tensors::Bytes* buffer : buffers) {
-    const std::size_t floats = buffer->size() / sizeof(float) / static_cast<std::size_t>(threads);
-    std::vector<double> rates(static_cast<std::size_t>(threads));
-    {
-      std::vector<std::jthread> readers;
-      for (std::size_t n = 0; n < rates.size(); ++n)
-        readers.emplace_back([&, n] {
-          rates[n] = ringattn_measure_read_rate(reinterpret_cast<const float*>(buffer->data()) + n * floats, floats);
-        });
-    }
-    bytes += static_cast<double>(buffer->size());
-    seconds += static_cast<double>(buffer->size()) / std::accumulate(rates.begin(), rates.end(), 0.0);
-  }
-  return bytes / seconds;
-}
-
 // As fast as keys and values can be read, or multiplied where that takes longer.
 void measure_few(Report& report, Progress& progress, const std::string& engine, int pairs) {
   const std::int64_t keys = report.quick() ? 16384 : 65536;
@@ -309,7 +289,7 @@ void measure_few(Report& report, Progress& progress, const std::string& engine, 
         std::vector<double> seconds, bandwidths, peaks, shares, of_peak;
         for (int pair = 0; pair < 3 * pairs; ++pair) {
           seconds.push_back(call.seconds(0.02));
-          bandwidths.push_back(measure_read_rate({&tensors.k(), &tensors.v()}, threads));
+          bandwidths.push_back(measure_read_rate({tensors.k(), tensors.v()}, threads));
           peaks.push_back(lanes == 0 ? NAN : threads * ringattn_measure_fma_rate(lanes));
           shares.push_back(bytes / bandwidths.back() / seconds.back());
           of_peak.push_back(flops / peaks.back() / seconds.back());

@@ -28,6 +28,16 @@ inline ra_attention_desc make_desc(std::int64_t tokens, std::int64_t num_heads, 
   return desc;
 }
 
+// Numbers in [-1, 1) without a pattern that matters. One in bfloat16, of 2 bytes, is the upper half of one in float32.
+inline void fill_numbers(std::vector<std::byte>& values, std::size_t element) {
+  std::uint32_t state = 1;
+  for (std::size_t at = 0; at + element <= values.size(); at += element) {
+    state = state * 1664525U + 1013904223U;  // Numerical Recipes, "An Even Quicker Generator"
+    const float value = static_cast<float>(state >> 8) * 0x1p-23F - 1.0F;
+    std::memcpy(values.data() + at, reinterpret_cast<const std::byte*>(&value) + sizeof value - element, element);
+  }
+}
+
 class Tensors {
  public:
   // `desc` has equal head dimensions. A rank makes its own.
@@ -85,16 +95,9 @@ class Tensors {
   }
 
  private:
-  // Numbers in [-1, 1) without a pattern that matters. One in bfloat16 is the upper half of one in float32.
   void fill(Bytes& values, std::size_t count) const {
     values.resize(count * element_);
-    std::uint32_t state = 1;
-    for (std::size_t i = 0; i < count; ++i) {
-      state = state * 1664525U + 1013904223U;  // Numerical Recipes, "An Even Quicker Generator"
-      const float value = static_cast<float>(state >> 8) * 0x1p-23F - 1.0F;
-      std::memcpy(values.data() + i * element_, reinterpret_cast<const std::byte*>(&value) + sizeof value - element_,
-                  element_);
-    }
+    fill_numbers(values, element_);
   }
 
   std::size_t element_ = 0;  // bytes

@@ -36,5 +36,18 @@ TEST(Threads, PartsBeginInAscendingOrder) {
   }
 }
 
+TEST(Threads, StopWhenCancelledOrGoOn) {
+  for (const int count : {1, 3}) {
+    Threads threads(count);
+    threads.cancel();
+    std::atomic<int> done = 0;
+    const auto part = [&](std::int64_t, int) { ++done; };
+    threads.for_each(50, part);
+    EXPECT_EQ(done, 0);
+    threads.for_each(50, part, OnCancel::go_on);
+    EXPECT_EQ(done, 50);
+  }
+}
+
 }  // namespace
 }  // namespace ringattn

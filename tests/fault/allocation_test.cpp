@@ -5,8 +5,6 @@
 // error at once rather than by their time-outs, every byte is given back, and the next contexts work. n counts up until the
 // call succeeds without reaching its n-th allocation.
 
-#include "fault/allocation.h"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -27,38 +25,17 @@
 #include <tuple>
 #include <vector>
 
+#include "fault/failing_allocation.h"
 #include "ringattn/ringattn.h"
 #include "support/ranks.h"
 #include "support/shard.h"
-
-namespace {
-
-thread_local std::int64_t allocations_left = 0;  // until the one that fails; 0: not armed
-thread_local bool has_failed = false;
-thread_local std::chrono::milliseconds failing_takes{0};
-
-}  // namespace
-
-bool ringattn::test::allocation_fails() noexcept {
-  if (allocations_left == 0 || --allocations_left > 0) return false;
-  has_failed = true;
-  std::this_thread::sleep_for(failing_takes);
-  return true;
-}
 
 namespace ringattn::test {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-#ifdef RINGATTN_SANITIZED
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-constexpr std::chrono::milliseconds kAtOnce{kSanitized ? 5000 : 1000};
 constexpr std::int64_t kTimeoutMs = 20'000;
-constexpr std::int64_t kMostAllocations = 400;
 
 enum class Phase { create, forward, backward, again };
 constexpr const char* kPhaseNames[] = {"create", "forward", "backward"};
@@ -245,15 +222,7 @@ TEST(LocalFunctions, ReportAFailedAllocation) {
   const auto every_allocation = [&](const char* name, auto&& call) {
     call();
     const std::int64_t baseline = live_bytes;
-    for (std::int64_t n = 1; n <= kMostAllocations; ++n) {
-      has_failed = false;
-      allocations_left = n;
-      const std::int32_t status = call();
-      allocations_left = 0;
-      EXPECT_EQ(status, has_failed ? RA_STATUS_OUT_OF_MEMORY : RA_STATUS_SUCCESS)
-          << name << ", allocation " << n << ": " << error;
-      if (!has_failed) break;
-    }
+    fail_each_allocation(name, error, call, [] {});
     if (HasFailure()) return;
     EXPECT_EQ(live_bytes - baseline, 0) << name;
   };

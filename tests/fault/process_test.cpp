@@ -39,8 +39,9 @@ using Random = std::mt19937_64;
 
 // ---------------------------------------------------------------- the matrix
 
-enum Phase { joining, idle, in_forward, in_backward, destroying };
-constexpr std::array phase_names{"join", "idle", "forward", "backward", "destroy"};
+enum Phase { joining, idle, in_forward, in_backward, in_decode, destroying };
+constexpr std::array phase_names{"join", "idle", "forward", "backward", "decode", "destroy"};
+constexpr std::array phases{joining, idle, in_forward, in_backward, in_decode, destroying};
 
 struct Cell {
   int number;
@@ -59,7 +60,7 @@ std::vector<Cell> all_cells() {
   std::vector<Cell> cells;
   for (const int world_size : {2, 3, 4, 8})
     for (int victim = 0; victim < world_size; ++victim)
-      for (const Phase phase : {joining, idle, in_forward, in_backward, destroying})
+      for (const Phase phase : phases)
         for (const How how : {by_kill, by_stop, by_segv, by_exit})
           for (const bool is_tcp : {false, true})
             for (const bool is_zombie : {false, true})
@@ -182,13 +183,25 @@ class Trial {
       kill_while_destroying(others, problem);
       return;
     }
-    const std::string command =
-        cell_.phase == idle ? "idle" : concatenate(cell_.phase == in_forward ? "forward " : "backward ", problem);
+    const std::string command = cell_.phase == idle          ? "idle"
+                                : cell_.phase == in_forward  ? "forward " + problem
+                                : cell_.phase == in_backward ? "backward " + problem
+                                                             : concatenate("decode ", draw(1'000'000));
     for (const auto& process : ranks_) process->tell(command);
     for (int r = 0; r < cell_.world_size; ++r) expect(r, "ready");
     pause(40);
     const Nanoseconds time = strike();
-    for (const int r : others) require_lost(r, expect(r, "lost"), time);
+    std::int64_t steps = 0;  // of who got furthest
+    for (const int r : others) {
+      const Report report = expect(r, "lost");
+      require_lost(r, report, time);
+      steps = std::max(steps, report.value);
+    }
+    if (cell_.phase == in_decode)
+      for (const int r : others) {
+        rank(r).tell(concatenate("catch_up ", steps));
+        expect(r, "ready");
+      }
     destroy(others, time);
   }
 
@@ -222,6 +235,12 @@ class Trial {
     }
   }
 
+  void require_right(const std::vector<int>& group) {
+    for (const int r : group)
+      if (const Report report = expect(r, "right|wrong"); report.what == "wrong")
+        complain("rank ", r, " of the new group: ", report.message, " is wrong");
+  }
+
   void begin_anew() {
     const std::vector<int> group = survivors();
     const std::string id = new_id();
@@ -234,9 +253,13 @@ class Trial {
       complain("in the temporary directory:", left);
     const std::string check = concatenate("check ", cell_.number);
     for (const int r : group) rank(r).tell(check);
-    for (const int r : group)
-      if (const Report report = expect(r, "right|wrong"); report.what == "wrong")
-        complain("rank ", r, " of the new group: ", report.message, " is wrong");
+    require_right(group);
+    if (cell_.phase == in_decode) {
+      std::ostringstream former;
+      for (int i = 0; i < world_size; ++i) former << ' ' << group[static_cast<std::size_t>((first + i) % world_size)];
+      for (const int r : group) rank(r).tell("revive" + former.str());
+      require_right(group);
+    }
     destroy(group, now());
     for (const int r : group) rank(r).tell("end");
     for (const int r : group) {
@@ -296,7 +319,7 @@ TEST(Processes, MayDieAtAnyMoment) {
       << std::setw(9) << "";
   for (const char* const how : how_names) std::cout << std::setw(18) << how;
   std::cout << '\n';
-  for (const Phase phase : {joining, idle, in_forward, in_backward, destroying}) {
+  for (const Phase phase : phases) {
     std::cout << std::setw(9) << phase_names[phase];
     for (const Row& row : table[phase])
       std::cout << std::setw(6) << row.cells << std::setw(6) << row.untold / 1'000'000 << std::setw(6)
@@ -316,6 +339,8 @@ class Group {
   RankProcess& operator[](int r) { return *ranks_[static_cast<std::size_t>(r)]; }
   int world_size() const { return static_cast<int>(ranks_.size()); }
 
+  // Kills one; those behind it are one less from now on.
+  void kill(int r) { ranks_.erase(ranks_.begin() + r); }
   void tell(const std::string& command) {
     for (const auto& rank : ranks_) rank->tell(command);
   }
@@ -374,6 +399,47 @@ TEST(Processes, ForkedChildrenLeaveContextsOfThreadsAlone) {
   Group group(1);
   group.tell("fork local");
   group.expect("right");
+}
+
+// What two ranks had of a cache is lost at once, and the other two go on with the rest.
+TEST(Processes, GoOnWithTheCacheOfTwoOfFour) {
+  if (!has_zeromq()) GTEST_SKIP() << "no ZeroMQ here";
+  Random random(seed());
+  Nanoseconds longest = 0;
+  for (int n = 0; n < (full() ? 24 : 6); ++n) {
+    std::vector<int> ranks{0, 1, 2, 3};
+    std::shuffle(ranks.begin(), ranks.end(), random);
+    const auto [low, high] = std::minmax(ranks[0], ranks[1]);
+    SCOPED_TRACE(concatenate("round ", n, ", ranks ", low, " and ", high));
+    std::sort(ranks.begin() + 2, ranks.end());
+    Group group(4);
+    group.join();
+    group.tell(concatenate("decode ", random() % 1'000'000));
+    ASSERT_FALSE(group.expect("ready").empty());
+    std::this_thread::sleep_for(Milliseconds(random() % 40));
+    const Nanoseconds time = now();
+    group.kill(high);
+    group.kill(low);
+    const std::vector<Report> reports = group.expect("lost");
+    ASSERT_FALSE(reports.empty());
+    std::int64_t steps = 0;
+    for (const Report& report : reports) {
+      EXPECT_EQ(report.status, RA_STATUS_PEER_LOST) << report.message;
+      EXPECT_TRUE(report.rank == low || report.rank == high) << report.message;
+      longest = std::max(longest, report.time - time);
+      steps = std::max(steps, report.value);
+    }
+    group.tell(concatenate("catch_up ", steps));
+    group.expect("ready");
+    group.tell("destroy");
+    group.expect("destroyed");
+    group.join();
+    group.tell(concatenate("revive ", ranks[2], " ", ranks[3]));
+    ASSERT_FALSE(group.expect("right").empty());
+    group.end();
+  }
+  std::cout << "at the latest after " << longest / 1'000'000 << " ms\n";
+  EXPECT_LE(longest / 1'000'000, 1000 * patience_factor);
 }
 
 // The child has the dead rank's sockets open, so that no connection ends.

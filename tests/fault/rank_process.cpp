@@ -23,8 +23,10 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -32,6 +34,7 @@
 #include <vector>
 
 #include "ringattn/ringattn.h"
+#include "support/decode.h"
 #include "support/ranks.h"
 
 extern char** environ;
@@ -115,6 +118,64 @@ struct Tensors {
   std::vector<float> q, k, v, out, lse, dout, dq, dk, dv;
 };
 
+// A cache, and this rank's context, whose ranks do the same: what they do in a step is drawn from its number.
+class CachedRank {
+ public:
+  CachedRank(const Members& members, std::uint64_t seed)
+      : seed_(seed), desc_(describe_cache()), caches_(members, desc_) {
+    reference::Random random = random_of(-1);
+    const std::int64_t a = caches_.create(), b = caches_.create();
+    caches_.append(random, {a, b}, {reference::draw(random, 1, most_tokens), reference::draw(random, 1, most_tokens)});
+    caches_.fork(a);
+  }
+
+  std::int64_t steps() const { return steps_; }
+  // Changes the cache. Local.
+  void step() {
+    reference::Random random = random_of(steps_++);
+    std::vector<std::int64_t> ids, counts;
+    for (const auto& [id, tokens] : caches_.model) {
+      ids.push_back(id);
+      counts.push_back(reference::draw(random, 0, 2));
+    }
+    for (const std::int64_t id : ids)
+      if (caches_.length(id) > most_tokens) caches_.truncate(id, reference::draw(random, 1, most_tokens));
+    caches_.append(random, ids, counts);
+    question_ = draw_question(random, caches_, 2);
+  }
+  // Of the sequences as they are after the step.
+  ra_status decode(std::int32_t rank, ra_context* context, Error& error) const {
+    return question_->ask(context, caches_[rank], Decoded(question_->desc, Layout::packed), error);
+  }
+  void move(const Members& members, const std::vector<std::int32_t>& former) {
+    caches_.move(members, former);
+    for (const auto& [id, tokens] : caches_.model) caches_.restore(id);
+  }
+  void check() {
+    reference::Random random = random_of(steps_);
+    expect_attention(caches_, *question_, random, Layout::packed);
+  }
+
+ private:
+  static constexpr std::int64_t most_tokens = 300;  // of a sequence when a step begins
+
+  reference::Random random_of(std::int64_t step) const {
+    return reference::Random(seed_ * 100'003 + static_cast<std::uint64_t>(step));
+  }
+  ra_kv_cache_desc describe_cache() const {
+    reference::Random random = random_of(-2);
+    ra_kv_cache_desc desc = draw_cache(random);
+    desc.num_pages = 80;  // one rank has room for all
+    return desc;
+  }
+
+  std::uint64_t seed_;
+  ra_kv_cache_desc desc_;
+  Caches caches_;
+  std::optional<Question> question_;
+  std::int64_t steps_ = 0;
+};
+
 // ---------------------------------------------------------------- what a process has
 
 std::size_t entries(const char* directory) {
@@ -146,6 +207,14 @@ Nanoseconds processor_time() {
 
 // ---------------------------------------------------------------- a rank
 
+// Where the test reads reports. What else is written to the standard output, as by assertions, is among its errors.
+int reports = -1;
+
+void take_reports() {
+  reports = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0);
+  if (reports < 0 || dup2(STDERR_FILENO, STDOUT_FILENO) < 0) std::_Exit(4);
+}
+
 class Rank {
  public:
   void run(const std::string& line) {
@@ -168,6 +237,17 @@ class Rank {
       words >> seed;
       const std::string wrong = check(seed);
       say(wrong.empty() ? "right" : "wrong", {}, 0, wrong);
+    } else if (what == "decode") {
+      std::uint64_t seed = 0;
+      words >> seed;
+      decode(seed);
+    } else if (what == "catch_up") {
+      std::int64_t steps = 0;
+      words >> steps;
+      while (cached_->steps() < steps) cached_->step();
+      say("ready", {});
+    } else if (what == "revive") {
+      revive({std::istream_iterator<std::int32_t>(words), {}});
     } else if (what == "soak") {
       std::int64_t seed = 0;
       words >> seed;
@@ -212,7 +292,7 @@ class Rank {
     line << what << ' ' << outcome.status << ' ' << outcome.rank << ' ' << time << ' ' << value << ' ' << message
          << '\n';
     const std::string text = line.str();
-    if (write(STDOUT_FILENO, text.data(), text.size()) != static_cast<ssize_t>(text.size())) std::_Exit(4);
+    if (write(reports, text.data(), text.size()) != static_cast<ssize_t>(text.size())) std::_Exit(4);
   }
 
   void join(std::istringstream& words) {
@@ -312,6 +392,26 @@ class Rank {
       say_lost(error, n - 1, noticed);
   }
 
+  void decode(std::uint64_t seed) {
+    cached_ = std::make_unique<CachedRank>(members(), seed);
+    say("ready", {});
+    Error error;
+    do cached_->step();
+    while (cached_->decode(rank_, context_.get(), error) == RA_STATUS_SUCCESS);
+    say_lost(error, cached_->steps());
+  }
+
+  // What is wrong, assertions have said.
+  void revive(const std::vector<std::int32_t>& former) {
+    cached_->move(members(), former);
+    for (int n = 0; n < 4; ++n) {
+      cached_->step();
+      cached_->check();
+    }
+    cached_.reset();
+    say(testing::Test::HasFailure() ? "wrong" : "right", {}, 0, "what is in the cache");
+  }
+
   // What is wrong with a result, compared with that of one rank; empty if nothing is.
   std::string check(std::uint64_t seed) {
     const ra_attention_desc desc = describe("check");
@@ -388,8 +488,11 @@ class Rank {
     return {};
   }
   Census before_ = census_of_loaded();
+  Members members() const { return {world_size_, rank_, context_.get()}; }
+
   Context context_;
   std::int32_t rank_ = 0, world_size_ = 1;
+  std::unique_ptr<CachedRank> cached_;
 };
 
 // What is wrong with what a child of this process can do with these contexts of its parent; empty if nothing is.
@@ -481,6 +584,7 @@ Nanoseconds now() {
 }
 
 int run_rank() {
+  take_reports();
   const rlimit none{0, 0};
   setrlimit(RLIMIT_CORE, &none);
   prctl(PR_SET_PDEATHSIG, SIGKILL);  // also where it is stopped

@@ -5,6 +5,9 @@
 //   idle | forward PROBLEM | backward PROBLEM  ready, then lost       asks for errors, or calls, until there is one
 //   work PROBLEM CALLS                         ready | lost           so many calls
 //   check SEED                                 right | wrong          a problem whose result one rank computes too
+//   decode SEED                                ready, then lost       fills a cache; changes it and decodes, step by step, until then
+//   catch_up STEPS                             ready                  does to that cache what others have done that are a step ahead
+//   revive FORMER ...                          right | wrong          goes on with that cache, where rank r is the one that was FORMER[r]
 //   soak SEED                                  ready, then lost | wrong   random problems, checked, until there is an error
 //   count                                      counted                what the process has, without a context
 //   rest MS                                    rested                 in which nobody asks for anything
@@ -41,7 +44,8 @@ struct Report {
   int status = 0, rank = -1;  // of an ra_error
   Nanoseconds time = 0;       // when it was noticed
   // Of joined, refused and destroyed: when that began; of rested: processor time, microseconds; of counted: resident KiB, and `status`
-  // is 0 if there are as many threads and files as before the first context; of the end of soak: problems done.
+  // is 0 if there are as many threads and files as before the first context; of the end of soak: problems done; of that of decode:
+  // steps begun.
   std::int64_t value = 0;
   std::string message;
 };

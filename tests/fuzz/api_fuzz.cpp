@@ -4,11 +4,14 @@
 //
 // Always: the status is of the enum; `error` is cleared and says the same, in a text that ends; what a call only reads stays as it was, and
 // what it writes too where it was refused. AddressSanitizer sees what is read or written beyond a block, for each lies in one of its own.
+// A cache has what was appended to it and no more: it is compared with a list of sequences and their lengths after each call.
 // Sizes are kept small where a call computes with them or makes a plan, so that thousands of programs run in a second.
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <iterator>
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -69,6 +72,9 @@ const auto numbers_of_desc = [](auto& d, auto&& f) {
   f(d.reserved), f(d.num_chunks), f(d.gather_bytes), f(d.num_sinks), f(d.dropout_probability), f(d.has_key_bias);
   f(d.dropout_seed), f(d.dropout_offset), f(d.num_mask_slices), f(d.num_branches), f(d.dilation_phase);
   f(d.dilation_padding), f(d.dilation_gradient);
+};
+const auto numbers_of_cache = [](auto& c, auto&& f) {
+  f(c.page_tokens), f(c.num_pages), f(c.num_heads_kv), f(c.head_dim), f(c.head_dim_v), f(c.dtype), f(c.reserved);
 };
 const auto numbers_of_config = [](auto& c, auto&& f) {
   f(c.rank), f(c.world_size), f(c.backend), f(c.transport), f(c.device), f(c.num_threads), f(c.timeout_ms),
@@ -236,8 +242,9 @@ bool is_refusal(ra_status status) {
 // ---------------------------------------------------------------- descriptions
 
 struct Desc {
-  Desc(Input& input, Memory& memory, bool is_small)
-      : desc(input, memory, ra_init_attention_desc, make(input, memory, is_small), true) {
+  // `cache`: of one that it is to fit, as a rule.
+  Desc(Input& input, Memory& memory, bool is_small, const ra_kv_cache_desc* cache = nullptr)
+      : desc(input, memory, ra_init_attention_desc, make(input, memory, is_small, cache), true) {
     const ra_attention_desc& d = desc.value;
     seqlen_q = d.seqlen_q;
     seqlen_kv = d.seqlen_kv < 0 ? d.seqlen_q : d.seqlen_kv;
@@ -274,7 +281,19 @@ struct Desc {
     return all;
   }
 
-  static ra_attention_desc make(Input& input, Memory& memory, bool is_small) {
+  static void fit(Input& input, ra_attention_desc& d, const ra_kv_cache_desc& cache) {
+    const auto set = [&](auto& field, auto value) {
+      if (!input.chance(32)) field = static_cast<std::remove_reference_t<decltype(field)>>(value);
+    };
+    set(d.seqlen_q, 1 + input.below(4)), set(d.seqlen_kv, -1), set(d.head_dim, cache.head_dim);
+    set(d.num_heads_kv, cache.num_heads_kv), set(d.num_heads_q, cache.num_heads_kv * (1 + input.below(2)));
+    set(d.head_dim_v, cache.head_dim_v), set(d.dtype, cache.dtype), set(d.sharding, RA_SHARDING_CONTIGUOUS);
+    set(d.mask_alignment, RA_MASK_ALIGNMENT_BOTTOM_RIGHT), set(d.schedule, input.below(2) * RA_SCHEDULE_PASS_Q);
+    set(d.num_documents, 0), set(d.num_mask_slices, 0), set(d.num_branches, 0), set(d.has_key_bias, 0);
+    set(d.dropout_probability, 0);
+  }
+
+  static ra_attention_desc make(Input& input, Memory& memory, bool is_small, const ra_kv_cache_desc* cache) {
     ra_attention_desc d;
     ra_init_attention_desc(&d, sizeof d);
     const int options = input.number<std::uint16_t>();
@@ -301,6 +320,7 @@ struct Desc {
     if (has(13)) d.dropout_probability = 0.25F;
     if (has(14)) d.schedule = input.below(4);
     if (has(15)) set_any(input, d, numbers_of_desc);
+    if (cache != nullptr) fit(input, d, *cache);
 
     constexpr std::int64_t tokens = std::int64_t{1} << 48, heads = 1 << 20;
     if (is_small) {
@@ -318,7 +338,8 @@ struct Desc {
       d.document_offsets_q = memory.list(offsets(input, d.num_documents, d.seqlen_q));
       if (has(0)) d.document_offsets_kv = memory.list(offsets(input, d.num_documents, seqlen_kv));
     }
-    if (is_readable(d.batch, 64) && input.chance(4)) d.kv_lengths = memory.list(entries(input, d.batch, seqlen_kv + 1));
+    if (is_readable(d.batch, 64) && input.chance(cache == nullptr ? 4 : 32))
+      d.kv_lengths = memory.list(entries(input, d.batch, seqlen_kv + 1));
     if (is_readable(d.num_heads_q, 64) && input.chance(4)) {
       std::vector<float> slopes(static_cast<std::size_t>(d.num_heads_q));
       for (float& slope : slopes) slope = any_real(input);
@@ -456,6 +477,7 @@ class Program {
   Program& operator=(const Program&) = delete;
   ~Program() {
     for (const Slot& slot : slots_) ra_destroy_context(slot.context);
+    ra_destroy_kv_cache(cached_.cache);
     ra_set_log_callback(nullptr, nullptr, 0);
   }
 
@@ -468,6 +490,15 @@ class Program {
   struct Slot {
     ra_context* context = nullptr;
     bool is_broken = false;
+    int number = 0;  // of the contexts that were made
+  };
+  // A cache, and what must be in it.
+  struct Cached {
+    ra_kv_cache* cache = nullptr;
+    ra_kv_cache_desc shape{};
+    int context = 0;  // the number of that whose it is
+    std::map<std::int64_t, std::int64_t> lengths;
+    std::int64_t next = 0;
   };
 
   void call() {
@@ -475,6 +506,7 @@ class Program {
     // The last ones are of functions that came later than what the corpus began with.
     const int which = input_.below(256);
     if (which >= 252) return reduce(slot);
+    if (which < 236 && which >= 208) return use_cache(slot);
     if (which >= 236) return which % 2 == 0 ? layer_forward(slot) : layer_backward(slot);
     switch (which % 16) {
       case 0:
@@ -547,6 +579,7 @@ class Program {
       ra_create_unique_id(&id, RA_TRANSPORT_LOCAL, nullptr, nullptr);
       full.unique_id = id.text;
     }
+    slot.number = ++contexts_;
     if (is_plain) {
       slot.context = ra_create_context(&full, nullptr);
       check(slot.context != nullptr, "no context");
@@ -757,6 +790,238 @@ class Program {
     Where where(input_);
     const ra_status status = ra_all_reduce(slot.context, args.pointer, where.get());
     look(slot, status, where, memory, args.is_refused);
+  }
+
+  // ---- caches
+
+  void use_cache(const Slot& slot) {
+    const int which = input_.below(16);
+    if (which == 0 || cached_.cache == nullptr) return create_cache(slot);
+    ra_kv_cache* const cache = input_.chance(32) ? nullptr : cached_.cache;
+    if (which <= 4)
+      append(slot, cache);
+    else if (which <= 8)
+      decode(slot, cache);
+    else if (which == 9)
+      move(slot, cache);
+    else
+      change_sequences(which, cache);
+    look_at_cache();
+  }
+
+  std::int64_t any_sequence() {
+    if (cached_.lengths.empty() || input_.chance(16)) return any_number(input_);
+    return std::next(cached_.lengths.begin(), input_.below(static_cast<int>(cached_.lengths.size())))->first;
+  }
+  std::vector<std::int64_t> any_sequences(std::int64_t count) {
+    std::vector<std::int64_t> all(static_cast<std::size_t>(std::clamp<std::int64_t>(count, 0, 64)));
+    for (std::int64_t& id : all) id = any_sequence();
+    return all;
+  }
+  // Whether all are sequences of at least so many tokens.
+  bool has_all(const std::int64_t* ids, std::int64_t count, std::int64_t tokens) const {
+    return std::all_of(ids, ids + count, [&](std::int64_t id) {
+      const auto found = cached_.lengths.find(id);
+      return found != cached_.lengths.end() && found->second >= tokens;
+    });
+  }
+
+  void create_cache(const Slot& slot) {
+    ra_destroy_kv_cache(std::exchange(cached_, {}).cache);
+    Memory memory;
+    ra_kv_cache_desc full;
+    ra_init_kv_cache_desc(&full, sizeof full);
+    full.page_tokens = 16 + input_.below(2);
+    full.num_pages = 1 + input_.below(6);
+    full.num_heads_kv = 1 + input_.below(2);
+    full.head_dim = 1 + input_.below(12);
+    const int options = input_.number<std::uint8_t>();
+    if ((options & 1) != 0) full.dtype = 1 + input_.below(3);
+    if ((options & 2) != 0) full.head_dim_v = 1 + input_.below(12);
+    if ((options & 12) == 12) set_any(input_, full, numbers_of_cache);
+    limit(full.num_pages, 8, 1 << 24), limit(full.num_heads_kv, 4, 1 << 20);
+    limit(full.head_dim, 16, 256), limit(full.head_dim_v, 16, 256);
+    const Given<ra_kv_cache_desc> shape(input_, memory, ra_init_kv_cache_desc, full, true);
+    Where where(input_);
+    cached_.cache = ra_create_kv_cache(slot.context, shape.pointer, where.get());
+    cached_.shape = shape.value;
+    cached_.context = slot.number;
+    memory.look(true);
+    check(cached_.cache == nullptr || (slot.context != nullptr && !shape.is_refused), "a cache of nothing");
+    if (where.get() == nullptr) return;
+    where.look(where.status());
+    check((where.status() == RA_STATUS_SUCCESS) == (cached_.cache != nullptr), "cache or error");
+  }
+
+  void append(const Slot& slot, ra_kv_cache* cache) {
+    Memory memory;
+    const ra_kv_cache_desc& shape = cached_.shape;
+    ra_append_args full;
+    ra_init_append_args(&full, sizeof full);
+    full.num_sequences = 1 + input_.below(3);
+    full.num_tokens = input_.below(24);
+    const auto numbers = [](auto& a, auto&& f) { f(a.num_sequences), f(a.num_tokens); };
+    const int options = input_.number<std::uint8_t>();
+    if ((options & 3) == 3) set_any(input_, full, numbers);
+    limit(full.num_sequences, 4, std::int64_t{1} << 48);
+    const std::vector<std::int64_t> ids = any_sequences(full.num_sequences);
+    if ((options & 28) != 28) full.sequences = memory.list(ids);
+    std::vector<std::int64_t> list(ids.size());
+    if ((options & 32) != 0) {
+      for (std::int64_t& length : list) length = input_.chance(8) ? any_number(input_) : input_.below(24);
+      full.lengths = memory.list(list);
+    }
+    if ((options & 192) == 192) {
+      for (std::size_t n = 0; n < ids.size(); ++n) {
+        const auto found = cached_.lengths.find(ids[n]);
+        list[n] = found == cached_.lengths.end() || input_.chance(8) ? any_number(input_) : found->second;
+      }
+      full.positions = memory.list(list);
+    }
+    Tensors make(input_, memory);
+    const std::size_t size = size_of_dtype(shape.dtype, 4);
+    full.k = make.tensor(full.num_sequences, full.num_tokens, shape.num_heads_kv, shape.head_dim, size, false);
+    full.v = make.tensor(full.num_sequences, full.num_tokens, shape.num_heads_kv,
+                         shape.head_dim_v == 0 ? shape.head_dim : shape.head_dim_v, size, false);
+    if (input_.chance(32)) full.stream = reinterpret_cast<ra_stream>(&full);
+    const Given<ra_append_args> args(input_, memory, ra_init_append_args, full, make.may_be_cut());
+    Where where(input_);
+    const ra_status status = ra_append(slot.context, cache, args.pointer, where.get());
+    where.look(status);
+    memory.look(true);
+    check(status == RA_STATUS_SUCCESS || status == RA_STATUS_INVALID_ARGUMENT || status == RA_STATUS_OUT_OF_MEMORY,
+          "tokens are appended with ", status);
+    if (status != RA_STATUS_SUCCESS) return;
+    const ra_append_args& a = args.value;
+    check(!args.is_refused && cache != nullptr && cached_.context == slot.number &&
+              has_all(a.sequences, a.num_sequences, 0),
+          "tokens are appended to nothing");
+    for (std::int64_t n = 0; n < a.num_sequences; ++n) {
+      std::int64_t& length = cached_.lengths.at(a.sequences[n]);
+      check(a.positions == nullptr || a.positions[n] == length, "tokens in the place of others");
+      length += a.lengths == nullptr ? a.num_tokens : a.lengths[n];
+    }
+  }
+
+  void decode(const Slot& slot, ra_kv_cache* cache) {
+    Memory memory;
+    const Desc d(input_, memory, true, &cached_.shape);
+    ra_decode_args full;
+    ra_init_decode_args(&full, sizeof full);
+    full.num_sequences = d->batch;
+    if (!input_.chance(16)) full.sequences = memory.list(any_sequences(d->batch));
+    const auto numbers = [](auto& a, auto&& f) { f(a.num_sequences); };
+    if (input_.chance(16)) set_any(input_, full, numbers);
+    Tensors make(input_, memory);
+    full.q = make.tensor(d->batch, d.seqlen_q, d.heads_q, d.dim, d.in, false);
+    full.out = make.tensor(d->batch, d.seqlen_q, d.heads_q, d.dim_v, d.out, true);
+    make.floats(full.lse, full.lse_size, product({d->batch, d.seqlen_q, d.heads_q, 4}), true);
+    make.floats(full.sinks, full.sinks_size, product({d.heads_q, d->num_sinks, 4}), false);
+    if (input_.chance(32)) full.stream = reinterpret_cast<ra_stream>(&full);
+    const Given<ra_decode_args> args(input_, memory, ra_init_decode_args, full, make.may_be_cut());
+    Where where(input_);
+    const ra_status status = ra_decode(slot.context, cache, &d, args.pointer, where.get());
+    look(slot, status, where, memory, args.is_refused || d.desc.is_refused);
+    check(status != RA_STATUS_SUCCESS || (cache != nullptr && cached_.context == slot.number &&
+                                          has_all(args.value.sequences, args.value.num_sequences, d.seqlen_q)),
+          "nothing is decoded");
+  }
+
+  void move(const Slot& slot, ra_kv_cache* cache) {
+    Memory memory;
+    const std::vector<std::int32_t> former(16, input_.chance(4) ? static_cast<std::int32_t>(any_number(input_)) : 0);
+    const auto* const list = input_.chance(16) ? nullptr : memory.list(former);
+    Where where(input_);
+    const ra_status status = ra_move_kv_cache(cache, slot.context, list, where.get());
+    where.look(status);
+    memory.look(true);
+    check(status == RA_STATUS_SUCCESS || status == RA_STATUS_INVALID_ARGUMENT, "a cache moves with ", status);
+    if (status != RA_STATUS_SUCCESS) return;
+    check(cache != nullptr && slot.context != nullptr && list != nullptr && former[0] == 0, "a cache moves nowhere");
+    cached_.context = slot.number;
+  }
+
+  void change_sequences(int which, ra_kv_cache* cache) {
+    auto& lengths = cached_.lengths;
+    const std::int64_t id = any_sequence();
+    const auto found = lengths.find(id);
+    const bool is_there = cache != nullptr && found != lengths.end();
+    Where where(input_);
+    const auto look_at = [&](ra_status status, bool is_right) {
+      where.look(status);
+      check(status == (is_right ? RA_STATUS_SUCCESS : RA_STATUS_INVALID_ARGUMENT), "status ", status);
+      return is_right;
+    };
+    const auto look_at_number = [&](std::int64_t number, std::int64_t expected) {
+      check(number == expected, "sequence ", id, " has ", number, ", not ", expected);
+      if (where.get() != nullptr) look_at(static_cast<ra_status>(where.status()), expected >= 0);
+    };
+    switch (which) {
+      case 10: {
+        look_at_number(ra_create_sequence(cache, where.get()), cache == nullptr ? -1 : cached_.next);
+        if (cache != nullptr) lengths[cached_.next++] = 0;
+        return;
+      }
+      case 11: {
+        look_at_number(ra_fork_sequence(cache, id, where.get()), is_there ? cached_.next : -1);
+        if (is_there) lengths[cached_.next++] = found->second;
+        return;
+      }
+      case 12: {
+        const std::int64_t length = input_.chance(4) ? any_number(input_) : input_.below(40);
+        const bool is_right = is_there && 0 <= length && length <= found->second;
+        if (look_at(ra_truncate_sequence(cache, id, length, where.get()), is_right)) found->second = length;
+        return;
+      }
+      case 13:
+        if (look_at(ra_free_sequence(cache, id, where.get()), is_there)) lengths.erase(found);
+        return;
+      case 14: {
+        if (input_.chance(2))
+          return look_at_number(ra_get_sequence_length(cache, id, where.get()), is_there ? found->second : -1);
+        const std::int64_t from = input_.chance(4) ? any_number(input_) : input_.below(40);
+        const bool is_right = is_there && 0 <= from && from <= found->second;
+        return look_at_number(ra_get_lost_tokens(cache, id, from, where.get()), is_right ? found->second : -1);
+      }
+      default:
+        return fill_or_init(cache);
+    }
+  }
+  void fill_or_init(ra_kv_cache* cache) {
+    const auto size = static_cast<std::size_t>(input_.number<std::uint16_t>() % 1024);
+    switch (input_.below(8)) {
+      case 1:
+        return init_one(ra_init_kv_cache_desc, size);
+      case 2:
+        return init_one(ra_init_append_args, size);
+      case 3:
+        return init_one(ra_init_decode_args, size);
+      case 4:
+        return init_one(ra_init_kv_cache_statistics, size);
+      default:
+        return fill<ra_kv_cache_statistics>(ra_init_kv_cache_statistics, [&](auto* s, auto* error) {
+          return ra_get_kv_cache_statistics(cache, s, error);
+        });
+    }
+  }
+
+  // Of one rank: no page is lost. One that is shared is used once.
+  void look_at_cache() const {
+    ra_kv_cache_statistics s;
+    ra_init_kv_cache_statistics(&s, sizeof s);
+    check(ra_get_kv_cache_statistics(cached_.cache, &s, nullptr) == RA_STATUS_SUCCESS, "no statistics");
+    const std::int64_t page_tokens = cached_.shape.page_tokens;
+    std::int64_t tokens = 0, pages = 0, most_pages = 0;
+    for (const auto& [id, length] : cached_.lengths) {
+      tokens += length;
+      pages += (length + page_tokens - 1) / page_tokens;
+      most_pages = std::max(most_pages, (length + page_tokens - 1) / page_tokens);
+    }
+    check(s.num_sequences == std::ssize(cached_.lengths) && s.num_tokens == tokens && s.lost_pages == 0, "a cache has ",
+          s.num_sequences, " sequences of ", s.num_tokens, " tokens, not ", cached_.lengths.size(), " of ", tokens);
+    check(most_pages <= s.used_pages && s.used_pages <= pages &&
+              s.used_pages + s.free_pages == cached_.shape.num_pages && s.least_free_pages == s.free_pages,
+          s.used_pages, " pages are used and ", s.free_pages, " free");
   }
 
   void merge() {
@@ -1069,6 +1334,8 @@ class Program {
 
   Input& input_;
   std::array<Slot, 2> slots_{};
+  int contexts_ = 0;  // that were made
+  Cached cached_;
   bool has_waited_ = false;
 };
 

@@ -533,6 +533,12 @@ Error call_on(ra_context* context, std::int32_t world_size, std::int32_t rank, s
   return error;
 }
 
+// It has that status, or says that the context has: a call that begins when the group has failed is refused.
+bool is_of(ra_status status, const Error& error) {
+  return error.status == status || (error.status == RA_STATUS_INVALID_STATE &&
+                                    error.text().find(ra_get_status_name(status)) != std::string::npos);
+}
+
 // In whatever a layer does then, or between two calls.
 TEST(Mha, EndsOnEveryRankWhenOneGivesUp) {
   Random random(number_of("RINGATTN_TEST_SEED", 1));
@@ -549,9 +555,7 @@ TEST(Mha, EndsOnEveryRankWhenOneGivesUp) {
           EXPECT_EQ(ra_abort_context(context, nullptr), RA_STATUS_SUCCESS);
         });
       const Error error = call_on(context, world_size, rank, checkpoint);
-      EXPECT_TRUE(error.status == RA_STATUS_ABORTED ||
-                  (error.status == RA_STATUS_INVALID_STATE && error.text().find("ABORTED") != std::string::npos))
-          << error;
+      EXPECT_TRUE(is_of(RA_STATUS_ABORTED, error)) << error;
       EXPECT_EQ(error.rank, aborter) << error;
       if (giving_up.joinable()) giving_up.join();
     });
@@ -570,7 +574,7 @@ TEST(Mha, NamesARankThatHasLeft) {
       return ranks.destroy(1);
     }
     const Error error = call_on(context, world_size, rank, RA_CHECKPOINT_ATTENTION);
-    EXPECT_EQ(error.status, RA_STATUS_PEER_LOST) << error;
+    EXPECT_TRUE(is_of(RA_STATUS_PEER_LOST, error)) << error;
     EXPECT_EQ(error.rank, 1) << error;
   });
 }

@@ -183,4 +183,15 @@ inline void set(ra_mha_desc &record, const std::string &field, const Json &value
   unknown("ra_mha_desc", field);
 }
 
+inline void set(ra_kv_cache_desc &record, const std::string &field, const Json &value, [[maybe_unused]] Kept &kept) {
+  const auto is = [&](const char *name) { return field == name; };
+  if (is("page_tokens")) return void(record.page_tokens = number<int64_t>(value));
+  if (is("num_pages")) return void(record.num_pages = number<int64_t>(value));
+  if (is("num_heads_kv")) return void(record.num_heads_kv = number<int64_t>(value));
+  if (is("head_dim")) return void(record.head_dim = number<int64_t>(value));
+  if (is("head_dim_v")) return void(record.head_dim_v = number<int64_t>(value));
+  if (is("dtype")) return void(record.dtype = constant(dtype_constants, value));
+  unknown("ra_kv_cache_desc", field);
+}
+
 }  // namespace ringattn::conformance

@@ -14,14 +14,15 @@ namespace {
 
 // Calls f(b, row, head) for every row of every head, in parallel over stretches of rows.
 template <class F>
-void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f) {
+void for_each_row(std::int64_t batch, Extent extent, Threads& threads, F&& f, OnCancel on_cancel = OnCancel::stop) {
   constexpr std::int64_t rows_at_once = 128;
   const std::int64_t stretches = (extent.rows + rows_at_once - 1) / rows_at_once;
-  threads.for_each(batch * stretches, [&](std::int64_t index, int) {
+  const auto stretch = [&](std::int64_t index, int) {
     const std::int64_t b = index / stretches, first = index % stretches * rows_at_once;
     for (std::int64_t row = first; row < std::min(first + rows_at_once, extent.rows); ++row)
       for (std::int64_t head = 0; head < extent.heads; ++head) f(b, row, head);
-  });
+  };
+  threads.for_each(batch * stretches, stretch, on_cancel);
 }
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
@@ -83,9 +84,10 @@ void CpuEngine::add_sink_gradients(const Problem& problem, const float* sinks, c
 
 void CpuEngine::copy(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent) {
   const auto bytes = static_cast<std::size_t>(extent.dim * size_of(from.dtype));
-  for_each_row(problem.batch, extent, threads_, [&](std::int64_t b, std::int64_t row, std::int64_t head) {
+  const auto copy_row = [&](std::int64_t b, std::int64_t row, std::int64_t head) {
     std::memcpy(to.bytes_at(b, row, head), from.bytes_at(b, row, head), bytes);
-  });
+  };
+  for_each_row(problem.batch, extent, threads_, copy_row, OnCancel::go_on);  // a cache keeps it when its group is gone
 }
 
 void CpuEngine::round(const Problem& problem, const Tensor& from, const Tensor& to, Extent extent, bool accumulate) {

@@ -35,30 +35,27 @@ float shrink(float max, float largest) {
 
 // Query rows of one item that one thread attends at a time to one split of the keys.
 struct Unit {
-  const WorkItem* item;
-  const Piece* queries;
+  std::int32_t item;
+  std::int32_t piece;  // of the item's queries
   std::int64_t first;  // within the piece
-  std::int64_t rows;
-  std::int64_t cost;   // (query, key) pairs, roughly
+  Interval keys;       // of the item, counted through its pieces
+  std::int32_t rows;
+  float cost;          // (query, key) pairs, roughly
   std::int32_t split;  // of so many
   std::int32_t splits;
 };
 
-// Stored rows of the keys that a piece of queries sees, from the first to the last.
+// The keys of an item that a piece of queries sees, from the first to the last, counted through its pieces.
 Interval find_keys(const Problem& problem, const WorkItem& item, const Piece& queries) {
   Interval all;
+  std::int64_t before = 0;
   for (const Piece& keys : item.keys) {
     const std::int64_t lo = item.visible(queries, 0, keys, problem.longest_kv()).lo;
     const std::int64_t hi = item.visible(queries, queries.length - 1, keys, problem.longest_kv()).hi;
-    if (lo < hi) all = {all.empty() ? keys.row + lo : all.lo, keys.row + hi};
+    if (lo < hi) all = {all.empty() ? before + lo : all.lo, before + hi};
+    before += keys.length;
   }
   return all;
-}
-Interval find_keys(const Problem& problem, const Unit& unit) {
-  const Interval all = find_keys(problem, *unit.item, *unit.queries);
-  if (unit.splits == 1) return all;
-  const Cut cut(all.hi - all.lo, unit.splits);
-  return {all.lo + cut.begin(unit.split), all.lo + cut.begin(unit.split + 1)};
 }
 
 // Rows of a piece of queries that may see any key of the item, as stretches that do not touch. Between the first and the last step the
@@ -109,7 +106,9 @@ struct Attend {
   std::int64_t dim_v() const { return problem.head_dim_v; }
   std::int64_t total() const { return unit.rows * problem.group(); }  // rows of all heads, head by head
   std::int64_t head(std::int64_t g) const { return head_kv * problem.group() + g; }
-  std::int64_t stored() const { return unit.queries->row + unit.first; }
+  const WorkItem& item() const { return step.items[static_cast<std::size_t>(unit.item)]; }
+  const Piece& queries() const { return item().queries[static_cast<std::size_t>(unit.piece)]; }
+  std::int64_t stored() const { return queries().row + unit.first; }
   // Where the first row of head g stands in lse, max and sum.
   std::int64_t state(std::int64_t g) const { return (b * problem.num_heads_q + head(g)) * step.query_rows + stored(); }
 
@@ -118,13 +117,27 @@ struct Attend {
     begin();
     if (modifies_tiles(problem))
       for (std::int64_t g = 0; g < problem.group(); ++g)
-        modify_rows(problem, step.origin, *unit.item, *unit.queries, unit.first, unit.rows, b, head(g),
+        modify_rows(problem, step.origin, item(), queries(), unit.first, unit.rows, b, head(g),
                     scratch.modifiers.rows + g * unit.rows);
-    const Interval split = find_keys(problem, unit);
-    for (const Piece& keys : unit.item->keys) attend_piece(keys, split);
+    const std::span<const Piece> pieces = item().keys;
+    std::int64_t before = 0;
+    for (std::size_t n = 0; n < pieces.size(); ++n) {
+      const Interval part = own_keys(pieces[n], before);
+      before += pieces[n].length;
+      if (part.empty()) continue;
+      Interval next;
+      if (n + 1 < pieces.size()) next = own_keys(pieces[n + 1], before);
+      if (!next.empty()) next = {pieces[n + 1].row + next.lo, pieces[n + 1].row + next.hi};
+      attend_piece(pieces[n], part, next);
+    }
     if (unit.splits == 1) end();
   }
   void end() const { step.last ? finish() : keep(); }
+  // Keys of a piece that are the unit's. `before`: keys of the item before it.
+  Interval own_keys(const Piece& keys, std::int64_t before) const {
+    const std::int64_t lo = std::clamp<std::int64_t>(unit.keys.lo - before, 0, keys.length);
+    return {lo, std::clamp<std::int64_t>(unit.keys.hi - before, lo, keys.length)};
+  }
 
   // Rows of the q and the out of this unit lie in panels of all its rows, head by head. Whether `tiles` take all of them.
   bool pack_queries() const {
@@ -194,12 +207,13 @@ struct Attend {
     }
   }
 
-  void attend_piece(const Piece& keys, Interval split) const {
+  // To a part of its keys. `next`: stored rows of those that come after it.
+  void attend_piece(const Piece& keys, Interval part, Interval next) const {
     std::int64_t begin = keys.length, end = 0;
-    find_seen(*unit.item, *unit.queries, unit.first, unit.rows, keys, problem.kv_length(b), scratch.seen);
+    find_seen(item(), queries(), unit.first, unit.rows, keys, problem.kv_length(b), scratch.seen);
     for (std::int64_t i = 0; i < unit.rows; ++i) {
       Interval& seen = scratch.seen[i];
-      seen = {std::max(seen.lo, split.lo - keys.row), std::min(seen.hi, split.hi - keys.row)};
+      seen = {std::max(seen.lo, part.lo), std::min(seen.hi, part.hi)};
       if (seen.lo >= seen.hi) {
         seen = {};
         continue;
@@ -207,7 +221,7 @@ struct Attend {
       begin = std::min(begin, seen.lo);
       end = std::max(end, seen.hi);
     }
-    const bool few = unit.queries->length * problem.group() <= tiles.few_rows;
+    const bool few = queries().length * problem.group() <= tiles.few_rows;
     const std::int64_t length = few ? tiles.few_keys : tiles.key_block;
     for (std::int64_t block = begin / length * length; block < end && !threads.cancelled(); block += length) {
       const std::int64_t count = std::min(length, keys.length - block);
@@ -217,22 +231,27 @@ struct Attend {
       Modifiers own;
       const Modifiers* modifiers = nullptr;
       if (modifies_tiles(problem)) {
-        own = modify_keys(problem, *unit.item, keys, block, count, bias_of(keys.row + block), scratch.modifiers);
+        own = modify_keys(problem, item(), keys, block, count, bias_of(keys.row + block), scratch.modifiers);
         modifiers = &own;
       }
-      few ? attend_few(keys.row + block, count, std::clamp<std::int64_t>(end - block - count, 0, length), modifiers)
-          : attend_block(keys, block, count, modifiers);
+      if (!few) {
+        attend_block(keys, block, count, modifiers);
+        continue;
+      }
+      const std::int64_t row = keys.row + block;
+      attend_few(row, count, block + count < end ? Interval{row + count, keys.row + end} : next, modifiers);
     }
   }
   const float* bias_of(std::int64_t row) const {
     return problem.has_key_bias ? step.key_bias + b * step.key_rows + row : nullptr;
   }
 
-  void attend_few(std::int64_t row, std::int64_t count, std::int64_t next, const Modifiers* modifiers) const {
+  void attend_few(std::int64_t row, std::int64_t count, Interval next, const Modifiers* modifiers) const {
     tiles.attend_few({total(), count, dim(), dim_v(), scratch.q, problem.dtype, step.k.bytes_at(b, row, head_kv),
                       step.v.bytes_at(b, row, head_kv), step.k.seq_stride, step.v.seq_stride,
-                      step.k.bytes_at(b, row + count, head_kv), next, scratch.visible, problem.softmax_scale,
-                      problem.softcap, running.out, running.max, running.sum, modifiers});
+                      step.k.bytes_at(b, next.lo, head_kv), std::min(next.hi - next.lo, tiles.few_keys),
+                      scratch.visible, problem.softmax_scale, problem.softcap, running.out, running.max, running.sum,
+                      modifiers});
   }
 
   void attend_block(const Piece& keys, std::int64_t block, std::int64_t count, const Modifiers* modifiers) const {
@@ -296,8 +315,10 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
   std::vector<Unit> units;
   std::vector<Interval> stretches;  // of one piece
   units.reserve(static_cast<std::size_t>(pieces));
-  for (const WorkItem& item : step.items)
-    for (const Piece& queries : item.queries) {
+  for (std::size_t i = 0; i < step.items.size(); ++i)
+    for (std::size_t n = 0; n < step.items[i].queries.size(); ++n) {
+      const WorkItem& item = step.items[i];
+      const Piece& queries = item.queries[n];
       const Interval keys = find_keys(problem, item, queries);
       const std::int64_t splits = choose_splits(problem, pieces, keys.hi - keys.lo);
       const std::int64_t most = splits > 1 ? most_unit_rows(tiles, problem, longest_piece) : unit_rows;
@@ -305,13 +326,21 @@ void CpuEngine::forward(const Problem& problem, const ForwardStep& step) {
         stretches = {{0, queries.length}};
       else
         list_seeing_rows(problem, item, queries, stretches);
+      const Cut cut(keys.hi - keys.lo, splits);
       for (const Interval& stretch : stretches) {
         std::int64_t first = stretch.lo;
         for (std::int64_t left = (stretch.hi - first + most - 1) / most; left > 0; --left) {
           const std::int64_t rows = (stretch.hi - first) / left;  // equal parts
           const std::int64_t cost = estimate_cost(problem, item, queries, first, rows) / splits;
           for (std::int32_t split = 0; split < splits; ++split)
-            units.push_back({&item, &queries, first, rows, cost, split, static_cast<std::int32_t>(splits)});
+            units.push_back({.item = static_cast<std::int32_t>(i),
+                             .piece = static_cast<std::int32_t>(n),
+                             .first = first,
+                             .keys = {keys.lo + cut.begin(split), keys.lo + cut.begin(split + 1)},
+                             .rows = static_cast<std::int32_t>(rows),
+                             .cost = static_cast<float>(cost),
+                             .split = split,
+                             .splits = static_cast<std::int32_t>(splits)});
           first += rows;
         }
       }

@@ -331,7 +331,8 @@ Inputs::Inputs(const Problem& p, Random& random) : problem(p) {
   if (p.num_sinks > 0) sinks = draw_logits(p.num_heads_q * p.num_sinks, 12);
 }
 
-Oracle::Oracle(const Problem& p, Random& random, Of of) : Inputs(p, random) {
+Oracle::Oracle(Inputs inputs, Random& random, Of of) : Inputs(std::move(inputs)) {
+  const Problem& p = problem;
   const bool backwards = of == Of::all;
   const Modifiers<double> modifiers = modifiers_of<double>(*this);
   const Modifiers<float> plain_modifiers = modifiers_of<float>(*this);

@@ -71,7 +71,9 @@ struct Inputs {
 enum class Of { all, forward };  // of a forward pass only out and lse, which costs a fifth
 
 struct Oracle : Inputs {
-  Oracle(const Problem& problem, Random& random, Of of = Of::all);
+  Oracle(const Problem& problem, Random& random, Of of = Of::all) : Oracle(Inputs(problem, random), random, of) {}
+  // Of inputs that may have been changed since they were drawn; `random` only orders sums.
+  Oracle(Inputs inputs, Random& random, Of of);
 
   Expected out, lse, dq, dk, dv, dsinks;
 };

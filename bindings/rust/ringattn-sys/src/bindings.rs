@@ -185,6 +185,7 @@ one after the other, so that memory stays within ra_attention_desc::gather_bytes
 pub const RA_SCHEDULE_ALL_GATHER: ra_schedule = 2;
 pub const RA_SCHEDULE_ALL_TO_ALL: ra_schedule = 3;
 pub const RA_SCHEDULE_HYBRID: ra_schedule = 4;
+///of ra_decode alone: queries come to the keys, and what they see there is merged
 pub const RA_SCHEDULE_PASS_Q: ra_schedule = 5;
 /**Who computes and sends what, in which order. Results follow the same rules with each, but not to the last bit.
 
@@ -294,7 +295,7 @@ default: all. What a kernel computes does not depend on it. Must be 0 on the CPU
     /**a file, for each rank another, that is made or emptied and then written with what this rank does
 and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls, and
 inside them plan, agree, prepare, pack, post, compute, wait,
-kept rows (of layers), add gradients, round, end; and on CPUs each message, sent or received,
+kept rows (of layers), add gradients, merge (of ra_decode), round, end; and on CPUs each message, sent or received,
 from when it was posted to when it was over. On CUDA times are those of enqueuing. Times of
 ranks of one machine can be compared. About 150 bytes for each event, written when a call
 ends. NULL, the default: none*/
@@ -1172,7 +1173,7 @@ extern "C" {
         error: *mut ra_error,
     ) -> ra_status;
 }
-/**What the last call of ra_forward, ra_backward, ra_mha_forward, ra_mha_backward or ra_all_reduce on a context did; comparable field by field with ra_memory_requirements. On CUDA
+/**What the last call of ra_forward, ra_backward, ra_mha_forward, ra_mha_backward, ra_all_reduce or ra_decode on a context did; comparable field by field with ra_memory_requirements. On CUDA
  times are those of enqueuing.*/
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -1193,12 +1194,16 @@ hidden*/
     pub wait_seconds: f64,
     ///of it, in what a layer of multi-head attention does beside attention
     pub projection_seconds: f64,
+    ///ra_schedule of ra_decode: RA_SCHEDULE_PASS_Q or RA_SCHEDULE_RING; RA_SCHEDULE_AUTO after other calls
+    pub schedule: i32,
+    ///0
+    pub reserved: i32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ra_call_statistics",
-    ][::core::mem::size_of::<ra_call_statistics>() - 64usize];
+    ][::core::mem::size_of::<ra_call_statistics>() - 72usize];
     [
         "Alignment of ra_call_statistics",
     ][::core::mem::align_of::<ra_call_statistics>() - 8usize];
@@ -1226,6 +1231,12 @@ const _: () = {
     [
         "Offset of field: ra_call_statistics::projection_seconds",
     ][::core::mem::offset_of!(ra_call_statistics, projection_seconds) - 56usize];
+    [
+        "Offset of field: ra_call_statistics::schedule",
+    ][::core::mem::offset_of!(ra_call_statistics, schedule) - 64usize];
+    [
+        "Offset of field: ra_call_statistics::reserved",
+    ][::core::mem::offset_of!(ra_call_statistics, reserved) - 68usize];
 };
 extern "C" {
     ///Clears `statistics`. `struct_size` is sizeof(ra_call_statistics). Accepts NULL.
@@ -2353,6 +2364,400 @@ extern "C" {
         args: *const ra_reduce_args,
         error: *mut ra_error,
     ) -> ra_status;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ra_kv_cache {
+    _unused: [u8; 0],
+}
+///What a cache holds; the same on every rank.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ra_kv_cache_desc {
+    pub struct_size: usize,
+    ///tokens of a page, 16 .. 256; default 64
+    pub page_tokens: i64,
+    ///pages of each rank, 1 .. 2^24; no default
+    pub num_pages: i64,
+    ///of K and V, >= 1; no default
+    pub num_heads_kv: i64,
+    ///of K, 1 .. 256; no default
+    pub head_dim: i64,
+    ///of V, 1 .. 256; default 0: head_dim
+    pub head_dim_v: i64,
+    ///ra_dtype of K and V; default RA_DTYPE_FLOAT32
+    pub dtype: i32,
+    ///0
+    pub reserved: i32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_kv_cache_desc"][::core::mem::size_of::<ra_kv_cache_desc>() - 56usize];
+    [
+        "Alignment of ra_kv_cache_desc",
+    ][::core::mem::align_of::<ra_kv_cache_desc>() - 8usize];
+    [
+        "Offset of field: ra_kv_cache_desc::struct_size",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, struct_size) - 0usize];
+    [
+        "Offset of field: ra_kv_cache_desc::page_tokens",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, page_tokens) - 8usize];
+    [
+        "Offset of field: ra_kv_cache_desc::num_pages",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, num_pages) - 16usize];
+    [
+        "Offset of field: ra_kv_cache_desc::num_heads_kv",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, num_heads_kv) - 24usize];
+    [
+        "Offset of field: ra_kv_cache_desc::head_dim",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, head_dim) - 32usize];
+    [
+        "Offset of field: ra_kv_cache_desc::head_dim_v",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, head_dim_v) - 40usize];
+    [
+        "Offset of field: ra_kv_cache_desc::dtype",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, dtype) - 48usize];
+    [
+        "Offset of field: ra_kv_cache_desc::reserved",
+    ][::core::mem::offset_of!(ra_kv_cache_desc, reserved) - 52usize];
+};
+extern "C" {
+    ///Fills `desc` with defaults. `struct_size` is sizeof(ra_kv_cache_desc). Accepts NULL.
+    pub fn ra_init_kv_cache_desc(desc: *mut ra_kv_cache_desc, struct_size: usize);
+}
+extern "C" {
+    /**Makes an empty cache for the ranks of `context`, with memory for all pages of this rank: num_pages * page_tokens * num_heads_kv *
+ (head_dim + head_dim_v) elements, and beside it some 4 bytes for each page of each rank.
+
+ Returns the cache, which the caller releases with ra_destroy_kv_cache, or NULL with `error` filled: INVALID_ARGUMENT, NOT_SUPPORTED
+ (the CPU backend has caches), OUT_OF_MEMORY.*/
+    pub fn ra_create_kv_cache(
+        context: *mut ra_context,
+        desc: *const ra_kv_cache_desc,
+        error: *mut ra_error,
+    ) -> *mut ra_kv_cache;
+}
+extern "C" {
+    ///Frees the cache and its memory. Accepts NULL. No call may be in progress with it; its context may be gone.
+    pub fn ra_destroy_kv_cache(cache: *mut ra_kv_cache);
+}
+extern "C" {
+    /**A new sequence without tokens, which takes no page. Returns its number, >= 0 and never given again, the same on every rank; or -1 with
+ `error` filled: INVALID_ARGUMENT, OUT_OF_MEMORY.*/
+    pub fn ra_create_sequence(cache: *mut ra_kv_cache, error: *mut ra_error) -> i64;
+}
+extern "C" {
+    /**A new sequence that begins with all tokens of `sequence`: both share the pages, which stay as long as anybody has them. Whichever first
+ appends to a page that they share, and that is not full, gets one of its own for it, on the same rank.
+
+ Returns the new sequence's number, or -1 with `error` filled: INVALID_ARGUMENT (`sequence` is not known, or was freed), OUT_OF_MEMORY.*/
+    pub fn ra_fork_sequence(
+        cache: *mut ra_kv_cache,
+        sequence: i64,
+        error: *mut ra_error,
+    ) -> i64;
+}
+extern "C" {
+    ///Leaves the first `length` tokens, 0 <= length <= those it has, and gives back pages of the others. Errors: INVALID_ARGUMENT.
+    pub fn ra_truncate_sequence(
+        cache: *mut ra_kv_cache,
+        sequence: i64,
+        length: i64,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+extern "C" {
+    ///Gives back the pages of a sequence, which is no more. Errors: INVALID_ARGUMENT (also if that was done before).
+    pub fn ra_free_sequence(
+        cache: *mut ra_kv_cache,
+        sequence: i64,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+extern "C" {
+    ///Tokens of a sequence, lost ones included. Returns -1 with `error` filled on INVALID_ARGUMENT.
+    pub fn ra_get_sequence_length(
+        cache: *const ra_kv_cache,
+        sequence: i64,
+        error: *mut ra_error,
+    ) -> i64;
+}
+///New tokens of some sequences. Every rank is given all of them, and stores those of its pages.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ra_append_args {
+    pub struct_size: usize,
+    ///>= 1; default 1
+    pub num_sequences: i64,
+    ///of k and v, for each sequence, >= 0; no default: -1, which is refused
+    pub num_tokens: i64,
+    ///host, num_sequences entries, each another sequence
+    pub sequences: *const i64,
+    ///host, num_sequences entries of 0 .. num_tokens: tokens that are appended, the first ones; NULL: all
+    pub lengths: *const i64,
+    /**host, num_sequences entries: in the place of which tokens they come, from there on. It is the sequence's
+length, behind the others, or where pages are lost: there its first lost token (ra_get_lost_tokens),
+and as many as are lost there, or all of several pages. NULL: behind the others, everywhere*/
+    pub positions: *const i64,
+    ///[num_sequences, num_tokens, num_heads_kv, head_dim], the cache's dtype
+    pub k: ra_tensor,
+    ///[num_sequences, num_tokens, num_heads_kv, head_dim_v], the cache's dtype
+    pub v: ra_tensor,
+    ///must be NULL on the CPU
+    pub stream: ra_stream,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_append_args"][::core::mem::size_of::<ra_append_args>() - 136usize];
+    ["Alignment of ra_append_args"][::core::mem::align_of::<ra_append_args>() - 8usize];
+    [
+        "Offset of field: ra_append_args::struct_size",
+    ][::core::mem::offset_of!(ra_append_args, struct_size) - 0usize];
+    [
+        "Offset of field: ra_append_args::num_sequences",
+    ][::core::mem::offset_of!(ra_append_args, num_sequences) - 8usize];
+    [
+        "Offset of field: ra_append_args::num_tokens",
+    ][::core::mem::offset_of!(ra_append_args, num_tokens) - 16usize];
+    [
+        "Offset of field: ra_append_args::sequences",
+    ][::core::mem::offset_of!(ra_append_args, sequences) - 24usize];
+    [
+        "Offset of field: ra_append_args::lengths",
+    ][::core::mem::offset_of!(ra_append_args, lengths) - 32usize];
+    [
+        "Offset of field: ra_append_args::positions",
+    ][::core::mem::offset_of!(ra_append_args, positions) - 40usize];
+    [
+        "Offset of field: ra_append_args::k",
+    ][::core::mem::offset_of!(ra_append_args, k) - 48usize];
+    [
+        "Offset of field: ra_append_args::v",
+    ][::core::mem::offset_of!(ra_append_args, v) - 88usize];
+    [
+        "Offset of field: ra_append_args::stream",
+    ][::core::mem::offset_of!(ra_append_args, stream) - 128usize];
+};
+impl Default for ra_append_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+extern "C" {
+    ///Fills `args` with defaults. `struct_size` is sizeof(ra_append_args). Accepts NULL.
+    pub fn ra_init_append_args(args: *mut ra_append_args, struct_size: usize);
+}
+extern "C" {
+    /**Appends tokens to sequences: one to each, as in decoding, or many, as of a prompt. A sequence takes a page for each page_tokens
+ tokens begun. `context`: the cache's own, which may be broken: the tokens are there when the cache goes on in another. Local.
+
+ Errors: INVALID_ARGUMENT; OUT_OF_MEMORY where a rank has not enough free pages for all of them: the message says which rank, how many
+ it has and how many are needed, is the same on all ranks, and nothing was appended to any sequence; INVALID_STATE where the last page
+ is lost, or the context is in use by another thread. The context stays usable after each.*/
+    pub fn ra_append(
+        context: *mut ra_context,
+        cache: *mut ra_kv_cache,
+        args: *const ra_append_args,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+///Tensors of ra_decode, the same on every rank.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ra_decode_args {
+    pub struct_size: usize,
+    ///desc.batch; default 1
+    pub num_sequences: i64,
+    ///host, num_sequences entries: whose tokens the queries of each batch entry are; one may come twice
+    pub sequences: *const i64,
+    ///[batch, seqlen_q, num_heads_q, head_dim], desc.dtype
+    pub q: ra_tensor,
+    ///[batch, seqlen_q, num_heads_q, head_dim_v], desc.out_dtype; written
+    pub out: ra_tensor,
+    ///[batch, num_heads_q, seqlen_q] packed; written; NULL if not wanted
+    pub lse: *mut f32,
+    ///bytes that may be written from lse on; fewer than it takes are refused. 0: not checked
+    pub lse_size: usize,
+    ///[num_heads_q, num_sinks] packed; where desc.num_sinks > 0, else NULL. As in ra_forward_args
+    pub sinks: *const f32,
+    ///bytes that may be read from sinks on; fewer than it takes are refused. 0: not checked
+    pub sinks_size: usize,
+    ///must be NULL on the CPU
+    pub stream: ra_stream,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ra_decode_args"][::core::mem::size_of::<ra_decode_args>() - 144usize];
+    ["Alignment of ra_decode_args"][::core::mem::align_of::<ra_decode_args>() - 8usize];
+    [
+        "Offset of field: ra_decode_args::struct_size",
+    ][::core::mem::offset_of!(ra_decode_args, struct_size) - 0usize];
+    [
+        "Offset of field: ra_decode_args::num_sequences",
+    ][::core::mem::offset_of!(ra_decode_args, num_sequences) - 8usize];
+    [
+        "Offset of field: ra_decode_args::sequences",
+    ][::core::mem::offset_of!(ra_decode_args, sequences) - 16usize];
+    [
+        "Offset of field: ra_decode_args::q",
+    ][::core::mem::offset_of!(ra_decode_args, q) - 24usize];
+    [
+        "Offset of field: ra_decode_args::out",
+    ][::core::mem::offset_of!(ra_decode_args, out) - 64usize];
+    [
+        "Offset of field: ra_decode_args::lse",
+    ][::core::mem::offset_of!(ra_decode_args, lse) - 104usize];
+    [
+        "Offset of field: ra_decode_args::lse_size",
+    ][::core::mem::offset_of!(ra_decode_args, lse_size) - 112usize];
+    [
+        "Offset of field: ra_decode_args::sinks",
+    ][::core::mem::offset_of!(ra_decode_args, sinks) - 120usize];
+    [
+        "Offset of field: ra_decode_args::sinks_size",
+    ][::core::mem::offset_of!(ra_decode_args, sinks_size) - 128usize];
+    [
+        "Offset of field: ra_decode_args::stream",
+    ][::core::mem::offset_of!(ra_decode_args, stream) - 136usize];
+};
+impl Default for ra_decode_args {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+extern "C" {
+    ///Fills `args` with defaults. `struct_size` is sizeof(ra_decode_args). Accepts NULL.
+    pub fn ra_init_decode_args(args: *mut ra_decode_args, struct_size: usize);
+}
+extern "C" {
+    /**Attends the last seqlen_q tokens of each of desc.batch sequences to all tokens of theirs: a new token or several, as where guesses are
+ checked, or a chunk of a prompt. Their keys and values were appended before.
+
+ Collective: every rank calls it with an equal `desc`, the same sequences and the same q, and gets the same out, to the last bit.
+ Of `desc`, seqlen_kv is -1: keys are those of the cache. A query sees keys by mask, windows and their alignment, which is
+ RA_MASK_ALIGNMENT_BOTTOM_RIGHT, as in ra_forward with the sequence's length for seqlen_kv; softmax_scale, softcap, alibi_slopes and
+ sinks are as there. num_heads_kv, head_dim, head_dim_v and dtype are the cache's. Documents, kv_lengths, key_bias, dropout, mask slices,
+ branches, num_chunks but with RA_SCHEDULE_RING, and shardings other than RA_SHARDING_CONTIGUOUS, the default, are not part of it.
+
+ With RA_SCHEDULE_PASS_Q each rank attends all queries to the keys that it has, and keys never move: each of the batch * seqlen_q *
+ num_heads_q rows of partial results, head_dim_v + 1 fp32 numbers, goes to one rank that merges those of all ranks, in the order of
+ ranks, and comes back to all. With n such rows, of which a rank merges m, it sends (n - m) + (world_size - 1) m of them, whatever the
+ cache holds: 2 (world_size - 1) / world_size times all of them, where they divide evenly. With RA_SCHEDULE_RING each rank attends a
+ part of the queries to all keys, which go around, and then gives its part of the results to the others. RA_SCHEDULE_AUTO takes
+ the first where queries are fewer bytes than keys: t / n < 2 num_heads_kv / num_heads_q with t queries and n keys, those of t included,
+ over all sequences (Yang et al. 2024, "Context Parallelism for Scalable Million-Token Inference"); and where world_size is 1.
+ ra_call_statistics::schedule says which it was.
+
+ Blocking, timing and errors as ra_forward; INVALID_ARGUMENT also where a sequence has fewer than seqlen_q tokens, is not known, or the
+ cache is another context's or of another dtype or shape; INVALID_STATE also where a sequence has lost tokens.*/
+    pub fn ra_decode(
+        context: *mut ra_context,
+        cache: *mut ra_kv_cache,
+        desc: *const ra_attention_desc,
+        args: *const ra_decode_args,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+///What a cache holds now.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ra_kv_cache_statistics {
+    pub struct_size: usize,
+    ///that were made and not freed
+    pub num_sequences: i64,
+    ///of all of them, shared ones counted for each, lost ones included
+    pub num_tokens: i64,
+    ///of this rank's, shared ones counted once
+    pub used_pages: i64,
+    ///of this rank's
+    pub free_pages: i64,
+    ///of the rank that has the fewest free ones
+    pub least_free_pages: i64,
+    ///of all sequences, that were on ranks which are gone, counted for each sequence
+    pub lost_pages: i64,
+    ///bytes of this rank's pages
+    pub memory: usize,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ra_kv_cache_statistics",
+    ][::core::mem::size_of::<ra_kv_cache_statistics>() - 64usize];
+    [
+        "Alignment of ra_kv_cache_statistics",
+    ][::core::mem::align_of::<ra_kv_cache_statistics>() - 8usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::struct_size",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, struct_size) - 0usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::num_sequences",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, num_sequences) - 8usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::num_tokens",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, num_tokens) - 16usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::used_pages",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, used_pages) - 24usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::free_pages",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, free_pages) - 32usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::least_free_pages",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, least_free_pages) - 40usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::lost_pages",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, lost_pages) - 48usize];
+    [
+        "Offset of field: ra_kv_cache_statistics::memory",
+    ][::core::mem::offset_of!(ra_kv_cache_statistics, memory) - 56usize];
+};
+extern "C" {
+    ///Clears `statistics`. `struct_size` is sizeof(ra_kv_cache_statistics). Accepts NULL.
+    pub fn ra_init_kv_cache_statistics(
+        statistics: *mut ra_kv_cache_statistics,
+        struct_size: usize,
+    );
+}
+extern "C" {
+    ///Fills `statistics`. Errors: INVALID_ARGUMENT.
+    pub fn ra_get_kv_cache_statistics(
+        cache: *const ra_kv_cache,
+        statistics: *mut ra_kv_cache_statistics,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+extern "C" {
+    /**Makes a cache that of another context, with the ranks that are left: rank r of `context` is the one that was rank former_ranks[r] of
+ the context before, and brings its pages. Pages of ranks that are not among them are lost; the sequences keep their lengths, and
+ once ra_append was given the lost tokens again (ra_get_lost_tokens), or they are cut off or freed, go on as before.
+
+ `former_ranks` is a list of the host's with as many entries as `context` has ranks, each another one, the same on every rank. The former
+ context may be broken, or gone; a rank that is a call behind the others, as where that broke the group, makes it before: see ra_append.
+ Errors: INVALID_ARGUMENT, NOT_SUPPORTED (the CPU backend has caches), OUT_OF_MEMORY; the cache is then as it was.*/
+    pub fn ra_move_kv_cache(
+        cache: *mut ra_kv_cache,
+        context: *mut ra_context,
+        former_ranks: *const i32,
+        error: *mut ra_error,
+    ) -> ra_status;
+}
+extern "C" {
+    /**The first token of `sequence` from position `from` on that is lost, 0 <= from <= its length; its length, if there is none. Tokens are lost
+ up to the end of the page, or of the sequence, at least. Returns -1 with `error` filled on INVALID_ARGUMENT.*/
+    pub fn ra_get_lost_tokens(
+        cache: *const ra_kv_cache,
+        sequence: i64,
+        from: i64,
+        error: *mut ra_error,
+    ) -> i64;
 }
 extern "C" {
     /**Runs `num_problems` small random problems, drawn from `seed` over every mask, sharding and dtype, with and without dilation

@@ -114,13 +114,13 @@ impl DType {
 }
 
 /// An optional array as C takes it: its address and bytes.
-fn floats(array: Option<&[f32]>) -> (*const f32, usize) {
+pub(crate) fn floats(array: Option<&[f32]>) -> (*const f32, usize) {
     array.map_or((std::ptr::null(), 0), |array| {
         (array.as_ptr(), lse_size(array))
     })
 }
 
-fn floats_mut(array: Option<&mut [f32]>) -> (*mut f32, usize) {
+pub(crate) fn floats_mut(array: Option<&mut [f32]>) -> (*mut f32, usize) {
     array.map_or((std::ptr::null_mut(), 0), |array| {
         (array.as_mut_ptr(), lse_size(array))
     })

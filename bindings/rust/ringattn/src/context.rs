@@ -195,7 +195,8 @@ impl Context {
     }
 
     /// What the last completed [`Context::forward`], [`Context::backward`], [`Context::mha_forward`],
-    /// [`Context::mha_backward`] or [`Context::all_reduce`] did; all 0 before the first. Local.
+    /// [`Context::mha_backward`], [`Context::all_reduce`] or [`Context::decode`] did; all 0 before the
+    /// first. Local.
     pub fn statistics(&self) -> Result<CallStatistics> {
         // SAFETY: the record is one that its function initialised.
         CallStatistics::filled(|record, error| unsafe {
@@ -296,6 +297,7 @@ const _: () = {
     const fn is_send<T: Send>() {}
     const fn is_send_and_sync<T: Send + Sync>() {}
     is_send::<Context>();
+    is_send::<crate::KvCache>();
     is_send_and_sync::<AbortHandle>();
     is_send_and_sync::<AttentionDesc>();
     is_send_and_sync::<crate::Activations>();

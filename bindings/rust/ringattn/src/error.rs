@@ -89,7 +89,7 @@ impl Outcome for i64 {
     }
 }
 
-impl Outcome for *mut sys::ra_context {
+impl<T> Outcome for *mut T {
     fn is_failure(&self) -> bool {
         self.is_null()
     }

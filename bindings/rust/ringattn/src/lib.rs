@@ -9,6 +9,7 @@
 //! | [`ForwardArgs`], [`BackwardArgs`], [`Tensor`], [`TensorMut`], [`Element`] | what it is computed of, in host memory |
 //! | [`device`] | the same in the memory of a GPU |
 //! | [`MhaDesc`], [`MhaForwardArgs`], [`MhaBackwardArgs`], [`MhaWeights`], [`MhaGradients`], [`Activations`] | a layer of multi-head attention, from tokens to tokens |
+//! | [`KvCache`], [`KvCacheDesc`], [`Sequence`], [`AppendArgs`], [`DecodeArgs`] | keys and values of sequences that grow, over the ranks, and attention to them |
 //! | [`merge_attention`] | attention over two sets of keys, from that over each |
 //! | [`AbortHandle`] | ends a call from another thread |
 //! | [`Error`], [`Status`] | why a call failed |
@@ -22,6 +23,7 @@ pub(crate) use ringattn_sys as sys;
 #[path = "generated/docs.rs"]
 mod docs;
 mod attention;
+mod cache;
 mod choice;
 mod context;
 pub mod device;
@@ -39,6 +41,7 @@ mod generated {
 }
 
 pub use attention::{merge_attention, BackwardArgs, ForwardArgs, MergeArgs};
+pub use cache::{AppendArgs, DecodeArgs, KvCache, Sequence};
 pub use context::{AbortHandle, Context, UniqueId};
 pub use element::{Bf16, Element, F16};
 pub use error::{Error, Result};

@@ -40,20 +40,21 @@ pub(crate) fn characters(text: &Option<CString>) -> *const c_char {
     text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr())
 }
 
-pub(crate) fn entries<T>(list: &Option<Vec<T>>) -> *const T {
+pub(crate) fn entries<T>(list: &Option<impl AsRef<[T]>>) -> *const T {
     // One without entries is none.
-    let list = list.as_ref().filter(|list| !list.is_empty());
-    list.map_or(std::ptr::null(), Vec::as_ptr)
+    let list = list.as_ref().map(AsRef::as_ref);
+    let list = list.filter(|list| !list.is_empty());
+    list.map_or(std::ptr::null(), <[T]>::as_ptr)
 }
 
-pub(crate) fn count_entries<T>(list: &Option<Vec<T>>) -> Option<i64> {
-    list.as_ref().map(|list| list.len() as i64)
+pub(crate) fn count_entries<T>(list: &Option<impl AsRef<[T]>>) -> Option<i64> {
+    list.as_ref().map(|list| list.as_ref().len() as i64)
 }
 
 /// Requires that a list that is given has as many entries as C will read.
 pub(crate) fn check_entries<T>(
     field: &str,
-    list: &Option<Vec<T>>,
+    list: &Option<impl AsRef<[T]>>,
     formula: &str,
     count: i64,
 ) -> Result<()> {

@@ -3,11 +3,12 @@
 //! the latter, results are compared with the expected ones only, unless
 //! RINGATTN_CONFORMANCE_REQUIRED is set.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use ringattn::*;
-use serde_json::Value;
+use serde_json::{json, Value};
 
 #[path = "support/elements.rs"]
 mod elements;
@@ -209,9 +210,9 @@ fn seed_of(case: &Value) -> u64 {
     case["seed"].as_u64().expect("a seed")
 }
 
-fn join_group(case: &Value, id: &UniqueId, rank: i32) -> Result<Context> {
+fn join_group(case: &Value, id: &UniqueId, world_size: i32, rank: i32) -> Result<Context> {
     let config = config_of(case).rank(rank);
-    Context::new(&config.world_size(world_size_of(case)).unique_id(id))
+    Context::new(&config.world_size(world_size).unique_id(id))
 }
 
 /// A rank's shards of all tensors.
@@ -269,7 +270,10 @@ fn join(
 }
 
 /// What `f` gives for each rank, on a thread of its own.
-fn on_ranks<T: Send>(world_size: i32, f: impl Fn(i32) -> Result<T> + Sync) -> Result<Vec<T>> {
+fn on_ranks<T: Send, E: Send>(
+    world_size: i32,
+    f: impl Fn(i32) -> Result<T, E> + Sync,
+) -> Result<Vec<T>, E> {
     let f = &f;
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..world_size)
@@ -287,7 +291,7 @@ fn run_rank(
     id: &UniqueId,
     rank: i32,
 ) -> Result<(Tensors, Vec<f32>)> {
-    let context = join_group(case, id, rank)?;
+    let context = join_group(case, id, world_size_of(case), rank)?;
     let desc = &problem.desc;
     let mut shards = split(problem, whole, world_size_of(case), rank)?;
     let [mut out, mut lse, mut dq, mut dk, mut dv] =
@@ -383,11 +387,11 @@ fn run_result(case: &Value) -> Result<Tensors> {
     Ok(whole)
 }
 
-fn check_result(
+fn check_result<Name: Borrow<str> + Ord>(
     name: &str,
     case: &Value,
     of_c: Option<&Value>,
-    got: &Tensors,
+    got: &BTreeMap<Name, Elements>,
 ) -> Result<(), String> {
     for (tensor, expected) in case["expected"].as_object().expect("expected results") {
         let tolerance: f32 = json::number(&expected["tolerance"]);
@@ -416,7 +420,10 @@ fn check_result(
 }
 
 /// What `run` gets of each case in a list.
-fn check_results(list: &str, run: impl Fn(&Value) -> Result<Tensors>) {
+fn check_results<Name: Borrow<str> + Ord, E: Display>(
+    list: &str,
+    run: impl Fn(&Value) -> Result<BTreeMap<Name, Elements>, E>,
+) {
     let path = std::env::var("RINGATTN_CONFORMANCE_RESULTS").ok();
     let is_required = std::env::var_os("RINGATTN_CONFORMANCE_REQUIRED").is_some();
     assert!(
@@ -501,7 +508,7 @@ fn run_layer_of_rank(
     id: &UniqueId,
     rank: i32,
 ) -> Result<(Tensors, Weights)> {
-    let context = join_group(case, id, rank)?;
+    let context = join_group(case, id, world_size_of(case), rank)?;
     let (desc, seed) = (&problem.desc, seed_of(case));
     let [accumulate, reduce] = ["accumulate", "reduce"].map(|name| case[name] == true);
     let mut shards = split(problem, whole, world_size_of(case), rank)?;
@@ -579,6 +586,201 @@ fn run_layer(case: &Value) -> Result<Tensors> {
 #[test]
 fn layers() {
     check_results("layers", run_layer);
+}
+
+// ---------------------------------------------------------------- caches
+
+/// A rank, between two calls of a case.
+struct CacheUser<'a> {
+    case: &'a Value,
+    rank: i32,
+    context: Context,
+    cache: KvCache,
+    results: BTreeMap<String, Elements>,
+}
+
+fn cache_desc_of(case: &Value) -> KvCacheDesc {
+    let mut desc = KvCacheDesc::new();
+    for (field, value) in case["cache"].as_object().into_iter().flatten() {
+        fields::set_kv_cache_desc(&mut desc, field, value);
+    }
+    desc
+}
+
+fn sequences_of(call: &Value) -> Vec<Sequence> {
+    let numbers = json::list(&call["sequences"]).expect("sequences");
+    numbers.into_iter().map(Sequence).collect()
+}
+
+/// A tensor of `len` numbers, unless the call says of how many.
+fn of_call(call: &Value, name: &str, dtype: DType, len: i64, at: impl Fn(u64) -> f32) -> Elements {
+    let len = call["elements"][name].as_i64().unwrap_or(len);
+    Elements::new(dtype, len as usize, at)
+}
+
+impl CacheUser<'_> {
+    fn append(&mut self, call: &Value, seed: u64) -> Result<()> {
+        let desc = self.cache.desc();
+        let (sequences, num_tokens) = (sequences_of(call), json::number(&call["num_tokens"]));
+        let heads = sequences.len() as i64 * num_tokens * desc.num_heads_kv;
+        let tensor =
+            |name, t, dim| of_call(call, name, desc.dtype, heads * dim, |i| input(seed, t, i));
+        let dim_v = match desc.head_dim_v {
+            0 => desc.head_dim,
+            dim_v => dim_v,
+        };
+        let (k, v) = (tensor("k", 1, desc.head_dim), tensor("v", 2, dim_v));
+        let [lengths, positions] = ["lengths", "positions"].map(|name| json::list(&call[name]));
+        let args = AppendArgs {
+            lengths: lengths.as_deref(),
+            positions: positions.as_deref(),
+            ..AppendArgs::new(&sequences, num_tokens, k.tensor(), v.tensor())
+        };
+        self.context.append(&mut self.cache, args)
+    }
+
+    fn decode(&mut self, call: &Value, seed: u64, n: usize) -> Result<()> {
+        let mut case = json!({"desc": self.case["desc"]});
+        for (field, value) in call["desc"].as_object().into_iter().flatten() {
+            case["desc"][field] = value.clone();
+        }
+        let problem = Problem::of(&case);
+        let (desc, sequences) = (&problem.desc, sequences_of(call));
+        let tensor = |name, t: Option<u64>| {
+            let kind = problem.kind(name);
+            let len = desc.batch * desc.seqlen_q * kind.heads * kind.dim;
+            let at = |i| t.map_or(0.0, |t| input(seed, t, i));
+            of_call(call, name, kind.dtype, len, at)
+        };
+        let (q, mut out, mut lse) = (
+            tensor("q", Some(0)),
+            tensor("out", None),
+            tensor("lse", None),
+        );
+        let len = desc.num_heads_q * desc.num_sinks;
+        let mut sinks = of_call(call, "sinks", DType::Float32, len, |i| input(seed, 8, i));
+        let args = DecodeArgs {
+            sinks: (!sinks.is_empty()).then_some(&*sinks.floats()),
+            ..DecodeArgs::new(&sequences, q.tensor(), out.tensor_mut()).lse(lse.floats())
+        };
+        self.context.decode(&mut self.cache, desc, args)?;
+        let schedule = self.context.statistics()?.schedule;
+        assert_eq!(schedule, json::choice(&call["schedule"]), "call {n}");
+        self.results.insert(format!("out_{n}"), out);
+        self.results.insert(format!("lse_{n}"), lse);
+        Ok(())
+    }
+
+    /// The numbers that a call gives.
+    fn run(&mut self, call: &Value, seed: u64, n: usize) -> Result<Vec<i64>> {
+        let argument = |name: &str| json::number::<i64>(&call[name]);
+        let sequence = || Sequence(argument("sequence"));
+        let cache = &mut self.cache;
+        match call["call"].as_str().expect("a call") {
+            "create_sequence" => return Ok(vec![cache.create_sequence()?.0]),
+            "fork_sequence" => return Ok(vec![cache.fork_sequence(sequence())?.0]),
+            "get_sequence_length" => return Ok(vec![cache.sequence_length(sequence())?]),
+            "get_lost_tokens" => return Ok(vec![cache.lost_tokens(sequence(), argument("from"))?]),
+            "truncate_sequence" => cache.truncate_sequence(sequence(), argument("length"))?,
+            "free_sequence" => cache.free_sequence(sequence())?,
+            "append" => self.append(call, seed)?,
+            "decode" => self.decode(call, seed, n)?,
+            "move_kv_cache" => {
+                cache.move_to(&self.context, &former_ranks(call).expect("a list"))?
+            }
+            "get_kv_cache_statistics" => {
+                let s = cache.statistics()?;
+                let pages = [s.used_pages, s.free_pages, s.least_free_pages, s.lost_pages];
+                let all = [s.num_sequences, s.num_tokens].into_iter().chain(pages);
+                return Ok(all.chain([s.memory as i64]).collect());
+            }
+            call => panic!("no call {call}"),
+        }
+        Ok(Vec::new())
+    }
+
+    /// That call, which must give what it says, or be refused as it says.
+    fn check(&mut self, call: &Value, seed: u64, n: usize) -> Result<(), String> {
+        let result = self.run(call, seed, n);
+        if !call["status"].is_null() {
+            return check_refusal(call, result);
+        }
+        let given = result.map_err(to_text)?;
+        for (i, expected) in call["gives"].as_array().into_iter().flatten().enumerate() {
+            let of_rank = expected.get(self.rank as usize).unwrap_or(expected);
+            if *of_rank != given[i] {
+                return Err(format!("number {i} is {}, not {of_rank}", given[i]));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Of a call that moves the cache.
+fn former_ranks(call: &Value) -> Option<Vec<i32>> {
+    json::list(&call["former_ranks"])
+}
+
+/// All calls of a case on a rank. `ids`: of the first group of ranks, and of those after each move.
+fn run_cache_of_rank(
+    case: &Value,
+    ids: &[UniqueId],
+    rank: i32,
+) -> Result<BTreeMap<String, Elements>, String> {
+    let mut ids = ids.iter();
+    let mut join = |world_size, rank| {
+        let id = ids.next().expect("an id for each group");
+        join_group(case, id, world_size, rank).map_err(to_text)
+    };
+    let context = join(world_size_of(case), rank)?;
+    let cache = KvCache::new(&context, &cache_desc_of(case)).map_err(to_text)?;
+    let results = BTreeMap::new();
+    let mut user = CacheUser {
+        case,
+        rank,
+        context,
+        cache,
+        results,
+    };
+    let calls = case["calls"].as_array().expect("calls").iter();
+    for (n, (call, seed)) in calls.zip(seed_of(case)..).enumerate() {
+        if let Some(former) = former_ranks(call) {
+            let Some(rank) = former.iter().position(|&rank| rank == user.rank) else {
+                break; // gone
+            };
+            user.rank = rank as i32;
+            user.context = join(former.len() as i32, user.rank)?;
+        }
+        let rank = user.rank;
+        let place = |reason| format!("call {n}, rank {rank}: {reason}");
+        user.check(call, seed, n).map_err(place)?;
+    }
+    Ok(user.results)
+}
+
+/// The results of all ranks, which are the same.
+fn run_cache(case: &Value) -> Result<BTreeMap<String, Elements>, String> {
+    let calls = case["calls"].as_array().expect("calls").iter();
+    let num_groups = 1 + calls.filter_map(former_ranks).count();
+    let ids = (0..num_groups).map(|_| UniqueId::new(Transport::Local, None));
+    let ids = ids.collect::<Result<Vec<_>>>().map_err(to_text)?;
+    let of_ranks = on_ranks(world_size_of(case), |rank| {
+        run_cache_of_rank(case, &ids, rank)
+    })?;
+    let mut results: BTreeMap<String, Elements> = BTreeMap::new();
+    for (name, own) in of_ranks.into_iter().flatten() {
+        let hash = own.hash();
+        let first = results.entry(name.clone()).or_insert(own);
+        if first.hash() != hash {
+            return Err(format!("{name} is not the same on every rank"));
+        }
+    }
+    Ok(results)
+}
+
+#[test]
+fn caches() {
+    check_results("caches", run_cache);
 }
 
 // ---------------------------------------------------------------- errors
@@ -789,6 +991,7 @@ fn run_call(case: &Value) -> Result<()> {
     };
     match call {
         "create_context" => Ok(()),
+        "create_kv_cache" => KvCache::new(&context, &cache_desc_of(case)).map(|_| ()),
         "check_support" => context.check_support(desc).map(|_| ()),
         "get_memory_requirements" => context.memory_requirements(desc).map(|_| ()),
         "run_self_test" => context.run_self_test(argument("num_problems", 1), argument("seed", 1)),
@@ -824,8 +1027,9 @@ fn run_call(case: &Value) -> Result<()> {
     }
 }
 
-fn check_error(case: &Value) -> Result<(), String> {
-    let Err(error) = run_call(case) else {
+/// Requires that a call failed as the case, or the call of a cache, says.
+fn check_refusal<T>(case: &Value, result: Result<T>) -> Result<(), String> {
+    let Err(error) = result else {
         return Err("it succeeded".into());
     };
     if case["status"] != error.status().name() {
@@ -846,5 +1050,5 @@ fn check_error(case: &Value) -> Result<(), String> {
 
 #[test]
 fn errors() {
-    for_each_case("errors", |_, case| check_error(case));
+    for_each_case("errors", |_, case| check_refusal(case, run_call(case)));
 }

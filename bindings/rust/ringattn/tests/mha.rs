@@ -3,8 +3,11 @@
 
 use ringattn::*;
 
+#[path = "support/checks.rs"]
+mod checks;
 #[path = "support/ranks.rs"]
 mod ranks;
+use checks::{assert_near, assert_status, number};
 use ranks::on_ranks;
 
 const TOKENS: i64 = 24;
@@ -29,16 +32,6 @@ fn mha() -> MhaDesc {
         .has_qkv_bias(true)
         .has_out_bias(true)
         .normalize_heads(true)
-}
-
-/// One of -1 .. 1, by splitmix64.
-fn number(seed: u64, index: i64) -> f32 {
-    let z = (seed << 32)
-        .wrapping_add(index as u64)
-        .wrapping_add(0x9E3779B97F4A7C15);
-    let z = (z ^ z >> 30).wrapping_mul(0xBF58476D1CE4E5B9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94D049BB133111EB);
-    ((z ^ z >> 31) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 
 /// Lists of the lengths of the weights, in their order: w_q, w_k, w_v, w_o, b_q, b_k, b_v, b_o, norm_q,
@@ -142,17 +135,6 @@ fn run(world_size: i32, mha: &MhaDesc) -> Vec<Shard> {
         shard.run(&context, mha, &mut activations);
         shard
     })
-}
-
-fn assert_near(what: &str, got: &[f32], expected: &[f32]) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let largest = expected.iter().fold(1f32, |m, x| m.max(x.abs()));
-    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            (a - b).abs() <= 1e-4 * largest,
-            "{what}[{i}] is {a}, not {b}"
-        );
-    }
 }
 
 #[test]
@@ -323,12 +305,7 @@ fn weights_have_strides() {
 }
 
 fn refused(result: Result<()>, words: &[&str]) {
-    let error = result.unwrap_err();
-    assert_eq!(error.status(), Status::InvalidArgument, "{error}");
-    assert!(
-        words.iter().all(|word| error.message().contains(word)),
-        "{words:?}: {error}"
-    );
+    assert_status(result, Status::InvalidArgument, words);
 }
 
 #[test]

@@ -502,6 +502,54 @@ SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_REDUCE_1ARGS_1SI
 }
 
 
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_KV_1CACHE_1DESC_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_kv_cache_desc));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_APPEND_1ARGS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_append_args));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_DECODE_1ARGS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_decode_args));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_KV_1CACHE_1STATISTICS_1SIZE_1get(JNIEnv *jenv, jclass jcls) {
+  jlong jresult = 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  result = (sizeof(ra_kv_cache_statistics));
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
 SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetVersion(JNIEnv *jenv, jclass jcls) {
   jint jresult = 0 ;
   int32_t result;
@@ -5089,6 +5137,44 @@ SWIGEXPORT jdouble JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaCallStatisti
   
   result = (double) ((arg1)->projection_seconds);
   jresult = (jdouble)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaCallStatistics_1schedule_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_call_statistics *arg1 = (struct ra_call_statistics *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_call_statistics *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_call_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->schedule = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaCallStatistics_1schedule_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_call_statistics *arg1 = (struct ra_call_statistics *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_call_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_call_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->schedule);
+  jresult = (jint)result; 
   return jresult;
 }
 
@@ -10754,6 +10840,1562 @@ SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raAllReduce(JNIEn
   (void)result;
   if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
   
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1pageTokens_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->page_tokens = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1pageTokens_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->page_tokens);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1numPages_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_pages = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1numPages_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_pages);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1numHeadsKv_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_heads_kv = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1numHeadsKv_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_heads_kv);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1headDim_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->head_dim = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1headDim_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->head_dim);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1headDimV_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->head_dim_v = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1headDimV_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->head_dim_v);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1dtype_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jint jarg2) {
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int32_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  arg2 = (int32_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->dtype = arg2;
+}
+
+
+SWIGEXPORT jint JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheDesc_1dtype_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jint jresult = 0 ;
+  struct ra_kv_cache_desc *arg1 = (struct ra_kv_cache_desc *) 0 ;
+  int32_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_desc at address 0");
+    return 0;
+  }
+  
+  result = (int32_t) ((arg1)->dtype);
+  jresult = (jint)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitKvCacheDesc(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_kv_cache_desc *arg1 = (ra_kv_cache_desc *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_kv_cache_desc *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_kv_cache_desc at address 0");
+    return ;
+  }
+  
+  ra_init_kv_cache_desc(arg1,arg2);
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_raCreateKvCache(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  jlong jresult = 0 ;
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_kv_cache_desc *arg2 = (ra_kv_cache_desc *) 0 ;
+  ra_error *arg3 = (ra_error *) 0 ;
+  ra_error failure3 ;
+  ra_kv_cache *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg3 = &failure3;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_kv_cache_desc *)(intptr_t)jarg2;
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_kv_cache_desc const at address 0");
+    return 0;
+  }
+  
+  
+  result = (ra_kv_cache *)ra_create_kv_cache(arg1,(struct ra_kv_cache_desc const *)arg2,arg3);
+  jresult = (jlong)(intptr_t)result;
+  if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
+  
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raDestroyKvCache(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  
+  ra_destroy_kv_cache(arg1);
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_raCreateSequence(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  ra_error *arg2 = (ra_error *) 0 ;
+  ra_error failure2 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = &failure2;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  
+  
+  result = (int64_t)ra_create_sequence(arg1,arg2);
+  jresult = (jlong)result; 
+  if (arg2->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg2);
+  
+  return jresult;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_raForkSequence(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  jlong jresult = 0 ;
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  int64_t arg2 ;
+  ra_error *arg3 = (ra_error *) 0 ;
+  ra_error failure3 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg3 = &failure3;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  
+  result = (int64_t)ra_fork_sequence(arg1,arg2,arg3);
+  jresult = (jlong)result; 
+  if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
+  
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raTruncateSequence(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3) {
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  int64_t arg2 ;
+  int64_t arg3 ;
+  ra_error *arg4 = (ra_error *) 0 ;
+  ra_error failure4 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg4 = &failure4;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  arg3 = (int64_t)jarg3; 
+  
+  
+  result = (ra_status)ra_truncate_sequence(arg1,arg2,arg3,arg4);
+  (void)result;
+  if (arg4->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg4);
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raFreeSequence(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  int64_t arg2 ;
+  ra_error *arg3 = (ra_error *) 0 ;
+  ra_error failure3 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg3 = &failure3;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  
+  result = (ra_status)ra_free_sequence(arg1,arg2,arg3);
+  (void)result;
+  if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetSequenceLength(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  jlong jresult = 0 ;
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  int64_t arg2 ;
+  ra_error *arg3 = (ra_error *) 0 ;
+  ra_error failure3 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg3 = &failure3;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  
+  result = (int64_t)ra_get_sequence_length((struct ra_kv_cache const *)arg1,arg2,arg3);
+  jresult = (jlong)result; 
+  if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
+  
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1numSequences_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_sequences = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1numSequences_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_sequences);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1numTokens_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_tokens = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1numTokens_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_tokens);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1sequences_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->sequences = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1sequences_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->sequences);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1lengths_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->lengths = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1lengths_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->lengths);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1positions_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->positions = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1positions_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->positions);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1k_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->k = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1k_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->k);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1v_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->v = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1v_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->v);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1stream_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  ra_stream arg2 = (ra_stream) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  arg2 = (ra_stream)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->stream = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaAppendArgs_1stream_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_append_args *arg1 = (struct ra_append_args *) 0 ;
+  ra_stream result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_append_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_stream) ((arg1)->stream);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitAppendArgs(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_append_args *arg1 = (ra_append_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_append_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_append_args at address 0");
+    return ;
+  }
+  
+  ra_init_append_args(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raAppend(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3) {
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_kv_cache *arg2 = (ra_kv_cache *) 0 ;
+  ra_append_args *arg3 = (ra_append_args *) 0 ;
+  ra_error *arg4 = (ra_error *) 0 ;
+  ra_error failure4 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg4 = &failure4;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_kv_cache *)(intptr_t)jarg2;
+  arg3 = (ra_append_args *)(intptr_t)jarg3;
+  
+  
+  
+  if (!arg3) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_append_args const at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_append(arg1,arg2,(struct ra_append_args const *)arg3,arg4);
+  (void)result;
+  if (arg4->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg4);
+  
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1numSequences_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_sequences = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1numSequences_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_sequences);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1sequences_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  int64_t *arg2 = (int64_t *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (int64_t *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->sequences = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1sequences_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  int64_t *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (int64_t *) ((arg1)->sequences);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1q_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->q = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1q_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->q);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1out_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  ra_tensor *arg2 = (ra_tensor *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (ra_tensor *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_tensor at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->out = *arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1out_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  ra_tensor *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_tensor *)& ((arg1)->out);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1lse_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->lse = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1lse_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->lse);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1lseSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->lse_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1lseSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->lse_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1sinks_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  float *arg2 = (float *) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (float *)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->sinks = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1sinks_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  float *result = 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (float *) ((arg1)->sinks);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1sinksSize_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->sinks_size = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1sinksSize_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->sinks_size);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1stream_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  ra_stream arg2 = (ra_stream) 0 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  arg2 = (ra_stream)(intptr_t)jarg2;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return ;
+  }
+  
+  
+  arg1->stream = arg2;
+  
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaDecodeArgs_1stream_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_decode_args *arg1 = (struct ra_decode_args *) 0 ;
+  ra_stream result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_decode_args at address 0");
+    return 0;
+  }
+  
+  result = (ra_stream) ((arg1)->stream);
+  jresult = (jlong)(intptr_t)result;
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitDecodeArgs(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_decode_args *arg1 = (ra_decode_args *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_decode_args *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_decode_args at address 0");
+    return ;
+  }
+  
+  ra_init_decode_args(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raDecode(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3, jlong jarg4) {
+  ra_context *arg1 = (ra_context *) 0 ;
+  ra_kv_cache *arg2 = (ra_kv_cache *) 0 ;
+  ra_attention_desc *arg3 = (ra_attention_desc *) 0 ;
+  ra_decode_args *arg4 = (ra_decode_args *) 0 ;
+  ra_error *arg5 = (ra_error *) 0 ;
+  ra_error failure5 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg5 = &failure5;
+  arg1 = (ra_context *)(intptr_t)jarg1;
+  arg2 = (ra_kv_cache *)(intptr_t)jarg2;
+  arg3 = (ra_attention_desc *)(intptr_t)jarg3;
+  arg4 = (ra_decode_args *)(intptr_t)jarg4;
+  
+  
+  
+  if (!arg3) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_attention_desc const at address 0");
+    return ;
+  }
+  
+  
+  if (!arg4) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_decode_args const at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_decode(arg1,arg2,(struct ra_attention_desc const *)arg3,(struct ra_decode_args const *)arg4,arg5);
+  (void)result;
+  if (arg5->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg5);
+  
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1numSequences_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_sequences = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1numSequences_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_sequences);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1numTokens_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->num_tokens = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1numTokens_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->num_tokens);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1usedPages_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->used_pages = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1usedPages_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->used_pages);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1freePages_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->free_pages = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1freePages_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->free_pages);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1leastFreePages_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->least_free_pages = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1leastFreePages_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->least_free_pages);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1lostPages_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->lost_pages = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1lostPages_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result = (int64_t) ((arg1)->lost_pages);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1memory_1set(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  arg2 = (size_t)jarg2; 
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  if (arg1) (arg1)->memory = arg2;
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_RaKvCacheStatistics_1memory_1get(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  jlong jresult = 0 ;
+  struct ra_kv_cache_statistics *arg1 = (struct ra_kv_cache_statistics *) 0 ;
+  size_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg1 = (struct ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "struct ra_kv_cache_statistics at address 0");
+    return 0;
+  }
+  
+  result =  ((arg1)->memory);
+  jresult = (jlong)result; 
+  return jresult;
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raInitKvCacheStatistics(JNIEnv *jenv, jclass jcls, jlong jarg1) {
+  ra_kv_cache_statistics *arg1 = (ra_kv_cache_statistics *) 0 ;
+  size_t arg2 ;
+  
+  (void)jenv;
+  (void)jcls;
+  arg2 = sizeof *arg1;
+  arg1 = (ra_kv_cache_statistics *)(intptr_t)jarg1;
+  
+  if (!arg1) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  ra_init_kv_cache_statistics(arg1,arg2);
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetKvCacheStatistics(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2) {
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  ra_kv_cache_statistics *arg2 = (ra_kv_cache_statistics *) 0 ;
+  ra_error *arg3 = (ra_error *) 0 ;
+  ra_error failure3 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg3 = &failure3;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (ra_kv_cache_statistics *)(intptr_t)jarg2;
+  
+  
+  if (!arg2) {
+    SWIG_JavaThrowException(jenv, SWIG_JavaNullPointerException, "ra_kv_cache_statistics at address 0");
+    return ;
+  }
+  
+  
+  result = (ra_status)ra_get_kv_cache_statistics((struct ra_kv_cache const *)arg1,arg2,arg3);
+  (void)result;
+  if (arg3->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg3);
+  
+}
+
+
+SWIGEXPORT void JNICALL Java_dev_ringattn_internal_RingAttnJNI_raMoveKvCache(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jintArray jarg3) {
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  ra_context *arg2 = (ra_context *) 0 ;
+  int32_t *arg3 = (int32_t *) 0 ;
+  ra_error *arg4 = (ra_error *) 0 ;
+  ra_error failure4 ;
+  ra_status result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg4 = &failure4;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (ra_context *)(intptr_t)jarg2;
+  
+  arg3 = (int32_t *)(*jenv)->GetIntArrayElements(jenv, jarg3, NULL);
+  if (!arg3) return ;
+  
+  
+  
+  
+  
+  result = (ra_status)ra_move_kv_cache(arg1,arg2,(int const *)arg3,arg4);
+  (void)result;
+  if (arg4->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg4);
+  
+  
+  (*jenv)->ReleaseIntArrayElements(jenv, jarg3, (jint *)arg3, JNI_ABORT);
+}
+
+
+SWIGEXPORT jlong JNICALL Java_dev_ringattn_internal_RingAttnJNI_raGetLostTokens(JNIEnv *jenv, jclass jcls, jlong jarg1, jlong jarg2, jlong jarg3) {
+  jlong jresult = 0 ;
+  ra_kv_cache *arg1 = (ra_kv_cache *) 0 ;
+  int64_t arg2 ;
+  int64_t arg3 ;
+  ra_error *arg4 = (ra_error *) 0 ;
+  ra_error failure4 ;
+  int64_t result;
+  
+  (void)jenv;
+  (void)jcls;
+  arg4 = &failure4;
+  arg1 = (ra_kv_cache *)(intptr_t)jarg1;
+  arg2 = (int64_t)jarg2; 
+  arg3 = (int64_t)jarg3; 
+  
+  
+  result = (int64_t)ra_get_lost_tokens((struct ra_kv_cache const *)arg1,arg2,arg3,arg4);
+  jresult = (jlong)result; 
+  if (arg4->status != RA_STATUS_SUCCESS) throw_failure(jenv, arg4);
+  
+  return jresult;
 }
 
 

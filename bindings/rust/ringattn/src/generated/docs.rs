@@ -22,6 +22,41 @@ same bits on every rank: number i is summed along the ring, from rank floor(i / 
 Collective, blocking, captures and errors as [`Context::forward`](crate::Context::forward);
 on errors data holds what has been summed so far."#
     };
+    (ra_append) => {
+        r#"Appends tokens to sequences: one to each, as in decoding, or many, as of a prompt. A
+sequence takes a page for each `page_tokens` tokens begun. The context is the cache's own,
+which may be broken: the tokens are there when the cache goes on in another. Local.
+
+Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument);
+[`Status::OutOfMemory`](crate::Status::OutOfMemory) where a rank has not enough free pages
+for all of them: the message says which rank, how many it has and how many are needed, is
+the same on all ranks, and nothing was appended to any sequence;
+[`Status::InvalidState`](crate::Status::InvalidState) where the last page is lost, or the
+context is in use by another thread. The context stays usable after each."#
+    };
+    (ra_append_args) => {
+        r#"New tokens of some sequences. Every rank is given all of them, and stores those of its
+pages."#
+    };
+    (ra_append_args::k) => {
+        r#"\[`num_sequences`, `num_tokens`, `num_heads_kv`, `head_dim`\], the cache's dtype"#
+    };
+    (ra_append_args::lengths) => {
+        r#"Host, an entry for each of the sequences, 0 .. `num_tokens`: tokens that are appended, the
+first ones; `None`: all"#
+    };
+    (ra_append_args::positions) => {
+        r#"Host, an entry for each of the sequences: in the place of which tokens they come, from there
+on. It is the sequence's length, behind the others, or where pages are lost: there its first
+lost token ([`KvCache::lost_tokens`](crate::KvCache::lost_tokens)), and as many as are lost
+there, or all of several pages. `None`: behind the others, everywhere"#
+    };
+    (ra_append_args::sequences) => {
+        r#"Each another sequence"#
+    };
+    (ra_append_args::v) => {
+        r#"\[`num_sequences`, `num_tokens`, `num_heads_kv`, `head_dim_v`\], the cache's dtype"#
+    };
     (ra_backward) => {
         r#"Gradients of [`Context::forward`](crate::Context::forward) with respect to this rank's q, k
 and v, given the gradient of out.
@@ -74,6 +109,67 @@ not wanted"#
         r#"`backward_workspace` bytes aligned to 64, or `None`: the context keeps one of its own, as
 large as its largest call needed, until it is destroyed"#
     };
+    (ra_create_sequence) => {
+        r#"A new sequence without tokens, which takes no page. Returns its number, >= 0 and never given
+again, the same on every rank; or an error:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument),
+[`Status::OutOfMemory`](crate::Status::OutOfMemory)."#
+    };
+    (ra_decode) => {
+        r#"Attends the last `seqlen_q` tokens of each of desc.batch sequences to all tokens of theirs:
+a new token or several, as where guesses are checked, or a chunk of a prompt. Their keys and
+values were appended before.
+
+Collective: every rank calls it with an equal desc, the same sequences and the same q, and
+gets the same out, to the last bit. Of desc, `seqlen_kv` is -1: keys are those of the cache.
+A query sees keys by mask, windows and their alignment, which is
+[`MaskAlignment::BottomRight`](crate::MaskAlignment::BottomRight), as in
+[`Context::forward`](crate::Context::forward) with the sequence's length for `seqlen_kv`;
+`softmax_scale`, softcap, `alibi_slopes` and sinks are as there. `num_heads_kv`, `head_dim`,
+`head_dim_v` and dtype are the cache's. Documents, `kv_lengths`, `key_bias`, dropout, mask
+slices, branches, `num_chunks` but with [`Schedule::Ring`](crate::Schedule::Ring), and
+shardings other than [`Sharding::Contiguous`](crate::Sharding::Contiguous), the default, are
+not part of it.
+
+With [`Schedule::PassQ`](crate::Schedule::PassQ) each rank attends all queries to the keys
+that it has, and keys never move: each of the batch \* `seqlen_q` \* `num_heads_q` rows of
+partial results, `head_dim_v` + 1 fp32 numbers, goes to one rank that merges those of all
+ranks, in the order of ranks, and comes back to all. With n such rows, of which a rank
+merges m, it sends (n - m) + (`world_size` - 1) m of them, whatever the cache holds: 2
+(`world_size` - 1) / `world_size` times all of them, where they divide evenly. With
+[`Schedule::Ring`](crate::Schedule::Ring) each rank attends a part of the queries to all
+keys, which go around, and then gives its part of the results to the others.
+[`Schedule::Auto`](crate::Schedule::Auto) takes the first where queries are fewer bytes than
+keys: t / n < 2 `num_heads_kv` / `num_heads_q` with t queries and n keys, those of t
+included, over all sequences (Yang et al. 2024, "Context Parallelism for Scalable
+Million-Token Inference"); and where `world_size` is 1.
+[`CallStatistics::schedule`](crate::CallStatistics::schedule) says which it was.
+
+Blocking, timing and errors as [`Context::forward`](crate::Context::forward);
+[`Status::InvalidArgument`](crate::Status::InvalidArgument) also where a sequence has fewer
+than `seqlen_q` tokens, is not known, or the cache is another context's or of another dtype
+or shape; [`Status::InvalidState`](crate::Status::InvalidState) also where a sequence has
+lost tokens."#
+    };
+    (ra_decode_args) => {
+        r#"Tensors of [`Context::decode`](crate::Context::decode), the same on every rank."#
+    };
+    (ra_decode_args::lse) => {
+        r#"\[batch, `num_heads_q`, `seqlen_q`\] packed; written; `None` if not wanted"#
+    };
+    (ra_decode_args::out) => {
+        r#"\[batch, `seqlen_q`, `num_heads_q`, `head_dim_v`\], `desc.out_dtype`; written"#
+    };
+    (ra_decode_args::q) => {
+        r#"\[batch, `seqlen_q`, `num_heads_q`, `head_dim`\], desc.dtype"#
+    };
+    (ra_decode_args::sequences) => {
+        r#"Whose tokens the queries of each batch entry are; one may come twice"#
+    };
+    (ra_decode_args::sinks) => {
+        r#"\[`num_heads_q`, `num_sinks`\] packed; where `desc.num_sinks` > 0, else `None`. As in
+[`ForwardArgs`](crate::ForwardArgs)"#
+    };
     (ra_error::cuda_error) => {
         r#"cudaError_t, 0 if none"#
     };
@@ -98,6 +194,15 @@ Of config only rank and `world_size` are read. Local; takes as long as planning 
 rank does. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument),
 [`Status::NotSupported`](crate::Status::NotSupported) (schedule),
 [`Status::OutOfMemory`](crate::Status::OutOfMemory)."#
+    };
+    (ra_fork_sequence) => {
+        r#"A new sequence that begins with all tokens of sequence: both share the pages, which stay as
+long as anybody has them. Whichever first appends to a page that they share, and that is not
+full, gets one of its own for it, on the same rank.
+
+Returns the new sequence's number, or an error:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument) (sequence is not known, or was
+freed), [`Status::OutOfMemory`](crate::Status::OutOfMemory)."#
     };
     (ra_forward) => {
         r#"Attends this rank's queries to the keys and values of all ranks.
@@ -161,6 +266,10 @@ else `None`. As `key_bias`, never NaN or +infinity"#
         r#"`forward_workspace` bytes aligned to 64, or `None`: the context keeps one of its own, as
 large as its largest call needed, until it is destroyed"#
     };
+    (ra_free_sequence) => {
+        r#"Gives back the pages of a sequence, which is no more. Errors:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument) (also if that was done before)."#
+    };
     (ra_get_async_error) => {
         r#"`Ok` until something has broken the group, else what did, with the
 [`Error::rank`](crate::Error::rank) that every rank names. Looks at what is known and asks
@@ -175,6 +284,18 @@ rank finds out for itself: what NCCL reports, or within its time-out
 for. From any thread; never blocks. Errors:
 [`Status::InvalidArgument`](crate::Status::InvalidArgument), and those of
 [`Context::forward`](crate::Context::forward)."#
+    };
+    (ra_get_lost_tokens) => {
+        r#"The first token of sequence from position from on that is lost, 0 <= from <= its length; its
+length, if there is none. Tokens are lost up to the end of the page, or of the sequence, at
+least. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
+    };
+    (ra_get_sequence_length) => {
+        r#"Tokens of a sequence, lost ones included. Errors:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
+    };
+    (ra_kv_cache_statistics) => {
+        r#"What a cache holds now."#
     };
     (ra_merge_attention) => {
         r#"Combines attention over two disjoint sets of keys into attention over their union: lse =
@@ -291,6 +412,22 @@ found."#
     (ra_mha_forward_args::x) => {
         r#"\[batch, n, `d_model`\], desc.dtype"#
     };
+    (ra_move_kv_cache) => {
+        r#"Makes a cache that of another context, with the ranks that are left: rank r of context is
+the one that was rank former_ranks\[r\] of the context before, and brings its pages. Pages
+of ranks that are not among them are lost; the sequences keep their lengths, and once
+[`Context::append`](crate::Context::append) was given the lost tokens again
+([`KvCache::lost_tokens`](crate::KvCache::lost_tokens)), or they are cut off or freed, go on
+as before.
+
+former_ranks is a list of the host's with as many entries as context has ranks, each another
+one, the same on every rank. The former context may be broken, or gone; a rank that is a
+call behind the others, as where that broke the group, makes it before: see
+[`Context::append`](crate::Context::append). Errors:
+[`Status::InvalidArgument`](crate::Status::InvalidArgument),
+[`Status::NotSupported`](crate::Status::NotSupported) (the CPU backend has caches),
+[`Status::OutOfMemory`](crate::Status::OutOfMemory); the cache is then as it was."#
+    };
     (ra_run_self_test) => {
         r#"Runs num_problems small random problems, drawn from seed over every mask, sharding and
 dtype, with and without dilation and what changes scores and weights, on the caller's own
@@ -311,6 +448,10 @@ buffer, as dq, dk and dv are in \[batch, seq, 3, head, dim\]. A stride of one of
 show it: modulo this stride, the bytes of the one lie apart from those of the other (all
 strides that are not multiples of it counted in full): dq, dk and dv of that buffer pass by
 their `seq_stride`. Else the call is refused as an overlap."#
+    };
+    (ra_truncate_sequence) => {
+        r#"Leaves the first length tokens, 0 <= length <= those it has, and gives back pages of the
+others. Errors: [`Status::InvalidArgument`](crate::Status::InvalidArgument)."#
     };
 }
 pub(crate) use c_doc;

@@ -199,7 +199,7 @@ choice! {
     AllToAll = sys::RA_SCHEDULE_ALL_TO_ALL, "ALL_TO_ALL";
     /// HYBRID.
     Hybrid = sys::RA_SCHEDULE_HYBRID, "HYBRID";
-    /// PASS_Q.
+    /// Of [`Context::decode`] alone: queries come to the keys, and what they see there is merged.
     PassQ = sys::RA_SCHEDULE_PASS_Q, "PASS_Q";
 }
 

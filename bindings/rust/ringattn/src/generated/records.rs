@@ -60,10 +60,10 @@ pub struct ContextConfig {
     /// A file, for each rank another, that is made or emptied and then written with what this rank
     /// does and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read:
     /// calls, and inside them plan, agree, prepare, pack, post, compute, wait, kept rows (of
-    /// layers), add gradients, round, end; and on CPUs each message, sent or received, from when it
-    /// was posted to when it was over. On CUDA times are those of enqueuing. Times of ranks of one
-    /// machine can be compared. About 150 bytes for each event, written when a call ends. `None`,
-    /// the default: none.
+    /// layers), add gradients, merge (of [`Context::decode`]), round, end; and on CPUs each
+    /// message, sent or received, from when it was posted to when it was over. On CUDA times are
+    /// those of enqueuing. Times of ranks of one machine can be compared. About 150 bytes for each
+    /// event, written when a call ends. `None`, the default: none.
     pub trace_path: Option<String>,
 }
 
@@ -1014,8 +1014,8 @@ impl TimeEstimate {
 }
 
 /// What the last call of [`Context::forward`], [`Context::backward`], [`Context::mha_forward`],
-/// [`Context::mha_backward`] or [`Context::all_reduce`] on a context did; comparable field by
-/// field with [`MemoryRequirements`]. On CUDA times are those of enqueuing.
+/// [`Context::mha_backward`], [`Context::all_reduce`] or [`Context::decode`] on a context did;
+/// comparable field by field with [`MemoryRequirements`]. On CUDA times are those of enqueuing.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CallStatistics {
@@ -1034,6 +1034,9 @@ pub struct CallStatistics {
     pub wait_seconds: f64,
     /// Of it, in what a layer of multi-head attention does beside attention.
     pub projection_seconds: f64,
+    /// [`Schedule`] of [`Context::decode`]: [`Schedule::PassQ`] or [`Schedule::Ring`];
+    /// [`Schedule::Auto`] after other calls.
+    pub schedule: Schedule,
 }
 
 impl CallStatistics {
@@ -1051,6 +1054,7 @@ impl CallStatistics {
             compute_seconds: raw.compute_seconds,
             wait_seconds: raw.wait_seconds,
             projection_seconds: raw.projection_seconds,
+            schedule: Schedule::from_raw(raw.schedule),
         })
     }
 }
@@ -1227,6 +1231,138 @@ impl MhaRequirements {
     }
 }
 
+/// What a cache holds; the same on every rank.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct KvCacheDesc {
+    /// Tokens of a page, 16 .. 256; default 64.
+    pub page_tokens: i64,
+    /// Pages of each rank, 1 .. 2^24; no default.
+    pub num_pages: i64,
+    /// Of K and V, >= 1; no default.
+    pub num_heads_kv: i64,
+    /// Of K, 1 .. 256; no default.
+    pub head_dim: i64,
+    /// Of V, 1 .. 256; default 0: `head_dim`.
+    pub head_dim_v: i64,
+    /// [`DType`] of K and V; default [`DType::Float32`].
+    pub dtype: DType,
+}
+
+impl KvCacheDesc {
+    /// The library's defaults.
+    pub fn new() -> Self {
+        let raw = defaults(sys::ra_init_kv_cache_desc);
+        Self {
+            page_tokens: raw.page_tokens,
+            num_pages: raw.num_pages,
+            num_heads_kv: raw.num_heads_kv,
+            head_dim: raw.head_dim,
+            head_dim_v: raw.head_dim_v,
+            dtype: DType::from_raw(raw.dtype),
+        }
+    }
+
+    /// Sets [`page_tokens`](#structfield.page_tokens).
+    pub fn page_tokens(mut self, page_tokens: i64) -> Self {
+        self.page_tokens = page_tokens;
+        self
+    }
+
+    /// Sets [`num_pages`](#structfield.num_pages).
+    pub fn num_pages(mut self, num_pages: i64) -> Self {
+        self.num_pages = num_pages;
+        self
+    }
+
+    /// Sets [`num_heads_kv`](#structfield.num_heads_kv).
+    pub fn num_heads_kv(mut self, num_heads_kv: i64) -> Self {
+        self.num_heads_kv = num_heads_kv;
+        self
+    }
+
+    /// Sets [`head_dim`](#structfield.head_dim).
+    pub fn head_dim(mut self, head_dim: i64) -> Self {
+        self.head_dim = head_dim;
+        self
+    }
+
+    /// Sets [`head_dim_v`](#structfield.head_dim_v).
+    pub fn head_dim_v(mut self, head_dim_v: i64) -> Self {
+        self.head_dim_v = head_dim_v;
+        self
+    }
+
+    /// Sets [`dtype`](#structfield.dtype).
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Calls `call` with the record as C has it, which lives as long as the call.
+    pub(crate) fn with_raw<R>(
+        &self,
+        call: impl FnOnce(&sys::ra_kv_cache_desc) -> Result<R>,
+    ) -> Result<R> {
+        let raw = sys::ra_kv_cache_desc {
+            struct_size: size_of::<sys::ra_kv_cache_desc>(),
+            page_tokens: self.page_tokens,
+            num_pages: self.num_pages,
+            num_heads_kv: self.num_heads_kv,
+            head_dim: self.head_dim,
+            head_dim_v: self.head_dim_v,
+            dtype: self.dtype as i32,
+            reserved: 0,
+        };
+        call(&raw)
+    }
+}
+
+impl Default for KvCacheDesc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a cache holds now.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct KvCacheStatistics {
+    /// That were made and not freed.
+    pub num_sequences: i64,
+    /// Of all of them, shared ones counted for each, lost ones included.
+    pub num_tokens: i64,
+    /// Of this rank's, shared ones counted once.
+    pub used_pages: i64,
+    /// Of this rank's.
+    pub free_pages: i64,
+    /// Of the rank that has the fewest free ones.
+    pub least_free_pages: i64,
+    /// Of all sequences, that were on ranks which are gone, counted for each sequence.
+    pub lost_pages: i64,
+    /// Bytes of this rank's pages.
+    pub memory: usize,
+}
+
+impl KvCacheStatistics {
+    /// What `fill`, a function of the library, fills the record with.
+    pub(crate) fn filled(
+        fill: impl FnOnce(*mut sys::ra_kv_cache_statistics, *mut sys::ra_error) -> sys::ra_status,
+    ) -> Result<Self> {
+        let mut raw = defaults(sys::ra_init_kv_cache_statistics);
+        call(|error| fill(&mut raw, error))?;
+        Ok(Self {
+            num_sequences: raw.num_sequences,
+            num_tokens: raw.num_tokens,
+            used_pages: raw.used_pages,
+            free_pages: raw.free_pages,
+            least_free_pages: raw.least_free_pages,
+            lost_pages: raw.lost_pages,
+            memory: raw.memory,
+        })
+    }
+}
+
 impl ForwardArgs<'_> {
     /// Refuses tensors of other dtypes than `desc` has.
     pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {
@@ -1384,6 +1520,29 @@ impl MhaBackwardArgs<'_> {
         if let Some(dnorm_k) = &self.gradients.dnorm_k {
             check_float32("dnorm_k", dnorm_k.dtype)?;
         }
+        Ok(())
+    }
+}
+
+impl AppendArgs<'_> {
+    /// Refuses tensors of other dtypes than `cache` has.
+    pub(crate) fn check_dtypes(&self, cache: &KvCacheDesc) -> Result<()> {
+        check_dtype("k", self.k.dtype, "cache.dtype", cache.dtype)?;
+        check_dtype("v", self.v.dtype, "cache.dtype", cache.dtype)?;
+        Ok(())
+    }
+}
+
+impl DecodeArgs<'_> {
+    /// Refuses tensors of other dtypes than `desc` has.
+    pub(crate) fn check_dtypes(&self, desc: &AttentionDesc) -> Result<()> {
+        check_dtype("q", self.q.dtype, "dtype", desc.dtype)?;
+        check_dtype(
+            "out",
+            self.out.dtype,
+            "out_dtype",
+            desc.out_dtype.or(desc.dtype),
+        )?;
         Ok(())
     }
 }

@@ -94,3 +94,16 @@ pub fn set_mha_desc(record: &mut MhaDesc, field: &str, value: &Value) {
         _ => panic!("ra_mha_desc has no field {field}"),
     }
 }
+
+/// Sets a field by its name in C.
+pub fn set_kv_cache_desc(record: &mut KvCacheDesc, field: &str, value: &Value) {
+    match field {
+        "page_tokens" => record.page_tokens = number(value),
+        "num_pages" => record.num_pages = number(value),
+        "num_heads_kv" => record.num_heads_kv = number(value),
+        "head_dim" => record.head_dim = number(value),
+        "head_dim_v" => record.head_dim_v = number(value),
+        "dtype" => record.dtype = choice(value),
+        _ => panic!("ra_kv_cache_desc has no field {field}"),
+    }
+}

@@ -263,14 +263,15 @@ public final class BackwardArgs {
 
   /** Refuses tensors of other types than `desc` has. */
   void requireTypes(AttentionDesc desc) {
-    Tensor.requireType("dout", dout, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
-    Tensor.requireType("q", q, desc.dtype(), "dtype");
-    Tensor.requireType("k", k, desc.dtype(), "dtype");
-    Tensor.requireType("v", v, desc.dtype(), "dtype");
-    Tensor.requireType("out", out, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
-    Tensor.requireType("dq", dq, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
-    Tensor.requireType("dk", dk, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
-    Tensor.requireType("dv", dv, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
+    Tensor.requireType(
+        "dout", dout, Tensor.orSame(desc.outDtype(), desc.dtype()), "desc.out_dtype");
+    Tensor.requireType("q", q, desc.dtype(), "desc.dtype");
+    Tensor.requireType("k", k, desc.dtype(), "desc.dtype");
+    Tensor.requireType("v", v, desc.dtype(), "desc.dtype");
+    Tensor.requireType("out", out, Tensor.orSame(desc.outDtype(), desc.dtype()), "desc.out_dtype");
+    Tensor.requireType("dq", dq, Tensor.orSame(desc.gradDtype(), desc.dtype()), "desc.grad_dtype");
+    Tensor.requireType("dk", dk, Tensor.orSame(desc.gradDtype(), desc.dtype()), "desc.grad_dtype");
+    Tensor.requireType("dv", dv, Tensor.orSame(desc.gradDtype(), desc.dtype()), "desc.grad_dtype");
   }
 
   private static Struct<RaBackwardArgs> struct() {

@@ -6,9 +6,9 @@ import dev.ringattn.internal.RingAttn;
 import dev.ringattn.internal.RingAttnConstants;
 
 /**
- * What the last call of Context.forward, Context.backward, Context.mhaForward, Context.mhaBackward
- * or Context.allReduce on a context did; comparable field by field with MemoryRequirements. On CUDA
- * times are those of enqueuing.
+ * What the last call of Context.forward, Context.backward, Context.mhaForward, Context.mhaBackward,
+ * Context.allReduce or KvCache.decode on a context did; comparable field by field with
+ * MemoryRequirements. On CUDA times are those of enqueuing.
  *
  * @param steps block computations that were carried out
  * @param hops messages that this rank sent
@@ -19,6 +19,8 @@ import dev.ringattn.internal.RingAttnConstants;
  * @param waitSeconds of it, waiting for other ranks: until all make the call, and for communication
  *     that was not hidden
  * @param projectionSeconds of it, in what a layer of multi-head attention does beside attention
+ * @param schedule Schedule of KvCache.decode: Schedule.PASS_Q or Schedule.RING; Schedule.AUTO after
+ *     other calls
  */
 public record CallStatistics(
     long steps,
@@ -27,7 +29,8 @@ public record CallStatistics(
     double totalSeconds,
     double computeSeconds,
     double waitSeconds,
-    double projectionSeconds) {
+    double projectionSeconds,
+    Schedule schedule) {
   static Struct<RaCallStatistics> struct() {
     return new Struct<>(
         RingAttnConstants.CALL_STATISTICS_SIZE,
@@ -45,7 +48,8 @@ public record CallStatistics(
             c.getTotalSeconds(),
             c.getComputeSeconds(),
             c.getWaitSeconds(),
-            c.getProjectionSeconds());
+            c.getProjectionSeconds(),
+            Schedule.of(c.getSchedule()));
     struct.keepAlive();
     return record;
   }

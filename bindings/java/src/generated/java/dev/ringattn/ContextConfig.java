@@ -265,9 +265,10 @@ public final class ContextConfig {
    * A file, for each rank another, that is made or emptied and then written with what this rank
    * does and when, in the Trace Event Format (JSON) that Perfetto and chrome://tracing read: calls,
    * and inside them plan, agree, prepare, pack, post, compute, wait, kept rows (of layers), add
-   * gradients, round, end; and on CPUs each message, sent or received, from when it was posted to
-   * when it was over. On CUDA times are those of enqueuing. Times of ranks of one machine can be
-   * compared. About 150 bytes for each event, written when a call ends. null, the default: none.
+   * gradients, merge (of KvCache.decode), round, end; and on CPUs each message, sent or received,
+   * from when it was posted to when it was over. On CUDA times are those of enqueuing. Times of
+   * ranks of one machine can be compared. About 150 bytes for each event, written when a call ends.
+   * null, the default: none.
    */
   public ContextConfig tracePath(String tracePath) {
     this.tracePath = tracePath;

@@ -170,10 +170,10 @@ public final class ForwardArgs {
 
   /** Refuses tensors of other types than `desc` has. */
   void requireTypes(AttentionDesc desc) {
-    Tensor.requireType("q", q, desc.dtype(), "dtype");
-    Tensor.requireType("k", k, desc.dtype(), "dtype");
-    Tensor.requireType("v", v, desc.dtype(), "dtype");
-    Tensor.requireType("out", out, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
+    Tensor.requireType("q", q, desc.dtype(), "desc.dtype");
+    Tensor.requireType("k", k, desc.dtype(), "desc.dtype");
+    Tensor.requireType("v", v, desc.dtype(), "desc.dtype");
+    Tensor.requireType("out", out, Tensor.orSame(desc.outDtype(), desc.dtype()), "desc.out_dtype");
   }
 
   private static Struct<RaForwardArgs> struct() {

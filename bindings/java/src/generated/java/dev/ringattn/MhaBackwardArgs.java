@@ -463,19 +463,20 @@ public final class MhaBackwardArgs {
 
   /** Refuses tensors of other types than `desc` has. */
   void requireTypes(AttentionDesc desc) {
-    Tensor.requireType("dout", dout, Tensor.orSame(desc.outDtype(), desc.dtype()), "out_dtype");
-    Tensor.requireType("x", x, desc.dtype(), "dtype");
-    Tensor.requireType("w_q", wQ, desc.dtype(), "dtype");
-    Tensor.requireType("w_k", wK, desc.dtype(), "dtype");
-    Tensor.requireType("w_v", wV, desc.dtype(), "dtype");
-    Tensor.requireType("w_o", wO, desc.dtype(), "dtype");
-    Tensor.requireType("b_q", bQ, desc.dtype(), "dtype");
-    Tensor.requireType("b_k", bK, desc.dtype(), "dtype");
-    Tensor.requireType("b_v", bV, desc.dtype(), "dtype");
-    Tensor.requireType("b_o", bO, desc.dtype(), "dtype");
-    Tensor.requireType("norm_q", normQ, desc.dtype(), "dtype");
-    Tensor.requireType("norm_k", normK, desc.dtype(), "dtype");
-    Tensor.requireType("dx", dx, Tensor.orSame(desc.gradDtype(), desc.dtype()), "grad_dtype");
+    Tensor.requireType(
+        "dout", dout, Tensor.orSame(desc.outDtype(), desc.dtype()), "desc.out_dtype");
+    Tensor.requireType("x", x, desc.dtype(), "desc.dtype");
+    Tensor.requireType("w_q", wQ, desc.dtype(), "desc.dtype");
+    Tensor.requireType("w_k", wK, desc.dtype(), "desc.dtype");
+    Tensor.requireType("w_v", wV, desc.dtype(), "desc.dtype");
+    Tensor.requireType("w_o", wO, desc.dtype(), "desc.dtype");
+    Tensor.requireType("b_q", bQ, desc.dtype(), "desc.dtype");
+    Tensor.requireType("b_k", bK, desc.dtype(), "desc.dtype");
+    Tensor.requireType("b_v", bV, desc.dtype(), "desc.dtype");
+    Tensor.requireType("b_o", bO, desc.dtype(), "desc.dtype");
+    Tensor.requireType("norm_q", normQ, desc.dtype(), "desc.dtype");
+    Tensor.requireType("norm_k", normK, desc.dtype(), "desc.dtype");
+    Tensor.requireType("dx", dx, Tensor.orSame(desc.gradDtype(), desc.dtype()), "desc.grad_dtype");
   }
 
   private static Struct<RaMhaBackwardArgs> struct() {

@@ -25,6 +25,7 @@ public enum Schedule {
   ALL_GATHER(2),
   ALL_TO_ALL(3),
   HYBRID(4),
+  /** Of KvCache.decode alone: queries come to the keys, and what they see there is merged. */
   PASS_Q(5),
   /** What a newer library calls something that is not known here. */
   UNKNOWN(-1);

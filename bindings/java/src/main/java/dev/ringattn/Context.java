@@ -24,8 +24,9 @@ import java.util.function.LongFunction;
  * One rank's membership in a group of ranks, with its threads, its engine and its memory.
  *
  * <p>Threads: {@link #forward}, {@link #backward}, {@link #mhaForward}, {@link #mhaBackward},
- * {@link #allReduce} and {@link #runSelfTest} are for one thread at a time; a second one gets
- * INVALID_STATE. All else may be called from any thread, meanwhile too.
+ * {@link #allReduce} and {@link #runSelfTest}, and append and decode of its {@link KvCache}s, are
+ * for one thread at a time; a second one gets INVALID_STATE. All else may be called from any
+ * thread, meanwhile too.
  *
  * <p>Collective means: every rank makes the same calls in the same order. Such a call blocks its
  * thread, so each rank of the local transport needs a thread of its own.
@@ -34,7 +35,7 @@ import java.util.function.LongFunction;
  * other ranks, is a rank that does not come.
  */
 public final class Context implements AutoCloseable {
-  private static final Cleaner CLEANER = Cleaner.create();
+  static final Cleaner CLEANER = Cleaner.create();
 
   private final Handle handle;
   private final Cleaner.Cleanable cleanable;
@@ -189,7 +190,7 @@ public final class Context implements AutoCloseable {
 
   /**
    * What the last completed {@link #forward}, {@link #backward}, {@link #mhaForward}, {@link
-   * #mhaBackward} or {@link #allReduce} did; all 0 before the first.
+   * #mhaBackward}, {@link #allReduce} or {@link KvCache#decode} did; all 0 before the first.
    */
   public CallStatistics statistics() {
     Struct<RaCallStatistics> statistics = CallStatistics.struct();
@@ -259,7 +260,7 @@ public final class Context implements AutoCloseable {
     }
   }
 
-  private interface Procedure extends LongFunction<Void> {
+  interface Procedure extends LongFunction<Void> {
     void run(long context);
 
     @Override
@@ -269,15 +270,15 @@ public final class Context implements AutoCloseable {
     }
   }
 
-  private void collective(Procedure procedure) {
+  void collective(Procedure procedure) {
     call(true, procedure);
   }
 
-  private void local(Procedure procedure) {
+  void local(Procedure procedure) {
     call(false, procedure);
   }
 
-  private <R> R get(LongFunction<R> function) {
+  <R> R get(LongFunction<R> function) {
     return call(false, function);
   }
 

@@ -153,9 +153,9 @@ public final class RingAttention {
    * memory, on the calling thread. Errors: INVALID_ARGUMENT.
    */
   public static void mergeAttention(MergeArgs args) {
-    Tensor.requireType("out_a", args.outA(), args.dtype(), "dtype");
-    Tensor.requireType("out_b", args.outB(), args.dtype(), "dtype");
-    Tensor.requireType("out", args.out(), args.dtype(), "dtype");
+    Tensor.requireType("out_a", args.outA(), args.dtype(), "args.dtype");
+    Tensor.requireType("out_b", args.outB(), args.dtype(), "args.dtype");
+    Tensor.requireType("out", args.out(), args.dtype(), "args.dtype");
     Struct<RaMergeArgs> a = args.made();
     RingAttn.raMergeAttention(a.c);
     a.keepAlive();
@@ -190,7 +190,7 @@ public final class RingAttention {
   private static void requireTypes(AttentionDesc desc, SequenceArgs args) {
     boolean isSame = args.dtype() == DType.SAME;
     DType dtype = isSame ? desc.dtype() : args.dtype();
-    Tensor.requireType("whole", args.whole(), dtype, isSame ? "dtype" : "args.dtype");
-    Tensor.requireType("shard", args.shard(), dtype, isSame ? "dtype" : "args.dtype");
+    Tensor.requireType("whole", args.whole(), dtype, isSame ? "desc.dtype" : "args.dtype");
+    Tensor.requireType("shard", args.shard(), dtype, isSame ? "desc.dtype" : "args.dtype");
   }
 }

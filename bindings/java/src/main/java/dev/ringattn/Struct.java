@@ -71,7 +71,7 @@ final class Struct<T> {
     return RingAttn.addressOf(copy);
   }
 
-  private static void requireEntries(String name, long entries, String count, long length) {
+  static void requireEntries(String name, long entries, String count, long length) {
     RingAttentionException.require(
         entries == length,
         () -> name + " has " + entries + " entries; must have " + length + ", " + count);

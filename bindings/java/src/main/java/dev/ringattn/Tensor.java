@@ -154,11 +154,11 @@ public final class Tensor {
     return isOutput ? writable(name, tensor) : tensor;
   }
 
-  /** Refuses a tensor that has another element type than `desc` says in its field `name`_dtype. */
+  /** Refuses a tensor that has another element type than a description says in `field`. */
   static void requireType(String name, Tensor tensor, DType expected, String field) {
     RingAttentionException.require(
         tensor == null || expected == DType.SAME || tensor.dtype == expected,
-        () -> name + " holds " + tensor.dtype + "; desc." + field + " is " + expected);
+        () -> name + " holds " + tensor.dtype + "; " + field + " is " + expected);
   }
 
   /** An output's type, which may be that of the inputs. */

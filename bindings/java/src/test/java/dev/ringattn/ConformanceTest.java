@@ -21,6 +21,7 @@ import java.util.stream.Stream;
 import java.util.stream.StreamSupport;
 import org.junit.jupiter.api.DynamicTest;
 import org.junit.jupiter.api.TestFactory;
+import org.junit.jupiter.api.function.Executable;
 
 /** bindings/conformance/cases.json, by the rules of the README beside it. */
 class ConformanceTest {
@@ -48,6 +49,13 @@ class ConformanceTest {
     JsonNode cases = read("RINGATTN_CONFORMANCE").get("layers");
     JsonNode results = read("RINGATTN_CONFORMANCE_RESULTS");
     return tests(cases, c -> checkLayer(c, results.get(c.get("name").asText())));
+  }
+
+  @TestFactory
+  Stream<DynamicTest> caches() throws IOException {
+    JsonNode cases = read("RINGATTN_CONFORMANCE").get("caches");
+    JsonNode results = read("RINGATTN_CONFORMANCE_RESULTS");
+    return tests(cases, c -> checkCache(c, results.get(c.get("name").asText())));
   }
 
   @TestFactory
@@ -287,7 +295,7 @@ class ConformanceTest {
             forward.sinks(sinks.tensor());
             backward.sinks(sinks.tensor()).dsinks(dsinks.get(rank).tensor());
           }
-          try (Context context = joinGroup(c, id, rank)) {
+          try (Context context = joinGroup(c, id, worldSize, rank)) {
             context.forward(problem.desc, forward);
             context.backward(problem.desc, backward);
           }
@@ -307,12 +315,9 @@ class ConformanceTest {
     compare(c, wholes, hashes);
   }
 
-  private static Context joinGroup(JsonNode c, UniqueId id, int rank) {
+  private static Context joinGroup(JsonNode c, UniqueId id, int worldSize, int rank) {
     return new Context(
-        filled(new ContextConfig(), c.get("config"))
-            .rank(rank)
-            .worldSize(c.get("world_size").asInt())
-            .uniqueId(id));
+        filled(new ContextConfig(), c.get("config")).rank(rank).worldSize(worldSize).uniqueId(id));
   }
 
   private static Map<String, Array> split(
@@ -445,7 +450,7 @@ class ConformanceTest {
           Map<String, Array> tensors = split(problem, wholes, worldSize, rank);
           tensors.putAll(weights);
           tensors.putAll(gradients.get(rank));
-          try (Context context = joinGroup(c, id, rank)) {
+          try (Context context = joinGroup(c, id, worldSize, rank)) {
             Activations activations = new Activations(context, problem.desc, problem.mha);
             MhaForwardArgs forward =
                 mhaForward(name -> tensors.get(name).tensor()).activations(activations);
@@ -513,11 +518,204 @@ class ConformanceTest {
         .dnormK(tensors.apply("dnorm_k"));
   }
 
+  // ---------------------------------------------------------------- caches
+
+  private static void checkCache(JsonNode c, JsonNode hashes) throws Exception {
+    List<UniqueId> groups = new ArrayList<>(List.of(UniqueId.create(Transport.LOCAL)));
+    for (JsonNode call : c.get("calls")) {
+      if (call.has("former_ranks")) {
+        groups.add(UniqueId.create(Transport.LOCAL));
+      }
+    }
+    List<Map<String, Array>> ofRanks =
+        Stream.generate(() -> (Map<String, Array>) new LinkedHashMap<String, Array>())
+            .limit(c.get("world_size").asInt())
+            .toList();
+    Ranks.run(
+        ofRanks.size(),
+        rank -> {
+          try (CacheUser user = new CacheUser(c, groups, rank, ofRanks.get(rank))) {
+            user.run();
+          }
+        });
+
+    Map<String, Array> results = new LinkedHashMap<>();
+    for (Map<String, Array> own : ofRanks) {
+      own.forEach(
+          (name, array) -> {
+            Array first = results.putIfAbsent(name, array);
+            assertEquals(first == null ? array.hash() : first.hash(), array.hash(), name);
+          });
+    }
+    compare(c, results, hashes);
+  }
+
+  /** A rank, which may become another one of a smaller group, and its cache. */
+  private static final class CacheUser implements AutoCloseable {
+    private final JsonNode c;
+    private final Iterator<UniqueId> groups;
+    private final KvCacheDesc shape;
+    private final KvCache cache;
+    private final Map<String, Array> results; // out_<n> and lse_<n> of call n
+    private Context context;
+    private int rank;
+
+    CacheUser(JsonNode c, List<UniqueId> groups, int rank, Map<String, Array> results) {
+      this.c = c;
+      this.groups = groups.iterator();
+      this.rank = rank;
+      this.results = results;
+      shape = filled(new KvCacheDesc(), c.get("cache"));
+      context = joinGroup(c, this.groups.next(), c.get("world_size").asInt(), rank);
+      cache = new KvCache(context, shape);
+    }
+
+    @Override
+    public void close() {
+      cache.close();
+      context.close();
+    }
+
+    void run() {
+      int n = 0;
+      for (JsonNode call : c.get("calls")) {
+        if (call.has("former_ranks") && !joinsNext(call)) {
+          return;
+        }
+        String number = "" + n;
+        long seed = c.get("seed").asLong() + n++;
+        try {
+          if (call.has("status")) {
+            expectRefusal(call, () -> make(call, seed, number));
+          } else {
+            assertGiven(call, make(call, seed, number));
+          }
+        } catch (RuntimeException | AssertionError e) {
+          throw new AssertionError("call " + number + ", rank " + rank + ": " + e.getMessage(), e);
+        }
+      }
+    }
+
+    /** Leaves the group; into the next one only those go that `former_ranks` has. */
+    private boolean joinsNext(JsonNode call) {
+      int[] former = formerRanks(call);
+      UniqueId id = groups.next();
+      for (int now = 0; now < former.length; ++now) {
+        if (former[now] == rank) {
+          rank = now;
+          context.close();
+          context = joinGroup(c, id, former.length, now);
+          return true;
+        }
+      }
+      return false;
+    }
+
+    private static int[] formerRanks(JsonNode call) {
+      return LongStream.of(longs(call.get("former_ranks"))).mapToInt(Math::toIntExact).toArray();
+    }
+
+    private void assertGiven(JsonNode call, long... given) {
+      int i = 0;
+      for (JsonNode number : call.path("gives")) {
+        long expected = (number.isArray() ? number.get(rank) : number).asLong();
+        assertEquals(expected, given[i], "number " + i);
+        ++i;
+      }
+    }
+
+    /** The numbers that a call gives. */
+    private long[] make(JsonNode call, long seed, String number) {
+      long sequence = call.path("sequence").asLong();
+      switch (call.get("call").asText()) {
+        case "create_sequence" -> {
+          return new long[] {cache.createSequence()};
+        }
+        case "fork_sequence" -> {
+          return new long[] {cache.fork(sequence)};
+        }
+        case "get_sequence_length" -> {
+          return new long[] {cache.length(sequence)};
+        }
+        case "get_lost_tokens" -> {
+          return new long[] {cache.lostTokens(sequence, call.get("from").asLong())};
+        }
+        case "get_kv_cache_statistics" -> {
+          KvCacheStatistics s = cache.statistics();
+          return new long[] {
+            s.numSequences(),
+            s.numTokens(),
+            s.usedPages(),
+            s.freePages(),
+            s.leastFreePages(),
+            s.lostPages(),
+            s.memory()
+          };
+        }
+        case "truncate_sequence" -> cache.truncate(sequence, call.get("length").asLong());
+        case "free_sequence" -> cache.free(sequence);
+        case "append" -> append(call, seed);
+        case "decode" -> decode(call, seed, number);
+        case "move_kv_cache" -> cache.moveTo(context, formerRanks(call));
+        default -> throw new AssertionError("no such call");
+      }
+      return new long[0];
+    }
+
+    /** A tensor as the call needs it, unless the call says how long it is. */
+    private static Array tensor(JsonNode call, String name, DType dtype, long count) {
+      return new Array(dtype, call.path("elements").path(name).asLong(count));
+    }
+
+    private void append(JsonNode call, long seed) {
+      long[] sequences = longs(call.get("sequences"));
+      long numTokens = call.get("num_tokens").asLong();
+      long heads = sequences.length * numTokens * shape.numHeadsKv();
+      long dimV = shape.headDimV() == 0 ? shape.headDim() : shape.headDimV();
+      Array k = tensor(call, "k", shape.dtype(), heads * shape.headDim()).fill(seed, 1);
+      Array v = tensor(call, "v", shape.dtype(), heads * dimV).fill(seed, 2);
+      cache.append(
+          new AppendArgs()
+              .numTokens(numTokens)
+              .sequences(sequences)
+              .lengths(call.has("lengths") ? longs(call.get("lengths")) : null)
+              .positions(call.has("positions") ? longs(call.get("positions")) : null)
+              .k(k.tensor())
+              .v(v.tensor()));
+    }
+
+    private void decode(JsonNode call, long seed, String number) {
+      AttentionDesc desc = filled(filled(new AttentionDesc(), c.get("desc")), call.get("desc"));
+      Problem problem = new Problem(desc, null);
+      Map<String, Array> tensors = new LinkedHashMap<>();
+      for (String name : List.of("q", "out", "lse")) {
+        long count = problem.whole(name).count();
+        tensors.put(name, tensor(call, name, problem.type(name), count));
+      }
+      long countOfSinks = desc.numHeadsQ() * desc.numSinks();
+      Array sinks = tensor(call, "sinks", DType.FLOAT32, countOfSinks).fill(seed, 8);
+      cache.decode(
+          desc,
+          new DecodeArgs()
+              .sequences(longs(call.get("sequences")))
+              .q(tensors.get("q").fill(seed, 0).tensor())
+              .out(tensors.get("out").tensor())
+              .lse(tensors.get("lse").tensor())
+              .sinks(countOfSinks > 0 ? sinks.tensor() : null));
+      assertEquals(call.get("schedule").asText(), context.statistics().schedule().name());
+      results.put("out_" + number, tensors.get("out"));
+      results.put("lse_" + number, tensors.get("lse"));
+    }
+  }
+
   // ---------------------------------------------------------------- errors
 
   private static void checkError(JsonNode c) {
-    RingAttentionException failure =
-        assertThrows(RingAttentionException.class, () -> new Call(c).run());
+    expectRefusal(c, () -> new Call(c).run());
+  }
+
+  private static void expectRefusal(JsonNode c, Executable call) {
+    RingAttentionException failure = assertThrows(RingAttentionException.class, call);
     assertEquals(c.get("status").asText(), failure.status().name(), failure.getMessage());
     for (JsonNode word : c.get("words")) {
       assertTrue(
@@ -627,6 +825,8 @@ class ConformanceTest {
           case "run_self_test" -> context.runSelfTest(number("num_problems", 1), number("seed", 1));
           case "forward", "forward_after_abort" -> context.forward(desc, forwardArgs(problem));
           case "backward" -> context.backward(desc, backwardArgs(problem));
+          case "create_kv_cache" ->
+              new KvCache(context, filled(new KvCacheDesc(), c.get("cache"))).close();
           case "all_reduce_after_abort" -> context.allReduce(Array.floats(4).tensor());
           case "get_mha_requirements" -> context.mhaRequirements(desc, problem.mha);
           case "mha_forward", "mha_backward" -> layer(call, context, problem);

@@ -35,6 +35,7 @@ class ContextTest {
           context -> context.mhaBackward(MhaTest.desc(), MhaTest.mha(), new MhaBackwardArgs()),
           context -> context.mhaRequirements(MhaTest.desc(), MhaTest.mha()),
           context -> context.allReduce(Array.floats(3).tensor()),
+          context -> new KvCache(context, KvCacheTest.shape(2)).close(),
           Context::statistics,
           Context::info,
           Context::asyncError,

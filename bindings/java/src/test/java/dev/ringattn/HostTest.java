@@ -72,6 +72,10 @@ class HostTest {
         new Small(1).forward(context);
         context.checkSupport(new Small(1).desc);
         context.info();
+        try (KvCache cache = new KvCache(context, KvCacheTest.shape(2))) {
+          cache.fork(cache.createSequence());
+          cache.moveTo(context, 0);
+        }
         try {
           context.forward(new AttentionDesc(), new ForwardArgs());
         } catch (RingAttentionException e) {

@@ -75,4 +75,12 @@ public class RaCallStatistics {
     return RingAttnJNI.RaCallStatistics_projectionSeconds_get(swigCPtr);
   }
 
+  public void setSchedule(int value) {
+    RingAttnJNI.RaCallStatistics_schedule_set(swigCPtr, value);
+  }
+
+  public int getSchedule() {
+    return RingAttnJNI.RaCallStatistics_schedule_get(swigCPtr);
+  }
+
 }

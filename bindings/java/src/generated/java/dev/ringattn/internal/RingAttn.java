@@ -185,6 +185,70 @@ public class RingAttn implements RingAttnConstants {
     RingAttnJNI.raAllReduce(context, RaReduceArgs.getCPtr(args));
   }
 
+  public static void raInitKvCacheDesc(RaKvCacheDesc desc) {
+    RingAttnJNI.raInitKvCacheDesc(RaKvCacheDesc.getCPtr(desc));
+  }
+
+  public static long raCreateKvCache(long context, RaKvCacheDesc desc) {
+    return RingAttnJNI.raCreateKvCache(context, RaKvCacheDesc.getCPtr(desc));
+  }
+
+  public static void raDestroyKvCache(long cache) {
+    RingAttnJNI.raDestroyKvCache(cache);
+  }
+
+  public static long raCreateSequence(long cache) {
+    return RingAttnJNI.raCreateSequence(cache);
+  }
+
+  public static long raForkSequence(long cache, long sequence) {
+    return RingAttnJNI.raForkSequence(cache, sequence);
+  }
+
+  public static void raTruncateSequence(long cache, long sequence, long length) {
+    RingAttnJNI.raTruncateSequence(cache, sequence, length);
+  }
+
+  public static void raFreeSequence(long cache, long sequence) {
+    RingAttnJNI.raFreeSequence(cache, sequence);
+  }
+
+  public static long raGetSequenceLength(long cache, long sequence) {
+    return RingAttnJNI.raGetSequenceLength(cache, sequence);
+  }
+
+  public static void raInitAppendArgs(RaAppendArgs args) {
+    RingAttnJNI.raInitAppendArgs(RaAppendArgs.getCPtr(args));
+  }
+
+  public static void raAppend(long context, long cache, RaAppendArgs args) {
+    RingAttnJNI.raAppend(context, cache, RaAppendArgs.getCPtr(args));
+  }
+
+  public static void raInitDecodeArgs(RaDecodeArgs args) {
+    RingAttnJNI.raInitDecodeArgs(RaDecodeArgs.getCPtr(args));
+  }
+
+  public static void raDecode(long context, long cache, RaAttentionDesc desc, RaDecodeArgs args) {
+    RingAttnJNI.raDecode(context, cache, RaAttentionDesc.getCPtr(desc), RaDecodeArgs.getCPtr(args));
+  }
+
+  public static void raInitKvCacheStatistics(RaKvCacheStatistics statistics) {
+    RingAttnJNI.raInitKvCacheStatistics(RaKvCacheStatistics.getCPtr(statistics));
+  }
+
+  public static void raGetKvCacheStatistics(long cache, RaKvCacheStatistics statistics) {
+    RingAttnJNI.raGetKvCacheStatistics(cache, RaKvCacheStatistics.getCPtr(statistics));
+  }
+
+  public static void raMoveKvCache(long cache, long context, int[] former_ranks) {
+    RingAttnJNI.raMoveKvCache(cache, context, former_ranks);
+  }
+
+  public static long raGetLostTokens(long cache, long sequence, long from) {
+    return RingAttnJNI.raGetLostTokens(cache, sequence, from);
+  }
+
   public static void raRunSelfTest(long context, long num_problems, long seed) {
     RingAttnJNI.raRunSelfTest(context, num_problems, seed);
   }

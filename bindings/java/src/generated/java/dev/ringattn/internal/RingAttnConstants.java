@@ -29,6 +29,10 @@ public interface RingAttnConstants {
   public final static long MHA_BACKWARD_ARGS_SIZE = RingAttnJNI.MHA_BACKWARD_ARGS_SIZE_get();
   public final static long MHA_REQUIREMENTS_SIZE = RingAttnJNI.MHA_REQUIREMENTS_SIZE_get();
   public final static long REDUCE_ARGS_SIZE = RingAttnJNI.REDUCE_ARGS_SIZE_get();
+  public final static long KV_CACHE_DESC_SIZE = RingAttnJNI.KV_CACHE_DESC_SIZE_get();
+  public final static long APPEND_ARGS_SIZE = RingAttnJNI.APPEND_ARGS_SIZE_get();
+  public final static long DECODE_ARGS_SIZE = RingAttnJNI.DECODE_ARGS_SIZE_get();
+  public final static long KV_CACHE_STATISTICS_SIZE = RingAttnJNI.KV_CACHE_STATISTICS_SIZE_get();
   public final static int RA_VERSION_MAJOR = 0;
   public final static int RA_VERSION_MINOR = 1;
   public final static int RA_VERSION_PATCH = 0;
