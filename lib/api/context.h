@@ -59,6 +59,7 @@ struct ra_context {
     try {
       f();
     } catch (...) {
+      transport->abandon();  // however a call ends, its memory is the caller's again
       break_group();
       throw;
     }

@@ -117,7 +117,7 @@ void PageBook::require_room(std::span<const Tokens> all) const {
             "positions[", n, "] is ", position, "; must be ", s.length, ", the tokens of sequence ", id,
             ", or the first token of a page that is lost");
     const std::int64_t end = position + count;
-    if (pages_of(end) > all_pages)
+    if (count > 0 && pages_of(end) > all_pages)
       fail(RA_STATUS_OUT_OF_MEMORY, "sequences[", n, "] is ", id, ", which needs ", pages_of(end), " pages for ", end,
            " tokens; all ranks together have ", all_pages);
     if (!is_behind) {

@@ -253,6 +253,16 @@ TEST(Pages, FillToTheLast) {
   EXPECT_THROW(shared.extend(All{{shared.fork(a), 9, 1}}), Error);
 }
 
+// Also where a sequence has more tokens than all pages could take.
+TEST(Pages, NoTokensNeedNoPage) {
+  PageBook book(2, 16, 4);
+  const std::int64_t id = book.create();
+  book.extend(std::vector<PageBook::Tokens>{{id, 0, 8 * 16}});
+  const std::int64_t other = book.create();
+  book.move(std::vector<std::int32_t>{0});
+  EXPECT_NO_THROW(book.extend(std::vector<PageBook::Tokens>{{id, 8 * 16, 0}, {other, 0, 0}}));
+}
+
 // What was on ranks that are gone is lost, and can be given again; the rest stays where it is.
 TEST(Pages, MoveToFewerRanks) {
   Random random(seed());

@@ -329,7 +329,8 @@ bool must_be_noticed(const Fault& fault, const Bender& bender) {
     if (!fault.stream.forth || fault.number < first_piece) return false;
     // Before the first piece a connection is nobody's, and what is no piece is as good as a stranger's.
     if (is_replay_before && (fault.number == first_piece || bender.is_command)) return false;
-    return !bender.is_intact || (bender.has_more && bender.is_followed);
+    // In the last call a rank may have gone before what is more is read. That accuses nobody then (connections.h).
+    return !bender.is_intact || (bender.has_more && bender.is_followed && bender.is_before_last_call);
   }
   return fault.number >= first_message && fault.kind != lose_frame && fault.kind != swap_frames &&
          fault.kind != cut_connection && bender.is_before_last_call && !bender.is_intact && !bender.is_command;

@@ -331,6 +331,28 @@ TEST(Mha, TakesAnyStrides) {
   }
 }
 
+// It has no next one.
+TEST(Mha, TakesAnyStrideOfASingleRow) {
+  ra_attention_desc desc = usual_desc(RA_DTYPE_FLOAT32);
+  desc.seqlen_q = 1;
+  desc.batch = 2;
+  for_each_rank(1, [&](std::int32_t rank, ra_context* context) {
+    std::vector<std::vector<std::byte>> outs, dxs;
+    for (const std::int64_t stride : {usual_mha().d_model, std::int64_t{3}}) {
+      MhaShard shard(desc, usual_mha(), 1, rank);
+      if (!shard.make_room(context)) return;
+      for (Tensor* t : {&shard.x, &shard.dout, &shard.out, &shard.dx}) t->seq_stride = stride;
+      Error error;
+      ASSERT_EQ(shard.forward(context, &error), RA_STATUS_SUCCESS) << error;
+      ASSERT_EQ(shard.backward(context, &error), RA_STATUS_SUCCESS) << error;
+      outs.push_back(shard.out.packed());
+      dxs.push_back(shard.dx.packed());
+    }
+    EXPECT_EQ(outs[0], outs[1]);
+    EXPECT_EQ(dxs[0], dxs[1]);
+  });
+}
+
 TEST(Mha, GivesTheSameGradientsWithEachCheckpoint) {
   ra_mha_desc mha = usual_mha();
   mha.checkpoint = RA_CHECKPOINT_ALL;

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,7 +24,8 @@ func TestOthersAreLetGo(t *testing.T) {
 	group.each[1].k = nil
 	begin := time.Now()
 	_, err = group.forward(5000)
-	if !errors.Is(err, ringattn.ErrInvalidArgument) || !errors.Is(err, ringattn.ErrAborted) {
+	// The others' calls end with ABORTED, or are refused because of it where they begin late.
+	if !errors.Is(err, ringattn.ErrInvalidArgument) || !strings.Contains(err.Error(), "ABORTED") {
 		t.Error(err)
 	}
 	if took := time.Since(begin); took > time.Minute {
