@@ -1,8 +1,9 @@
 #!/bin/sh
-# check.sh example | example_05 | service | page: compiles an example in Java and holds it to what it promises.
+# check.sh example | example_05 | service | generate | page: compiles an example in Java and holds it to what it promises.
 #
 # In the environment: JAVA, its compiler beside it; CLASSES, the binding's; LIBRARIES, the folder of libringattn_jni.so; FOLDER, to write to;
-# for example also EXAMPLE_IN_C, the program to compare with, and for page CHROMIUM.
+# for example also EXAMPLE_IN_C, the program to compare with; for page CHROMIUM, and for it and generate TRAIN, the program of example 06
+# (page: or nothing).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 examples=$here/../../examples
@@ -50,10 +51,29 @@ service() {
   java LoadTest "$folder/text" 4096
 }
 
+# A small model of the text.
+train() {
+  "$TRAIN" "$folder/text" --output "$folder" --context 256 --batch 2 --d-model 32 --layers 2 --d-ff 64 --window 64 --held-out 512 \
+    --steps 40 --measure-every 40 >"$folder/notes"
+}
+
+# The model in Java is that in C++; 200 texts at once; clients that leave; an end under load.
+generate() {
+  compile_service
+  train
+  java GeneratorTest "$folder/checkpoint" "$folder/text"
+  java GenerateTest "$folder/checkpoint" "$folder/text"
+}
+
 # Somebody types.
 page() {
   compile_service
-  java PageTest "$CHROMIUM" "$folder/text" "$folder/page.png"
+  set -- "$CHROMIUM" "$folder/text" "$folder/page.png"
+  if [ -n "${TRAIN:-}" ]; then
+    train
+    set -- "$@" "$folder/checkpoint"
+  fi
+  java PageTest "$@"
 }
 
 "$1"

@@ -96,11 +96,11 @@ final class LoadTest {
 
   // ---------------------------------------------------------------- tests
 
-  private interface Client {
+  interface Client {
     void run() throws Exception;
   }
 
-  private static void onEveryClient(int clients, Client client) throws Exception {
+  static void onEveryClient(int clients, Client client) throws Exception {
     ExecutorService threads = Executors.newFixedThreadPool(clients);
     List<Future<?>> running = new ArrayList<>();
     for (int c = 0; c < clients; ++c) {

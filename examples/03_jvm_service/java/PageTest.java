@@ -7,8 +7,10 @@ import java.net.http.WebSocket;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Base64;
+import java.util.List;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletionStage;
 import java.util.concurrent.LinkedBlockingQueue;
@@ -21,7 +23,7 @@ import java.util.regex.Pattern;
  * protocol, and compares what it shows with the head computed directly.
  *
  * <pre>
- * java -cp ... PageTest CHROMIUM TEXT [PICTURE.png]
+ * java -cp ... PageTest CHROMIUM TEXT PICTURE.png [CHECKPOINT]
  * </pre>
  */
 final class PageTest {
@@ -48,7 +50,7 @@ final class PageTest {
                   "--disable-gpu",
                   "--disable-dev-shm-usage",
                   "--no-first-run",
-                  "--window-size=1000,900",
+                  "--window-size=1000,1300",
                   "--remote-debugging-port=0",
                   "--user-data-dir=" + profile,
                   "about:blank")
@@ -223,16 +225,66 @@ final class PageTest {
     check("attention" + more + guess.replace('\u2423', ' ').replace('\u21B5', '\n'));
   }
 
+  private void set(String field, String value) throws Exception {
+    browser.value("document.getElementById('" + field + "').value = '" + value + "'");
+  }
+
+  /** Has a text written to its end, and one that is stopped. */
+  private void write(URI address, Model model) throws Exception {
+    String prompt = "The ranks of \u00e4 library";
+    browser.await("!document.getElementById('writer').hidden");
+    String weights = browser.value("document.getElementById('weights').innerText");
+    require(weights.equals(String.format("%,d", model.numWeights())), weights);
+    set("prompt", prompt);
+    set("bytes", "60");
+    set("temperature", "0");
+    browser.value("document.getElementById('write').click()");
+    browser.await("document.body.dataset.wrote === 'length 60'");
+    byte[] encoded = prompt.getBytes(StandardCharsets.UTF_8);
+    byte[] expected = GeneratorTest.writeDirectly(model, new Generator.Request(encoded, 60, 0, 0));
+    String written = browser.value("document.querySelector('#written span').textContent");
+    require(written.equals(new String(expected, StandardCharsets.UTF_8)), written);
+    String whole = browser.value("document.getElementById('written').textContent");
+    require(whole.equals(prompt + written), whole);
+    String speed = browser.value("document.getElementById('speed').innerText");
+    require(speed.matches("60 bytes, [1-9][0-9]* a second"), speed);
+
+    set("bytes", "4096");
+    browser.value("document.getElementById('write').click()");
+    browser.await("document.querySelector('#written span').textContent.length > 20");
+    require(browser.value("document.getElementById('write').innerText").equals("Stop"), "no Stop");
+    GenerateTest.await(address, "running", 1);
+    browser.value("document.getElementById('write').click()");
+    browser.await("document.body.dataset.wrote.startsWith('stopped ')");
+    GenerateTest.await(address, "running", 0);
+
+    set("bytes", "5000");
+    browser.value("document.getElementById('write').click()");
+    browser.await("document.getElementById('failed').innerText.includes('max_bytes must be')");
+    set("bytes", "200");
+    set("temperature", "0.8");
+    browser.value("document.getElementById('write').click()");
+    browser.await("document.body.dataset.wrote === 'length 200'");
+    require(browser.value("document.getElementById('failed').innerText").isEmpty(), "it says more");
+  }
+
   public static void main(String[] arguments) throws Exception {
     byte[] text = Service.toAlphabet(Files.readString(Path.of(arguments[1])));
     byte[] book = Arrays.copyOf(text, LENGTH);
+    String checkpoint = arguments.length > 3 ? arguments[3] : null;
+    List<String> options = new ArrayList<>(List.of("--length", "" + LENGTH));
+    if (checkpoint != null) {
+      options.addAll(List.of("--checkpoint", checkpoint));
+    }
     boolean isGood = false;
-    try (ServiceProcess service = new ServiceProcess(arguments[1], "--length", "" + LENGTH);
+    try (ServiceProcess service = new ServiceProcess(arguments[1], options.toArray(String[]::new));
         Browser browser = new Browser(arguments[0])) {
-      new PageTest(browser, book).run(service.address);
-      if (arguments.length > 2) {
-        browser.picture(Path.of(arguments[2]));
+      PageTest test = new PageTest(browser, book);
+      test.run(service.address);
+      if (checkpoint != null) {
+        test.write(service.address, new Model(Path.of(checkpoint)));
       }
+      browser.picture(Path.of(arguments[2]));
       service.terminate();
       service.requireEnd();
       isGood = true;

@@ -8,7 +8,7 @@ import java.util.concurrent.atomic.AtomicInteger;
 /** Whatever fails in a pool, each question is answered, and the next one may succeed. */
 final class PoolTest {
   /** More than rank 0 has memory for, which breaks the group: the others do not wait for it. */
-  private static final byte[] TOO_LONG = new byte[RankGroup.RANKS * RankGroup.LONGEST_TEXT + 1];
+  private static final byte[] TOO_LONG = new byte[Ranks.COUNT * RankGroup.LONGEST_TEXT + 1];
 
   private static boolean isAnswered(Pool pool, byte[] text) throws Exception {
     Optional<CompletableFuture<FloatBuffer>> answer = pool.ask(text, text.length + 1);

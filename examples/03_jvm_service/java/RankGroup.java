@@ -1,6 +1,4 @@
 import dev.ringattn.AttentionDesc;
-import dev.ringattn.Context;
-import dev.ringattn.ContextConfig;
 import dev.ringattn.ForwardArgs;
 import dev.ringattn.Mask;
 import dev.ringattn.MaskAlignment;
@@ -9,20 +7,11 @@ import dev.ringattn.RingAttention;
 import dev.ringattn.SequenceArgs;
 import dev.ringattn.Side;
 import dev.ringattn.Tensor;
-import dev.ringattn.Transport;
-import dev.ringattn.UniqueId;
 import java.nio.FloatBuffer;
-import java.util.ArrayList;
-import java.util.List;
-import java.util.concurrent.ExecutionException;
-import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
-import java.util.concurrent.Future;
-import java.util.concurrent.atomic.AtomicReference;
+import java.util.Arrays;
 
 /**
- * Four ranks that know a book, and say how any text might go on behind it: all calls of the library
- * are in this file.
+ * Four ranks that know a book, and say how any text might go on behind it.
  *
  * <p>The book's keys and values are made once. For a text of n bytes behind a book of L there are n
  * queries, one for each byte that comes after one of the text's; row r looks for byte L + r + 1,
@@ -37,20 +26,19 @@ import java.util.concurrent.atomic.AtomicReference;
  * <p>Each is a call of all ranks; mergeAttention makes one distribution of the two results.
  */
 final class RankGroup implements AutoCloseable {
-  static final int RANKS = 4;
   static final int LONGEST_TEXT = 1024;
 
   /** A text, and every rank's part of its keys and values: for any number of groups. */
   static final class Book {
     final byte[] text;
-    private final FloatBuffer[] keys = new FloatBuffer[RANKS];
-    private final FloatBuffer[] values = new FloatBuffer[RANKS];
+    private final FloatBuffer[] keys = new FloatBuffer[Ranks.COUNT];
+    private final FloatBuffer[] values = new FloatBuffer[Ranks.COUNT];
 
     Book(byte[] text) {
       this.text = text;
       AttentionDesc desc = describe(1).seqlenKv(text.length);
-      for (int r = 0; r < RANKS; ++r) {
-        long[] positions = RingAttention.shardPositions(desc, RANKS, r, Side.KEY_VALUE);
+      for (int r = 0; r < Ranks.COUNT; ++r) {
+        long[] positions = RingAttention.shardPositions(desc, Ranks.COUNT, r, Side.KEY_VALUE);
         keys[r] = Tensor.allocateFloats((long) positions.length * InductionHead.DIM);
         values[r] = Tensor.allocateFloats((long) positions.length * InductionHead.ALPHABET);
         fillKeys(text, 0, positions, keys[r], values[r]);
@@ -67,18 +55,13 @@ final class RankGroup implements AutoCloseable {
     }
   }
 
-  /** One rank, with memory for the longest text. */
-  private static final class Rank {
-    final Context context;
+  /** Of one rank, for the longest text. */
+  private static final class Memory {
     final FloatBuffer q = Tensor.allocateFloats(LONGEST_TEXT * InductionHead.DIM);
     final FloatBuffer k = Tensor.allocateFloats(LONGEST_TEXT * InductionHead.DIM);
     final FloatBuffer v = Tensor.allocateFloats(LONGEST_TEXT * InductionHead.ALPHABET);
     final FloatBuffer[] outs = {newOut(), newOut()}; // of the book, of the text
     final FloatBuffer[] lses = {newLse(), newLse()};
-
-    Rank(ContextConfig config) {
-      context = new Context(config);
-    }
 
     private static FloatBuffer newOut() {
       return Tensor.allocateFloats(LONGEST_TEXT * InductionHead.ALPHABET);
@@ -89,27 +72,14 @@ final class RankGroup implements AutoCloseable {
     }
   }
 
-  private interface Work {
-    void run(int r);
-  }
-
   private final Book book;
-  private final Rank[] ranks = new Rank[RANKS];
-  private final ExecutorService threads = Executors.newFixedThreadPool(RANKS);
+  private final Memory[] memories = new Memory[Ranks.COUNT];
+  private final Ranks ranks;
 
   RankGroup(Book book) {
     this.book = book;
-    UniqueId id = UniqueId.create(Transport.LOCAL);
-    try {
-      onEveryRank(
-          r -> {
-            ContextConfig config = new ContextConfig().rank(r).worldSize(RANKS).uniqueId(id);
-            ranks[r] = new Rank(config.timeoutMs(30_000));
-          });
-    } catch (RuntimeException | Error e) {
-      close();
-      throw e;
-    }
+    Arrays.setAll(memories, r -> new Memory());
+    ranks = new Ranks();
   }
 
   private static AttentionDesc describe(int rows) {
@@ -142,25 +112,25 @@ final class RankGroup implements AutoCloseable {
     int begin = both.length - n;
     FloatBuffer whole = Tensor.allocateFloats((long) n * InductionHead.ALPHABET);
 
-    onEveryRank(
-        r -> {
-          Rank rank = ranks[r];
-          long[] rows = RingAttention.shardPositions(ofText, RANKS, r, Side.QUERY);
+    ranks.onEveryRank(
+        (r, own) -> {
+          Memory memory = memories[r];
+          long[] rows = RingAttention.shardPositions(ofText, Ranks.COUNT, r, Side.QUERY);
           for (int i = 0; i < rows.length; ++i) {
             float[] query = InductionHead.makeFeature(both, begin + rows[i] + 1);
-            rank.q.put(i * InductionHead.DIM, query);
+            memory.q.put(i * InductionHead.DIM, query);
           }
-          long[] keys = RingAttention.shardPositions(ofText, RANKS, r, Side.KEY_VALUE);
-          fillKeys(both, begin, keys, rank.k, rank.v);
+          long[] keys = RingAttention.shardPositions(ofText, Ranks.COUNT, r, Side.KEY_VALUE);
+          fillKeys(both, begin, keys, memory.k, memory.v);
 
-          Tensor q = first(rank.q, rows.length * InductionHead.DIM);
+          Tensor q = first(memory.q, rows.length * InductionHead.DIM);
           Tensor[] outs = new Tensor[2];
           Tensor[] lses = new Tensor[2];
           for (int part = 0; part < 2; ++part) {
-            outs[part] = first(rank.outs[part], rows.length * InductionHead.ALPHABET);
-            lses[part] = first(rank.lses[part], rows.length);
+            outs[part] = first(memory.outs[part], rows.length * InductionHead.ALPHABET);
+            lses[part] = first(memory.lses[part], rows.length);
           }
-          rank.context.forward(
+          own.forward(
               ofBook,
               new ForwardArgs()
                   .q(q)
@@ -168,12 +138,12 @@ final class RankGroup implements AutoCloseable {
                   .v(Tensor.of(book.values[r]))
                   .out(outs[0])
                   .lse(lses[0]));
-          rank.context.forward(
+          own.forward(
               ofText,
               new ForwardArgs()
                   .q(q)
-                  .k(first(rank.k, keys.length * InductionHead.DIM))
-                  .v(first(rank.v, keys.length * InductionHead.ALPHABET))
+                  .k(first(memory.k, keys.length * InductionHead.DIM))
+                  .v(first(memory.v, keys.length * InductionHead.ALPHABET))
                   .out(outs[1])
                   .lse(lses[1]));
           RingAttention.mergeAttention(
@@ -188,7 +158,7 @@ final class RankGroup implements AutoCloseable {
                   .lse(lses[0]));
           RingAttention.joinSequence(
               ofText,
-              RANKS,
+              Ranks.COUNT,
               r,
               new SequenceArgs()
                   .numHeads(1)
@@ -216,46 +186,9 @@ final class RankGroup implements AutoCloseable {
     return Tensor.of(buffer.slice(0, count));
   }
 
-  // A collective call returns when all ranks have made it, so each makes it in a thread of its own.
-  // If one fails, the others need not wait for it until their time-out: they are let go.
-  private void onEveryRank(Work work) {
-    List<Future<?>> calls = new ArrayList<>();
-    AtomicReference<Throwable> first = new AtomicReference<>(); // what the others say comes of it
-    for (int r = 0; r < RANKS; ++r) {
-      int rank = r;
-      calls.add(
-          threads.submit(
-              () -> {
-                try {
-                  work.run(rank);
-                } catch (RuntimeException | Error e) {
-                  first.compareAndSet(null, e);
-                  if (ranks[rank] != null) {
-                    ranks[rank].context.abort();
-                  }
-                }
-              }));
-    }
-    for (Future<?> call : calls) {
-      try {
-        call.get();
-      } catch (ExecutionException | InterruptedException e) {
-        first.compareAndSet(null, e);
-      }
-    }
-    if (first.get() != null) {
-      throw new IllegalStateException(first.get());
-    }
-  }
-
-  /** Also of a group that failed, or that never came to be. */
+  /** Also of a group that failed. */
   @Override
   public void close() {
-    threads.shutdown();
-    for (Rank rank : ranks) {
-      if (rank != null) {
-        rank.context.close();
-      }
-    }
+    ranks.close();
   }
 }

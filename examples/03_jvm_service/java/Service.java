@@ -28,24 +28,33 @@ import java.util.concurrent.Executors;
  *                 on). 200 and JSON; 400 with what is wrong; 429 if too many wait; 503 while it stops
  * GET /           a page with a text box
  * GET /book       how long the book is, as JSON
+ * POST /generate  JSON: prompt (1 to 4,096 bytes), max_bytes, temperature, seed. 200 and server-sent
+ *                 events while a trained model writes on; the same refusals
+ * GET /model      what that is, and what it does now, as JSON; 404 without one
  * </pre>
  *
- * <p>SIGTERM stops it: what it has taken is answered first.
+ * <p>SIGTERM stops it: predictions that it has taken are answered first, texts end where they are.
  */
 final class Service {
-  private static final int LONGEST_BODY = 8 * RankGroup.LONGEST_TEXT;
+  private static final int LONGEST_FORM = 8 * RankGroup.LONGEST_TEXT;
+  private static final int PATIENCE_MS = 30_000;
+  private static final int CLIENTS = 1024; // that may wait to be connected
 
   private final RankGroup.Book book;
   private final Pool pool;
+  private final Generator generator; // null without a model
   private final HttpServer server;
   private final ExecutorService threads = Executors.newCachedThreadPool();
   private int inside; // requests that are being answered
   private boolean isStopping;
 
-  Service(byte[] text, int port, int groups, int longestQueue) throws IOException {
+  Service(byte[] text, int port, int groups, int longestQueue, Generator generator)
+      throws IOException {
     book = new RankGroup.Book(text);
     pool = new Pool(() -> new RankGroup(book), groups, longestQueue);
-    server = HttpServer.create(new InetSocketAddress(InetAddress.getLoopbackAddress(), port), 0);
+    this.generator = generator;
+    InetAddress here = InetAddress.getLoopbackAddress();
+    server = HttpServer.create(new InetSocketAddress(here, port), CLIENTS);
     server.setExecutor(threads);
     server.createContext("/", this::answer);
     server.start();
@@ -55,12 +64,18 @@ final class Service {
     return server.getAddress().getPort();
   }
 
-  /** Answers what has come, and nothing more. */
+  /** Answers what has come, and nothing more; those who do not take it are left after a while. */
   void close() throws InterruptedException {
     synchronized (this) {
       isStopping = true;
-      while (inside > 0) {
-        wait();
+    }
+    if (generator != null) {
+      generator.close();
+    }
+    synchronized (this) {
+      long end = System.nanoTime() + 1_000_000L * PATIENCE_MS;
+      for (long left; inside > 0 && (left = end - System.nanoTime()) > 0; ) {
+        wait(1 + left / 1_000_000);
       }
     }
     server.stop(0);
@@ -79,17 +94,6 @@ final class Service {
   }
 
   // ---------------------------------------------------------------- HTTP
-
-  /** An answer that is no success. */
-  private static final class Refusal extends Exception {
-    private static final long serialVersionUID = 1;
-    final int code;
-
-    Refusal(int code, String message) {
-      super(message);
-      this.code = code;
-    }
-  }
 
   private void answer(HttpExchange exchange) throws IOException {
     try (exchange) {
@@ -110,7 +114,7 @@ final class Service {
 
   private void route(HttpExchange exchange) throws IOException, Refusal {
     String path = exchange.getRequestURI().getPath();
-    String method = path.equals("/predict") ? "POST" : "GET";
+    String method = path.equals("/predict") || path.equals("/generate") ? "POST" : "GET";
     if (!exchange.getRequestMethod().equals(method)) {
       exchange.getResponseHeaders().set("Allow", method);
       throw new Refusal(405, path + " is for " + method);
@@ -119,6 +123,8 @@ final class Service {
       case "/" -> send(exchange, 200, "text/html; charset=utf-8", page());
       case "/book" -> sendJson(exchange, "{\"length\": " + book.text.length + "}");
       case "/predict" -> sendJson(exchange, predict(fields(exchange)));
+      case "/model" -> sendJson(exchange, describe(model()));
+      case "/generate" -> Writing.answer(exchange, model());
       default -> throw new Refusal(404, "there is no " + path);
     }
   }
@@ -130,13 +136,10 @@ final class Service {
   }
 
   private static Map<String, String> fields(HttpExchange exchange) throws IOException, Refusal {
-    byte[] body = exchange.getRequestBody().readNBytes(LONGEST_BODY + 1);
-    if (body.length > LONGEST_BODY) {
-      throw new Refusal(413, "the request has more than " + LONGEST_BODY + " bytes");
-    }
     Map<String, String> fields = new HashMap<>();
     try {
-      for (String field : new String(body, StandardCharsets.ISO_8859_1).split("&")) {
+      String body = new String(Refusal.body(exchange, LONGEST_FORM), StandardCharsets.ISO_8859_1);
+      for (String field : body.split("&")) {
         String[] pair = field.split("=", 2);
         String value = pair.length == 2 ? pair[1] : "";
         fields.put(pair[0], URLDecoder.decode(value, StandardCharsets.UTF_8));
@@ -224,6 +227,27 @@ final class Service {
     json.append(index == 0 ? "" : ", ").append(String.format("%.5f", probability));
   }
 
+  // ---------------------------------------------------------------- texts
+
+  private Generator model() throws Refusal {
+    if (generator == null) {
+      throw new Refusal(404, "there is no model: the service was started without --checkpoint");
+    }
+    return generator;
+  }
+
+  private static String describe(Generator generator) {
+    Generator.State now = generator.state();
+    return String.format(
+        "{\"weights\": %d, \"running\": %d, \"waiting\": %d, \"used_pages\": %d, \"free_pages\":"
+            + " %d}",
+        generator.model().numWeights(),
+        now.running(),
+        now.waiting(),
+        now.usedPages(),
+        now.freePages());
+  }
+
   // ---------------------------------------------------------------- the program
 
   private static final String HELP =
@@ -233,17 +257,25 @@ final class Service {
         --port N     0: any that is free [8080]
         --groups N   groups of four ranks, each of which answers one request at a time [1]
         --queue N    requests that may wait; more are refused with 429 [64]
+        --checkpoint FILE  of example 06: a model that writes texts on
+        --cache N    bytes of all texts that are written at once [65536]
+        --texts N    that are written, or wait, at once; more are refused with 429 [256]
       """;
 
-  public static void main(String[] arguments) throws IOException {
+  public static void main(String[] arguments) {
     Locale.setDefault(Locale.ROOT);
+    System.setProperty("sun.net.httpserver.nodelay", "true"); // events go out when they come
     Map<String, Integer> options = new HashMap<>();
     options.putAll(Map.of("--length", 131072, "--port", 8080, "--groups", 1, "--queue", 64));
+    options.putAll(Map.of("--cache", 65536, "--texts", 256));
     String path = null;
+    String checkpoint = null;
     try {
       for (int i = 0; i < arguments.length; ++i) {
         if (options.containsKey(arguments[i])) {
           options.put(arguments[i], Integer.parseUnsignedInt(arguments[++i]));
+        } else if (arguments[i].equals("--checkpoint")) {
+          checkpoint = arguments[++i];
         } else if (!arguments[i].startsWith("-") && path == null) {
           path = arguments[i];
         } else {
@@ -257,11 +289,31 @@ final class Service {
       System.err.print(HELP);
       System.exit(2);
     }
+    try {
+      run(path, checkpoint, options);
+    } catch (IOException | RuntimeException e) {
+      System.err.println(e);
+      System.exit(1); // whatever threads there are already
+    }
+  }
+
+  private static void run(String path, String checkpoint, Map<String, Integer> options)
+      throws IOException {
     byte[] text = toAlphabet(Files.readString(Path.of(path), StandardCharsets.UTF_8));
     int length = options.get("--length");
     text = length == 0 ? text : Arrays.copyOf(text, Math.min(length, text.length));
+    Generator generator = null;
+    if (checkpoint != null) {
+      Model model = new Model(Path.of(checkpoint));
+      generator = new Generator(model, options.get("--cache"), options.get("--texts"));
+    }
     Service service =
-        new Service(text, options.get("--port"), options.get("--groups"), options.get("--queue"));
+        new Service(
+            text,
+            options.get("--port"),
+            options.get("--groups"),
+            options.get("--queue"),
+            generator);
     Runtime.getRuntime()
         .addShutdownHook(
             new Thread(
@@ -275,6 +327,6 @@ final class Service {
                 }));
     System.out.printf(
         "%d ranks have read %,d bytes; http://localhost:%d/%n",
-        RankGroup.RANKS * options.get("--groups"), text.length, service.port());
+        Ranks.COUNT * options.get("--groups"), text.length, service.port());
   }
 }

@@ -11,7 +11,7 @@ final class ServiceProcess implements AutoCloseable {
   private final BufferedReader output;
   final URI address;
 
-  ServiceProcess(String... arguments) throws IOException {
+  ServiceProcess(String text, String... arguments) throws IOException {
     List<String> command = new ArrayList<>();
     command.add(System.getProperty("java.home") + "/bin/java");
     System.getProperties()
@@ -22,6 +22,7 @@ final class ServiceProcess implements AutoCloseable {
               }
             });
     command.addAll(List.of("-cp", System.getProperty("java.class.path"), "Service"));
+    command.add(text);
     command.addAll(List.of(arguments));
     command.addAll(List.of("--port", "0"));
     process = new ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.INHERIT).start();
