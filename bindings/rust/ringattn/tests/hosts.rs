@@ -167,7 +167,7 @@ fn profiling_goes_on_during_calls() {
     on_ranks(2, |context, rank| {
         let start = TICKS.load(Ordering::Relaxed);
         // Each rank sees the same ticks at about the same time, but must make as many calls.
-        for _ in 0..2000 {
+        for _ in 0..10_000 {
             attend(&context, rank).unwrap();
         }
         assert!(
